@@ -1,0 +1,80 @@
+"""Search spaces: what may be searched, and what each choice executes. Pure Python and NumPy, no torch.
+
+>>> import numpy as np
+>>> from search_spaces import get_arch, litepose_native
+>>> space = litepose_native(joints=14)
+>>> space.count()
+245760
+>>> get_arch("litepose-s").cost(joints=14).macs
+3614113792
+>>> space.sample(np.random.default_rng(0)) in space
+True
+"""
+
+from search_spaces.arch import Arch, Family, Value
+from search_spaces.errors import (
+    BudgetError,
+    InputError,
+    LitePoseNasError,
+    MissingLayerError,
+    RunError,
+    UnavailableError,
+)
+from search_spaces.layers import Block, Cost, Layer
+from search_spaces.litepose import (
+    LITEPOSE,
+    LitePoseFamily,
+    LitePoseSpace,
+    litepose_arch,
+    litepose_extended,
+    litepose_native,
+    make_divisible,
+)
+from search_spaces.registry import (
+    FAMILIES,
+    SPACES,
+    arch_from_json,
+    get_arch,
+    named_archs,
+    read_arch,
+    space_from_config,
+    write_arch,
+)
+from search_spaces.research import from_research_config, to_research_config
+from search_spaces.space import Choice, Costs, Genotypes, SearchSpace
+
+__all__ = [
+    "FAMILIES",
+    "LITEPOSE",
+    "SPACES",
+    "Arch",
+    "Block",
+    "BudgetError",
+    "Choice",
+    "Cost",
+    "Costs",
+    "Family",
+    "Genotypes",
+    "InputError",
+    "Layer",
+    "LitePoseFamily",
+    "LitePoseNasError",
+    "LitePoseSpace",
+    "MissingLayerError",
+    "RunError",
+    "SearchSpace",
+    "UnavailableError",
+    "Value",
+    "arch_from_json",
+    "from_research_config",
+    "get_arch",
+    "litepose_arch",
+    "litepose_extended",
+    "litepose_native",
+    "make_divisible",
+    "named_archs",
+    "read_arch",
+    "space_from_config",
+    "to_research_config",
+    "write_arch",
+]

@@ -1,0 +1,155 @@
+"""Reading and writing files so that a reader sees the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces.errors import InputError, RunError
+
+__all__ = [
+    "atomic_path",
+    "check_keys",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "write_yaml",
+]
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; when the block succeeds it is synced and renamed to ``path``.
+
+    When the block raises, the temporary file is removed and ``path`` keeps its former content. The
+    temporary name keeps the suffix of ``path``, for writers that choose a format by it.
+
+    Raises
+    ------
+    RunError
+        If the directory cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path.parent}: {error.strerror}; check that it exists and is writable"
+        ) from None
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write ``value`` to ``path`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: str | Path, value: object) -> None:
+    """Write ``value`` to ``path`` as YAML in the order given, atomically."""
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def read_text(path: str | Path, what: str = "file") -> str:
+    """Return the text of ``path``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is a directory, cannot be read or is not UTF-8. ``what`` names its role.
+    """
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{what} '{path}' does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{what} '{path}' is a directory; a file is needed") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} '{path}' is not a UTF-8 text file (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
+
+
+def read_json(path: str | Path, what: str = "file") -> Any:
+    """Return the JSON value in ``path``; errors name the file, line and column (:class:`InputError`)."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{what} '{path}' is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{what} '{path}' is not usable JSON: it is nested too deeply") from None
+
+
+def read_yaml(path: str | Path, what: str = "file") -> Any:
+    """Return the YAML value in ``path`` (safe subset); errors name the file and line (:class:`InputError`)."""
+    text = read_text(path, what)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise InputError(f"{what} '{path}' is not valid YAML: {problem}{where}") from None
+    except RecursionError:
+        raise InputError(f"{what} '{path}' is not usable YAML: it is nested too deeply") from None
+
+
+def check_keys(mapping: object, known: Mapping[str, object] | set[str], where: str) -> dict[str, Any]:
+    """Return ``mapping`` as a dict after checking that it is one and that all its keys are known.
+
+    Raises
+    ------
+    InputError
+        Naming ``where``, the unknown key and the nearest known one.
+    """
+    from search_spaces.errors import did_you_mean
+
+    if not isinstance(mapping, dict):
+        raise InputError(f"{where} must be a mapping of names to values, not {type(mapping).__name__}")
+    for key in mapping:
+        if key not in known:
+            raise InputError(f"{where} has an unknown key '{key}'{did_you_mean(str(key), known)}")
+    return mapping

@@ -1,0 +1,197 @@
+"""Layers and blocks: what a network executes, with exact shapes, and what it costs.
+
+MACs, parameters, latency keys and the profiler's work list are all derived from these two classes, so
+there is one truth about cost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from search_spaces.errors import InputError
+
+Kind = Literal["conv", "dwconv", "deconv"]
+Activation = Literal["none", "relu", "relu6"]
+
+_KEY = re.compile(
+    r"(?P<kind>conv|dwconv|deconv)_k(?P<kernel>\d+)_s(?P<stride>\d+)_g(?P<groups>\d+)"
+    r"_(?P<c_in>\d+)x(?P<h_in>\d+)x(?P<w_in>\d+)_(?P<c_out>\d+)(?P<epilogue>(?:\+(?:bias|add|bn|relu6|relu))*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution-like operation with its exact shapes and what is fused behind it.
+
+    The operation computes ``activation(norm(convolution(x)) [+ other])`` or, in the fusion head,
+    ``activation(norm(convolution(x) + other))``; both cost the same.
+
+    Attributes
+    ----------
+    kind
+        ``conv`` (pointwise is kernel 1), ``dwconv`` (depthwise: groups == c_in == c_out) or ``deconv``
+        (transposed convolution that multiplies height and width by ``stride``).
+    c_in, c_out
+        Channels.
+    kernel, stride, groups
+        Square kernel size, stride and groups. Convolutions pad so that the output is ``ceil(size / stride)``.
+    h_in, w_in
+        Input height and width in pixels, batch 1.
+    bias
+        Whether the convolution itself has a bias.
+    norm
+        Whether batch normalisation follows.
+    activation
+        ``none``, ``relu`` or ``relu6``.
+    add
+        Whether another tensor of the output's shape is added (residual or fusion).
+    name
+        Where the layer sits in the network; not part of its identity.
+    """
+
+    kind: Kind
+    c_in: int
+    c_out: int
+    kernel: int
+    stride: int
+    groups: int
+    h_in: int
+    w_in: int
+    bias: bool = False
+    norm: bool = False
+    activation: Activation = "none"
+    add: bool = False
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(f"a layer's kind is one of {', '.join(get_args(Kind))}, not '{self.kind}'")
+        for what in ("c_in", "c_out", "kernel", "stride", "groups", "h_in", "w_in"):
+            value = getattr(self, what)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"a layer's {what} is a positive integer, not {value!r}")
+        if self.c_in % self.groups or self.c_out % self.groups:
+            raise InputError(
+                f"a layer's groups ({self.groups}) must divide c_in {self.c_in} and c_out {self.c_out}"
+            )
+        if self.kind == "dwconv" and not self.groups == self.c_in == self.c_out:
+            raise InputError(
+                f"a depthwise layer has groups == c_in == c_out, not {self.groups}, {self.c_in}, {self.c_out}"
+            )
+
+    @property
+    def h_out(self) -> int:
+        """Output height in pixels."""
+        return self.h_in * self.stride if self.kind == "deconv" else -(-self.h_in // self.stride)
+
+    @property
+    def w_out(self) -> int:
+        """Output width in pixels."""
+        return self.w_in * self.stride if self.kind == "deconv" else -(-self.w_in // self.stride)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the convolution, batch 1 (a transposed one works once per *input* pixel)."""
+        pixels = self.h_in * self.w_in if self.kind == "deconv" else self.h_out * self.w_out
+        return pixels * self.kernel**2 * self.c_in * self.c_out // self.groups
+
+    @property
+    def macs_paper(self) -> int:
+        """MACs as LitePose's tables count them: an old profiler's convention, reproduced for comparison.
+
+        A transposed convolution is counted at output resolution (``stride**2`` times too much), batch
+        normalisation adds 2 per output element and an activation 1 (arXiv 2205.01271; the convention
+        reproduces its 1.2/5.0/7.8/13.7 G).
+        """
+        elements = self.c_out * self.h_out * self.w_out
+        convolution = self.macs * (self.stride**2 if self.kind == "deconv" else 1)
+        return convolution + elements * (2 * self.norm + (self.activation != "none"))
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters: weights, bias, and the two vectors of batch normalisation."""
+        return self.kernel**2 * self.c_in * self.c_out // self.groups + self.c_out * (
+            self.bias + 2 * self.norm
+        )
+
+    @property
+    def key(self) -> str:
+        """Stable text form of everything but the name, e.g. ``dwconv_k7_s2_g96_96x224x224_96+bn+relu6``."""
+        epilogue = "".join(
+            f"+{word}"
+            for word, present in (("bias", self.bias), ("add", self.add), ("bn", self.norm))
+            if present
+        )
+        if self.activation != "none":
+            epilogue += f"+{self.activation}"
+        return (
+            f"{self.kind}_k{self.kernel}_s{self.stride}_g{self.groups}"
+            f"_{self.c_in}x{self.h_in}x{self.w_in}_{self.c_out}{epilogue}"
+        )
+
+    @classmethod
+    def from_key(cls, key: str, name: str = "") -> Layer:
+        """Return the layer that ``key`` describes.
+
+        Raises
+        ------
+        InputError
+            If the text is not a layer key.
+        """
+        match = _KEY.fullmatch(key)
+        words = [word for word in match["epilogue"].split("+") if word] if match else []
+        activations = [word for word in words if word.startswith("relu")]
+        if match is None or len(set(words)) != len(words) or len(activations) > 1:
+            raise InputError(
+                f"'{key}' is not a layer key; one looks like 'dwconv_k7_s2_g96_96x224x224_96+bn+relu6'"
+            )
+        numbers = {n: int(match[n]) for n in ("c_in", "c_out", "kernel", "stride", "groups", "h_in", "w_in")}
+        return cls(
+            kind=match["kind"],  # type: ignore[arg-type]
+            **numbers,
+            bias="bias" in words,
+            norm="bn" in words,
+            activation=activations[0] if activations else "none",  # type: ignore[arg-type]
+            add="add" in words,
+            name=name,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A named group of layers that runs as one piece (stem, one stage, one deconv step, one output head)."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one network costs, batch 1.
+
+    Attributes
+    ----------
+    params
+        Trainable parameters, batch normalisation included.
+    macs
+        True multiply-accumulates of all convolutions.
+    macs_paper
+        The same in the convention of LitePose's published tables (see :attr:`Layer.macs_paper`).
+    """
+
+    params: int
+    macs: int
+    macs_paper: int
+
+    @classmethod
+    def of(cls, layers: Iterable[Layer]) -> Cost:
+        """Return the summed cost of ``layers``."""
+        every = list(layers)
+        return cls(
+            params=sum(layer.params for layer in every),
+            macs=sum(layer.macs for layer in every),
+            macs_paper=sum(layer.macs_paper for layer in every),
+        )

@@ -1,0 +1,153 @@
+"""Finding families, spaces and named archs by name; reading and writing arch files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from search_spaces import research
+from search_spaces.arch import Arch, Family
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.files import check_keys, read_json, write_json
+from search_spaces.litepose import (
+    FULL,
+    LITEPOSE,
+    base_from_config,
+    litepose_arch,
+    litepose_extended,
+    litepose_native,
+)
+from search_spaces.space import SearchSpace
+
+FAMILIES: Mapping[str, Family] = {LITEPOSE.name: LITEPOSE}
+"""Every family by name."""
+
+SPACES: Mapping[str, Callable[..., SearchSpace]] = {
+    "litepose-native": litepose_native,
+    "litepose-extended": litepose_extended,
+}
+"""Every kind of space by name; each value builds one."""
+
+_SPACE_KEYS: Mapping[str, set[str]] = {
+    "litepose-native": {"kind", "base", "joints", "resolutions", "multipliers"},
+    "litepose-extended": {
+        *("kind", "base", "joints", "resolutions", "multipliers"),
+        *("depths", "kernels", "expansions", "deconv_kernels"),
+    },
+}
+
+
+@cache
+def named_archs() -> Mapping[str, Arch]:
+    """Return the published networks by name (``litepose-xs`` ... and the uniform ``prune`` baselines)."""
+    import json
+
+    text = resources.files("search_spaces").joinpath("archs.json").read_text(encoding="utf-8")
+    return {name: litepose_arch(**values) for name, values in json.loads(text).items()}
+
+
+def arch_from_json(value: object, where: str = "arch") -> Arch:
+    """Return the arch that a JSON value describes: our own form, or the research code's config.
+
+    Raises
+    ------
+    InputError
+        Naming ``where`` and the key that is missing, unknown or out of range.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where} must be a JSON object, not {type(value).__name__}")
+    if research.is_research_config(value):
+        return research.from_research_config(value, where)
+    if isinstance(value.get("arch"), dict):
+        return arch_from_json(value["arch"], where)
+    family = value.get("family")
+    if family is None:
+        raise InputError(
+            f"{where} lacks 'family' (one of {', '.join(FAMILIES)}), and is no research config either"
+        )
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(f"{where} has the unknown family '{family}'{did_you_mean(str(family), FAMILIES)}")
+    try:
+        return FAMILIES[family].arch({key: v for key, v in value.items() if key != "family"})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def read_arch(path: str | Path) -> Arch:
+    """Return the arch in a JSON file (our form, the research code's, or a model card with an ``arch`` entry)."""
+    return arch_from_json(read_json(path, "arch file"), f"arch file '{path}'")
+
+
+def write_arch(path: str | Path, arch: Arch) -> None:
+    """Write the arch to a JSON file in our form; :func:`search_spaces.research.to_research_config` is the other."""
+    write_json(path, arch.to_json())
+
+
+def get_arch(name: str | Path) -> Arch:
+    """Return a named arch, or the one in a JSON file if ``name`` is a path.
+
+    Raises
+    ------
+    InputError
+        If it is neither; the message names the nearest known name.
+    """
+    known = named_archs()
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.suffix == ".json" or path.exists():
+        return read_arch(path)
+    raise InputError(f"'{name}' is neither a named arch nor an arch file{did_you_mean(str(name), known)}")
+
+
+def space_from_config(config: object, where: str = "space", joints: int | None = None) -> SearchSpace:
+    """Return the space that a recipe's mapping describes.
+
+    Parameters
+    ----------
+    config
+        ``kind`` and the keyword arguments of that kind. ``base`` is the name of an arch, the path of an arch
+        file, an arch's JSON, or a mapping of widths.
+    where
+        Where the mapping stands, for messages.
+    joints
+        Number of keypoints where the mapping states none; where it does, both must agree.
+
+    Raises
+    ------
+    InputError
+        Naming ``where`` and the culprit.
+    """
+    kind = check_keys(config, set().union(*_SPACE_KEYS.values()), where).get("kind")
+    if kind not in SPACES:
+        raise InputError(f"{where}: unknown kind '{kind}'{did_you_mean(str(kind), SPACES)}")
+    arguments: dict[str, Any] = {
+        k: v for k, v in check_keys(config, _SPACE_KEYS[kind], where).items() if k != "kind"
+    }
+    stated = arguments.pop("joints", joints)
+    if stated is not None:
+        if not isinstance(stated, int) or isinstance(stated, bool):
+            raise InputError(f"{where}: 'joints' is a whole number, not {stated!r}")
+        if joints is not None and stated != joints:
+            raise InputError(f"{where}: 'joints' is {stated}, but the skeleton has {joints}")
+        arguments["joints"] = stated
+    base = arguments.pop("base", None)
+    if isinstance(base, str):
+        arguments["base"] = get_arch(base)
+    elif isinstance(base, dict) and "family" in base:
+        arguments["base"] = arch_from_json(base, f"{where}.base")
+    elif base is not None:
+        arguments["base"] = base_from_config(base, f"{where}.base")
+    else:
+        arguments["base"] = FULL
+    try:
+        return SPACES[kind](**arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except TypeError:
+        raise InputError(
+            f"{where}: a list of numbers is needed where something else stands: {config}"
+        ) from None
