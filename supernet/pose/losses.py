@@ -1,0 +1,181 @@
+"""Training losses of bottom-up pose networks: masked heatmap regression and associative embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from search_spaces.errors import InputError
+
+__all__ = ["LossWeights", "PoseTargets", "associative_embedding_loss", "heatmap_loss", "pose_loss"]
+
+
+class PoseTargets(Protocol):
+    """What :func:`pose_loss` needs of a batch; :class:`supernet.pose.loader.Batch` has it."""
+
+    @property
+    def heatmaps(self) -> Sequence[Tensor]:
+        """Target heatmaps (N, J, h, w) at 1/4 and at 1/2 resolution."""
+
+    @property
+    def masks(self) -> Sequence[Tensor]:
+        """Weights (N, h, w) of the pixels at 1/4 and at 1/2 resolution; 0 where nothing is learned."""
+
+    @property
+    def tags(self) -> Tensor:
+        """Where each person's joints lie in the 1/4 map: int64 (N, P, J, 2), flat index and visibility."""
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which joints the data set annotates: bool (J,)."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors of the terms of :func:`pose_loss`; the defaults are LitePose's published recipe."""
+
+    heatmap_quarter: float = 1.0
+    heatmap_half: float = 1.0
+    push: float = 1e-3
+    pull: float = 1e-3
+
+
+def heatmap_loss(pred: Tensor, target: Tensor, mask: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """Masked mean squared error of heatmaps.
+
+    The mean runs over all images, pixels and labelled joints, masked pixels included (with error 0), as in
+    the HigherHRNet and LitePose recipes: loss scales stay comparable with theirs.
+
+    Parameters
+    ----------
+    pred, target
+        Heatmaps (N, J, H, W).
+    mask
+        Weights (N, H, W); 0 where nothing is known about people.
+    labelled
+        bool (J,): joints that the data set annotates; the others do not count. ``None``: all do.
+
+    Raises
+    ------
+    InputError
+        If shapes disagree.
+    """
+    if pred.shape != target.shape or mask.shape != (pred.shape[0], *pred.shape[2:]):
+        raise InputError(
+            f"heatmaps, targets and mask must be (N, J, H, W), (N, J, H, W) and (N, H, W), "
+            f"not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}"
+        )
+    per_joint = ((pred - target).square() * mask[:, None]).mean(dim=(0, 2, 3))
+    if labelled is None:
+        return per_joint.mean()
+    weight = labelled.to(per_joint.dtype)
+    return (per_joint * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def associative_embedding_loss(tags: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Push and pull terms of associative embedding (arXiv 1611.05424, equation 1).
+
+    A person's reference tag is the mean of the tags read at its visible joints. *Pull* is the squared
+    distance of a joint's tag to its person's reference, averaged over joints, then people. *Push* is
+    ``exp(-d**2)`` of the distance between two references, summed over ordered pairs of different people
+    and divided by ``2 * n * (n - 1)`` (HigherHRNet's convention, sigma 1). Both are averaged over the
+    batch; images with no person add nothing to either, with one person nothing to push.
+
+    Parameters
+    ----------
+    tags
+        Tag maps (N, J, H, W).
+    indices
+        int64 (N, P, J, 2): flat index into (J, H, W) and visibility (0: ignored) of each person's joints;
+        rows without a visible joint are no people.
+
+    Returns
+    -------
+    push, pull
+        Scalars, in float32 or better.
+
+    Raises
+    ------
+    InputError
+        If shapes disagree.
+    """
+    if indices.ndim != 4 or indices.shape[::2] != tags.shape[:2] or indices.shape[3] != 2:
+        raise InputError(
+            f"tags and their indices must be (N, J, H, W) and (N, P, J, 2), "
+            f"not {tuple(tags.shape)} and {tuple(indices.shape)}"
+        )
+    flat = tags.reshape(tags.shape[0], -1)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    visible = indices[..., 1] > 0
+    weight = visible.to(flat.dtype)
+    read = flat.gather(1, (indices[..., 0] * visible).flatten(1)).view(visible.shape)
+
+    joints = weight.sum(dim=2)  # (N, P)
+    present = (joints > 0).to(flat.dtype)
+    people = present.sum(dim=1)  # (N,)
+    joints = joints.clamp(min=1.0)
+    reference = (read * weight).sum(dim=2) / joints
+    spread = ((read - reference[..., None]).square() * weight).sum(dim=2) / joints
+    pull = (spread.sum(dim=1) / people.clamp(min=1.0)).mean()
+
+    pairs = present[:, :, None] * present[:, None, :]
+    pairs = pairs - torch.diag_embed(present)
+    near = torch.exp(-(reference[:, :, None] - reference[:, None, :]).square()) * pairs
+    push = (near.sum(dim=(1, 2)) / (2.0 * people * (people - 1.0)).clamp(min=1.0)).mean()
+    return push, pull
+
+
+def pose_loss(
+    outputs: tuple[Tensor, Tensor], batch: PoseTargets, weights: LossWeights | None = None
+) -> dict[str, Tensor]:
+    """All terms of the bottom-up training loss.
+
+    Parameters
+    ----------
+    outputs
+        What the network returns: (N, 2J, H/4, W/4), J heatmaps then J tags, and (N, J, H/2, W/2) heatmaps.
+    batch
+        Targets, masks and tag indices at the same sizes.
+    weights
+        Factors of the terms; by default :class:`LossWeights`.
+
+    Returns
+    -------
+    dict
+        ``heatmap_quarter``, ``heatmap_half``, ``push``, ``pull`` (unweighted) and ``total`` (weighted sum).
+
+    Raises
+    ------
+    InputError
+        If the network's joints or map sizes are not the batch's.
+    """
+    weights = weights or LossWeights()
+    quarter, half = outputs
+    joints = batch.heatmaps[0].shape[1]
+    labelled = batch.labelled
+    if quarter.shape[1] != 2 * joints or half.shape[1] != joints:
+        raise InputError(
+            f"a network for {joints} joints gives {2 * joints} and {joints} maps, "
+            f"not {quarter.shape[1]} and {half.shape[1]}; build it for the data's skeleton"
+        )
+    push, pull = associative_embedding_loss(quarter[:, joints:], batch.tags)
+    terms = {
+        "heatmap_quarter": heatmap_loss(
+            quarter[:, :joints], batch.heatmaps[0], batch.masks[0], batch.labelled
+        ),
+        "heatmap_half": heatmap_loss(half, batch.heatmaps[1], batch.masks[1], labelled),
+        "push": push,
+        "pull": pull,
+    }
+    total = (
+        weights.heatmap_quarter * terms["heatmap_quarter"]
+        + weights.heatmap_half * terms["heatmap_half"]
+        + weights.push * push
+        + weights.pull * pull
+    )
+    return {**terms, "total": total}
