@@ -1,0 +1,267 @@
+"""Geometry and colour: what happens to a picture and its joints on the way to the network.
+
+Pixel centres sit at integer coordinates, as the research code reads COCO files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from supernet.pose.dataset import PoseSample
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "TRANSLATE_UNIT",
+    "AffineTransform",
+    "Augmentation",
+    "augment",
+    "eval_size",
+    "normalise",
+    "resize_for_eval",
+]
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+TRANSLATE_UNIT: Final = 200.0
+"""Parts of the frame's side in which :attr:`Augmentation.translate` is stated."""
+
+
+@dataclass(frozen=True)
+class AffineTransform:
+    """An affine map of the plane, ``(x, y) -> A (x, y) + t``, held as the 2x3 matrix ``[A | t]``."""
+
+    matrix: NDArray[np.float64]
+
+    @classmethod
+    def about(
+        cls,
+        center: tuple[float, float],
+        target: tuple[float, float],
+        scale: float,
+        rotation: float = 0.0,
+    ) -> AffineTransform:
+        """Scale by ``scale``, rotate by ``rotation`` degrees (clockwise on screen), carry ``center`` to ``target``."""
+        angle = math.radians(rotation)
+        cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+        shift_x = target[0] - cosine * center[0] + sine * center[1]
+        shift_y = target[1] - sine * center[0] - cosine * center[1]
+        return cls(np.array([[cosine, -sine, shift_x], [sine, cosine, shift_y]], dtype=np.float64))
+
+    def __call__(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Map points of shape (..., 2)."""
+        return np.asarray(points @ self.matrix[:, :2].T + self.matrix[:, 2], dtype=np.float64)
+
+    def then(self, other: AffineTransform) -> AffineTransform:
+        """Return the map that applies this one first and ``other`` second."""
+        a, b = self.matrix, other.matrix
+        return AffineTransform(np.column_stack([b[:, :2] @ a[:, :2], b[:, :2] @ a[:, 2] + b[:, 2]]))
+
+    def inverse(self) -> AffineTransform:
+        """Return the inverse map.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If the map is singular.
+        """
+        linear = np.linalg.inv(self.matrix[:, :2])
+        return AffineTransform(np.column_stack([linear, -linear @ self.matrix[:, 2]]))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training pictures vary; the defaults are LitePose's published recipe.
+
+    Attributes
+    ----------
+    rotation
+        Largest rotation either way, degrees.
+    scale
+        Least and largest side of the square cut out of the picture, as multiple of its **short** side: at 1.5
+        people come out smaller, at 0.75 larger.
+    translate
+        Largest shift of that square either way, in 1/200 of its side (the unit of the research code): 40 is
+        a fifth of the frame, whatever the resolution.
+    flip
+        Probability of mirroring.
+    brightness, contrast, saturation
+        Largest relative change; 0 (as published) leaves the colours alone.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+    """
+
+    rotation: float = 30.0
+    scale: tuple[float, float] = (0.75, 1.5)
+    translate: float = 40.0
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        if not 0 <= self.rotation <= 180:
+            raise InputError(f"augmentation: rotation must be 0..180 degrees, got {self.rotation}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise InputError(f"augmentation: scale must be (least, largest), both positive, got {self.scale}")
+        if not 0 <= self.translate <= TRANSLATE_UNIT:
+            raise InputError(
+                f"augmentation: translate must be 0..200 (1/200 of the frame), got {self.translate}"
+            )
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"augmentation: flip is a probability 0..1, got {self.flip}")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"augmentation: {name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
+
+    @classmethod
+    def none(cls) -> Augmentation:
+        """Return the augmentation that changes nothing: the centred square of the short side."""
+        return cls(rotation=0.0, scale=(1.0, 1.0), translate=0.0, flip=0.0)
+
+
+def _jitter(image: NDArray[np.uint8], gains: NDArray[np.float64]) -> NDArray[np.uint8]:
+    brightness, contrast, saturation = (float(gain) for gain in gains)
+    out = image.astype(np.float32)
+    if saturation != 1.0:
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
+        out = gray + (out - gray) * saturation
+    if contrast != 1.0:
+        mean = float(out.mean())
+        out = mean + (out - mean) * contrast
+    return np.clip(out * brightness + 0.5, 0, 255).astype(np.uint8)
+
+
+def augment(
+    sample: PoseSample,
+    resolution: int,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    flip_index: NDArray[np.int64],
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
+    """Cut a randomly placed, turned, scaled and mirrored square out of a picture, in one affine warp.
+
+    Every call draws the same count of random numbers, whatever the settings.
+
+    Parameters
+    ----------
+    sample
+        Picture (H, W, 3), joints (P, J, 3), mask (H, W).
+    resolution
+        Side R of the result, pixels.
+    augmentation
+        How much may change.
+    rng
+        Source of randomness.
+    flip_index
+        Joint that each joint becomes in the mirror, shape (J,).
+
+    Returns
+    -------
+    image
+        uint8 (R, R, 3); black outside the picture.
+    joints
+        float32 (P, J, 3) in pixels of ``image``; joints outside the frame get v = 0.
+    mask
+        bool (R, R); False outside the picture and where the sample's mask is.
+    """
+    height, width = sample.mask.shape
+    turn, zoom, shift_x, shift_y, mirror, *colour = rng.random(8)
+    side = min(height, width) * (
+        augmentation.scale[0] + zoom * (augmentation.scale[1] - augmentation.scale[0])
+    )
+    reach = augmentation.translate / TRANSLATE_UNIT * side
+    center = (width / 2 + (2 * shift_x - 1) * reach, height / 2 + (2 * shift_y - 1) * reach)
+    rotation = (2 * turn - 1) * augmentation.rotation
+    transform = AffineTransform.about(center, (resolution / 2, resolution / 2), resolution / side, rotation)
+    joints = sample.joints
+    if mirror < augmentation.flip:
+        transform = transform.then(
+            AffineTransform(np.array([[-1.0, 0.0, resolution - 1.0], [0.0, 1.0, 0.0]]))
+        )
+        joints = joints[:, flip_index]
+    size = (resolution, resolution)
+    image = cv2.warpAffine(sample.image, transform.matrix, size, flags=cv2.INTER_LINEAR)
+    mask = cv2.warpAffine(sample.mask.view(np.uint8), transform.matrix, size, flags=cv2.INTER_NEAREST) > 0
+    gains = 1 + (2 * np.array(colour) - 1) * (
+        augmentation.brightness,
+        augmentation.contrast,
+        augmentation.saturation,
+    )
+    if np.any(gains != 1.0):
+        image = _jitter(np.asarray(image, dtype=np.uint8), gains)
+    moved = joints.astype(np.float32, copy=True)
+    moved[..., :2] = transform(joints[..., :2])
+    xy = moved[..., :2]
+    moved[..., 2] *= ((xy >= 0) & (xy < resolution)).all(axis=-1)
+    return np.asarray(image, dtype=np.uint8), moved, mask
+
+
+def eval_size(height: int, width: int, resolution: int, multiple: int = 64) -> tuple[int, int]:
+    """Return (height, width) at which the network sees a picture when it is evaluated.
+
+    The short side becomes ``resolution`` (rounded up to ``multiple``), the long side keeps the picture's
+    aspect and is rounded up to ``multiple``, except for a rest below one pixel: the sizes of HigherHRNet's
+    test code, with its ``multiple`` of 64.
+
+    Raises
+    ------
+    InputError
+        If a value is not positive.
+    """
+    if min(height, width, resolution, multiple) < 1:
+        raise InputError(
+            f"evaluation size needs positive numbers, got picture {width}x{height}, resolution {resolution}, "
+            f"multiple {multiple}"
+        )
+    short = -(-resolution // multiple) * multiple
+    long = int(short / min(height, width) * max(height, width) + multiple - 1) // multiple * multiple
+    return (long, short) if width < height else (short, long)
+
+
+def resize_for_eval(
+    image: NDArray[np.uint8], resolution: int, multiple: int = 64
+) -> tuple[NDArray[np.uint8], AffineTransform]:
+    """Scale a picture for evaluation, centred, with black bands where its aspect leaves a rest.
+
+    Returns
+    -------
+    image
+        uint8 of the size :func:`eval_size`.
+    back
+        Maps coordinates in the scaled picture to the original one.
+    """
+    height, width = image.shape[:2]
+    out_height, out_width = eval_size(height, width, resolution, multiple)
+    scale = out_width / width if width < height else out_height / height
+    center = (int(width / 2 + 0.5), int(height / 2 + 0.5))
+    forth = AffineTransform.about(center, (out_width / 2, out_height / 2), scale)
+    scaled = cv2.warpAffine(image, forth.matrix, (out_width, out_height), flags=cv2.INTER_LINEAR)
+    return np.asarray(scaled, dtype=np.uint8), forth.inverse()
+
+
+def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
+    """Turn RGB pictures uint8 (N, H, W, 3) into float32 (N, 3, H, W), channels last in memory.
+
+    Values are ``(x / 255 - mean) / std`` with ImageNet's mean and standard deviation.
+    """
+    mean = torch.tensor(IMAGENET_MEAN) * 255.0
+    inverse = 1.0 / (torch.tensor(IMAGENET_STD) * 255.0)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32)
+    return pixels.sub_(mean).mul_(inverse).permute(0, 3, 1, 2)
