@@ -126,7 +126,7 @@ class PoseDataset:
     Raises
     ------
     InputError
-        If a file is missing or malformed, or no joint of ``skeleton`` is annotated; the message names the culprit.
+        If a file is missing or malformed, or no joint of ``skeleton`` is annotated; one line says which.
     """
 
     skeleton: Skeleton
@@ -181,9 +181,9 @@ class PoseDataset:
         mapping = joint_map(self.source_skeleton, self.skeleton)
         self.labelled = mapping >= 0
         if not self.labelled.any():
+            theirs, ours = ", ".join(self.source_skeleton.joints), ", ".join(self.skeleton.joints)
             raise InputError(
-                f"{where} annotates no joint of skeleton '{self.skeleton.name}' "
-                f"({', '.join(self.skeleton.joints)}); its joints are {', '.join(self.source_skeleton.joints)}"
+                f"{where} annotates no joint of skeleton '{self.skeleton.name}' ({ours}); its joints are {theirs}"
             )
         category_id = int(chosen["id"])
         self._category = {"id": category_id, "name": str(chosen.get("name", "person"))}

@@ -78,7 +78,7 @@ class Skeleton:
     Raises
     ------
     InputError
-        If names repeat, an index is out of range, a sigma is not a positive number, or a joint is paired twice.
+        If names repeat, an index is out of range, a sigma is not positive, or a joint is paired twice.
     """
 
     name: str
@@ -99,7 +99,8 @@ class Skeleton:
             for pair in pairs:
                 if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= joint < count for joint in pair):
                     raise InputError(
-                        f"{where}: {what} must be pairs of two different joints 0..{count - 1}, not {list(pair)}"
+                        f"{where}: {what} must be pairs of two different joints 0..{count - 1}, "
+                        f"not {list(pair)}"
                     )
         paired = [joint for pair in self.flip_pairs for joint in pair]
         if len(set(paired)) != len(paired):
@@ -227,7 +228,7 @@ class Skeleton:
         """Return the skeleton of a COCO ``categories`` entry (``keypoints``, 1-based ``skeleton``).
 
         When the joints are those of a registered skeleton, in its order, that one is returned: its sigmas
-        and limbs are known, while published files are not always right about limbs (CrowdPose's carry COCO's).
+        and limbs are known, while a published file can be wrong about limbs (CrowdPose's has COCO's).
         """
         joints = category.get("keypoints")
         if not isinstance(joints, list) or not joints or not all(isinstance(joint, str) for joint in joints):
@@ -309,7 +310,8 @@ def get_skeleton(name_or_path: str | Path) -> Skeleton:
             value = {"name": path.stem, **value}
         return Skeleton.from_json(value, f"skeleton file '{path}'")
     raise InputError(
-        f"skeleton must be a registered name or a .json/.yaml file, not '{name}'{did_you_mean(name, SKELETONS)}"
+        f"skeleton must be a registered name or a .json/.yaml file, not '{name}'"
+        f"{did_you_mean(name, SKELETONS)}"
     )
 
 

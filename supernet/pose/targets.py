@@ -1,7 +1,7 @@
 """What the network is to answer: Gaussian heatmaps, and where each person's joints lie in the tag maps.
 
 The conventions are those of associative embedding as HigherHRNet and LitePose train it. A joint's cell is
-its map coordinate truncated toward zero; joints whose cell lies outside the map, or with v = 0, have no target.
+its map coordinate truncated toward zero; a joint whose cell is outside the map, or with v = 0, has no target.
 """
 
 from __future__ import annotations

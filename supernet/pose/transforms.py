@@ -51,7 +51,7 @@ class AffineTransform:
         scale: float,
         rotation: float = 0.0,
     ) -> AffineTransform:
-        """Scale by ``scale``, rotate by ``rotation`` degrees (clockwise on screen), carry ``center`` to ``target``."""
+        """Scale, rotate by degrees (clockwise on screen) and carry the point ``center`` to ``target``."""
         angle = math.radians(rotation)
         cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
         shift_x = target[0] - cosine * center[0] + sine * center[1]
@@ -145,7 +145,8 @@ def _jitter(image: NDArray[np.uint8], gains: NDArray[np.float64]) -> NDArray[np.
     if contrast != 1.0:
         mean = float(out.mean())
         out = mean + (out - mean) * contrast
-    return np.clip(out * brightness + 0.5, 0, 255).astype(np.uint8)
+    clipped: NDArray[np.uint8] = np.clip(out * brightness + 0.5, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def augment(
