@@ -26,7 +26,7 @@ class MissingLayerError(LitePoseNasError):
 
 
 class UnavailableError(LitePoseNasError):
-    """This machine lacks something that was asked for (a GPU, a runtime, an optional extra)."""
+    """Something is not to be had on this machine (a GPU, a runtime, an optional extra)."""
 
 
 class RunError(LitePoseNasError):

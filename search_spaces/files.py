@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces.errors import InputError, RunError
+from search_spaces.errors import InputError, RunError, did_you_mean
 
 __all__ = [
     "atomic_path",
@@ -124,7 +124,7 @@ def read_json(path: str | Path, what: str = "file") -> Any:
 
 
 def read_yaml(path: str | Path, what: str = "file") -> Any:
-    """Return the YAML value in ``path`` (safe subset); errors name the file and line (:class:`InputError`)."""
+    """Return the YAML value in ``path`` (safe subset); an :class:`InputError` names file and line."""
     text = read_text(path, what)
     try:
         return yaml.safe_load(text)
@@ -145,8 +145,6 @@ def check_keys(mapping: object, known: Mapping[str, object] | set[str], where: s
     InputError
         Naming ``where``, the unknown key and the nearest known one.
     """
-    from search_spaces.errors import did_you_mean
-
     if not isinstance(mapping, dict):
         raise InputError(f"{where} must be a mapping of names to values, not {type(mapping).__name__}")
     for key in mapping:

@@ -94,7 +94,7 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the convolution, batch 1 (a transposed one works once per *input* pixel)."""
+        """Multiply-accumulates of the convolution, batch 1 (transposed: once per *input* pixel)."""
         pixels = self.h_in * self.w_in if self.kind == "deconv" else self.h_out * self.w_out
         return pixels * self.kernel**2 * self.c_in * self.c_out // self.groups
 

@@ -91,20 +91,10 @@ class LitePoseFamily(Family):
                 for j in range(1, int(most[f"stage{i}.depth"]))
             )
         for i in range(DECONVS):
-            found.append(
-                (
-                    f"head.deconv{i}",
-                    ("resolution", self.refined_source(i), self.raw_source(i), f"head.deconv{i}.width")
-                    + (f"head.deconv{i}.kernel",),
-                )
-            )
+            width, sources = f"head.deconv{i}.width", (self.refined_source(i), self.raw_source(i))
+            found.append((f"head.deconv{i}", ("resolution", *sources, width, f"head.deconv{i}.kernel")))
             if i > 0:
-                found.append(
-                    (
-                        f"head.output{i - 1}",
-                        ("resolution", f"head.deconv{i}.width", self.output_source(i - 1)),
-                    )
-                )
+                found.append((f"head.output{i - 1}", ("resolution", width, self.output_source(i - 1))))
         return tuple(found)
 
     @staticmethod
@@ -181,22 +171,41 @@ class LitePoseFamily(Family):
         else:
             c_in, stride, before = width, 1, at[min(stage + 1, 3)]
         hidden = c_in * int(values[f"stage{stage}.expansion"])
-        after = tuple(-(-side // stride) for side in before)
+        after = (-(-before[0] // stride), -(-before[1] // stride))
         act: Activation = "relu6"
+        residual = stride == 1 and c_in == width
         return Block(
             name,
             (
-                Layer("conv", c_in, hidden, 1, 1, 1, *before, norm=True, activation=act, name=f"{name}.expand"),
                 Layer(
-                    *("dwconv", hidden, hidden, kernel, stride, hidden, *before),
-                    norm=True, activation=act, name=f"{name}.depthwise",
+                    "conv", c_in, hidden, 1, 1, 1, *before, norm=True, activation=act, name=f"{name}.expand"
                 ),
                 Layer(
-                    *("conv", hidden, width, 1, 1, 1, *after),
-                    norm=True, add=stride == 1 and c_in == width, name=f"{name}.project",
+                    "dwconv",
+                    hidden,
+                    hidden,
+                    kernel,
+                    stride,
+                    hidden,
+                    *before,
+                    norm=True,
+                    activation=act,
+                    name=f"{name}.depthwise",
+                ),
+                Layer(
+                    "conv",
+                    hidden,
+                    width,
+                    1,
+                    1,
+                    1,
+                    *after,
+                    norm=True,
+                    add=residual,
+                    name=f"{name}.project",
                 ),
             ),
-        )  # fmt: skip
+        )
 
     def _deconv(
         self, name: str, step: int, values: Mapping[str, Value], at: Sequence[tuple[int, int]]
@@ -209,11 +218,20 @@ class LitePoseFamily(Family):
             (
                 Layer("deconv", refined, width, kernel, 2, 1, *before, name=f"{name}.refined"),
                 Layer(
-                    *("deconv", raw, width, kernel, 2, 1, *before),
-                    norm=True, activation="relu", add=True, name=f"{name}.raw",
+                    "deconv",
+                    raw,
+                    width,
+                    kernel,
+                    2,
+                    1,
+                    *before,
+                    norm=True,
+                    activation="relu",
+                    add=True,
+                    name=f"{name}.raw",
                 ),
             ),
-        )  # fmt: skip
+        )
 
     def _output(
         self, name: str, index: int, values: Mapping[str, Value], at: Sequence[tuple[int, int]], joints: int
@@ -228,10 +246,18 @@ class LitePoseFamily(Family):
         for branch, c in channels.items():
             layers.append(
                 Layer(
-                    *("dwconv", c, c, OUTPUT_KERNEL, 1, c, *size),
-                    norm=True, activation="relu", name=f"{name}.{branch}.depthwise",
+                    "dwconv",
+                    c,
+                    c,
+                    OUTPUT_KERNEL,
+                    1,
+                    c,
+                    *size,
+                    norm=True,
+                    activation="relu",
+                    name=f"{name}.{branch}.depthwise",
                 )
-            )  # fmt: skip
+            )
             layers.append(
                 Layer(
                     "conv", c, outputs, 1, 1, 1, *size, add=branch == "raw", name=f"{name}.{branch}.project"
@@ -348,7 +374,7 @@ class LitePoseSpace(SearchSpace):
     depths, kernels, expansions
         Options of each stage (four tuples).
     deconv_kernels
-        Options of each deconv step's kernel.
+        Options of each deconv step's kernel (three tuples).
     joints
         Keypoints predicted.
     kind
@@ -361,7 +387,7 @@ class LitePoseSpace(SearchSpace):
     depths: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
     expansions: tuple[tuple[int, ...], ...]
-    deconv_kernels: tuple[int, ...]
+    deconv_kernels: tuple[tuple[int, ...], ...]
     joints: int
     kind: str
 
@@ -383,7 +409,7 @@ class LitePoseSpace(SearchSpace):
         return LITEPOSE
 
     @cached_property
-    def choices(self) -> tuple[Choice, ...]:  # type: ignore[override]
+    def choices(self) -> tuple[Choice, ...]:
         def choice(name: str, options: Sequence[int]) -> Choice:
             return Choice(name, tuple(sorted(set(options))), len(options))
 
@@ -399,38 +425,41 @@ class LitePoseSpace(SearchSpace):
             found[f"stage{i}.expansion"] = choice(f"stage{i}.expansion", self.expansions[i])
         for i in range(DECONVS):
             found[f"head.deconv{i}.width"] = widths(f"head.deconv{i}.width")
-            found[f"head.deconv{i}.kernel"] = choice(f"head.deconv{i}.kernel", self.deconv_kernels)
+            found[f"head.deconv{i}.kernel"] = choice(f"head.deconv{i}.kernel", self.deconv_kernels[i])
         return tuple(found[name] for name in LITEPOSE.value_names)
 
     def config(self) -> dict[str, Any]:
-        return {
+        native = {
             "kind": self.kind,
-            "base": {name: value for name, value in self.base.to_json().items()},
+            "base": self.base.to_json(),
             "joints": self.joints,
             "resolutions": list(self.resolutions),
             "multipliers": list(self.multipliers),
+        }
+        if self.kind == "litepose-native":
+            return native
+        return {
+            **native,
             "depths": [list(options) for options in self.depths],
             "kernels": [list(options) for options in self.kernels],
             "expansions": [list(options) for options in self.expansions],
-            "deconv_kernels": list(self.deconv_kernels),
+            "deconv_kernels": [list(options) for options in self.deconv_kernels],
         }
 
 
-def _per_stage(
-    given: Sequence[Any] | None, default: Sequence[tuple[int, ...]], what: str
-) -> tuple[tuple[int, ...], ...]:
-    """Return one tuple of options per stage; a flat list of numbers stands for all stages."""
-    if given is None:
-        return tuple(default)
+def _per_part(given: Sequence[Any], parts: int, what: str) -> tuple[tuple[int, ...], ...]:
+    """Return one tuple of options per stage or deconv step; a flat list of numbers stands for all of them."""
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise InputError(f"'{what}' is a list of options, or one such list per stage, not {given!r}")
+        raise InputError(
+            f"'{what}' is a list of options, or one such list for each of {parts} parts, not {given!r}"
+        )
     if all(isinstance(options, Sequence) and not isinstance(options, str) for options in given):
-        if len(given) != STAGES:
+        if len(given) != parts:
             raise InputError(
-                f"'{what}' has one list of options for each of the {STAGES} stages, not {len(given)}"
+                f"'{what}' has one list of options for each of the {parts} parts, not {len(given)}"
             )
         return tuple(_whole(options, what) for options in given)
-    return (_whole(given, what),) * STAGES
+    return (_whole(given, what),) * parts
 
 
 def litepose_native(
@@ -453,7 +482,7 @@ def litepose_native(
         depths=tuple((base.number(f"stage{i}.depth"),) for i in stages),
         kernels=tuple((base.number(f"stage{i}.kernel"),) for i in stages),
         expansions=tuple((base.number(f"stage{i}.expansion"),) for i in stages),
-        deconv_kernels=(base.number("head.deconv0.kernel"),),
+        deconv_kernels=tuple((base.number(f"head.deconv{i}.kernel"),) for i in range(DECONVS)),
         joints=joints,
         kind="litepose-native",
     )
@@ -466,9 +495,9 @@ def litepose_extended(
     resolutions: Sequence[int] = RESOLUTIONS,
     multipliers: Sequence[float] = MULTIPLIERS,
     depths: Sequence[Any] | None = None,
-    kernels: Sequence[Any] | None = None,
-    expansions: Sequence[Any] | None = None,
-    deconv_kernels: Sequence[int] = (2, 4),
+    kernels: Sequence[Any] = (3, 5, 7, 9),
+    expansions: Sequence[Any] = (3, 4, 6),
+    deconv_kernels: Sequence[Any] = (2, 4),
 ) -> LitePoseSpace:
     """Return the native space widened by depthwise kernel, depth and expansion per stage, and deconv kernel.
 
@@ -479,24 +508,22 @@ def litepose_extended(
     depths
         Options for all stages, or one list per stage. Default: the base's depth, two and four blocks fewer
         (at least one).
-    kernels
-        Likewise; default 3, 5, 7, 9.
-    expansions
-        Likewise; default 3, 4, 6.
+    kernels, expansions
+        Likewise.
     deconv_kernels
-        Kernels of the stride-2 transposed convolutions, of 2, 3 and 4.
+        Kernels of the stride-2 transposed convolutions, of 2, 3 and 4; or one list per deconv step.
     """
-    own_depths = [base.number(f"stage{i}.depth") for i in range(STAGES)]
+    if depths is None:
+        own = [base.number(f"stage{i}.depth") for i in range(STAGES)]
+        depths = [sorted({max(1, depth - 4), max(1, depth - 2), depth}) for depth in own]
     return LitePoseSpace(
         base=base,
         resolutions=_whole(resolutions, "resolutions"),
         multipliers=_options(multipliers, "multipliers"),
-        depths=_per_stage(
-            depths, [tuple(sorted({max(1, d - 4), max(1, d - 2), d})) for d in own_depths], "depths"
-        ),
-        kernels=_per_stage(kernels, ((3, 5, 7, 9),) * STAGES, "kernels"),
-        expansions=_per_stage(expansions, ((3, 4, 6),) * STAGES, "expansions"),
-        deconv_kernels=_whole(deconv_kernels, "deconv_kernels"),
+        depths=_per_part(depths, STAGES, "depths"),
+        kernels=_per_part(kernels, STAGES, "kernels"),
+        expansions=_per_part(expansions, STAGES, "expansions"),
+        deconv_kernels=_per_part(deconv_kernels, DECONVS, "deconv_kernels"),
         joints=joints,
         kind="litepose-extended",
     )

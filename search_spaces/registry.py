@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
@@ -43,8 +44,6 @@ _SPACE_KEYS: Mapping[str, set[str]] = {
 @cache
 def named_archs() -> Mapping[str, Arch]:
     """Return the published networks by name (``litepose-xs`` ... and the uniform ``prune`` baselines)."""
-    import json
-
     text = resources.files("search_spaces").joinpath("archs.json").read_text(encoding="utf-8")
     return {name: litepose_arch(**values) for name, values in json.loads(text).items()}
 
@@ -77,12 +76,12 @@ def arch_from_json(value: object, where: str = "arch") -> Arch:
 
 
 def read_arch(path: str | Path) -> Arch:
-    """Return the arch in a JSON file (our form, the research code's, or a model card with an ``arch`` entry)."""
+    """Return the arch in a JSON file (our form, the research code's, or an object with an ``arch`` entry)."""
     return arch_from_json(read_json(path, "arch file"), f"arch file '{path}'")
 
 
 def write_arch(path: str | Path, arch: Arch) -> None:
-    """Write the arch to a JSON file in our form; :func:`search_spaces.research.to_research_config` is the other."""
+    """Write the arch to a JSON file in our form."""
     write_json(path, arch.to_json())
 
 
@@ -122,7 +121,7 @@ def space_from_config(config: object, where: str = "space", joints: int | None =
         Naming ``where`` and the culprit.
     """
     kind = check_keys(config, set().union(*_SPACE_KEYS.values()), where).get("kind")
-    if kind not in SPACES:
+    if not isinstance(kind, str) or kind not in SPACES:
         raise InputError(f"{where}: unknown kind '{kind}'{did_you_mean(str(kind), SPACES)}")
     arguments: dict[str, Any] = {
         k: v for k, v in check_keys(config, _SPACE_KEYS[kind], where).items() if k != "kind"

@@ -92,10 +92,10 @@ def to_research_config(arch: Arch) -> dict[str, Any]:
     if arch.family != LITEPOSE:
         raise InputError(f"only litepose archs have a research config, not {arch.family.name}")
     for i in range(DECONVS):
-        if arch[f"head.deconv{i}.kernel"] != 4:
+        kernel = arch[f"head.deconv{i}.kernel"]
+        if kernel != 4:
             raise InputError(
-                f"the research config has no place for head.deconv{i}.kernel = {arch[f'head.deconv{i}.kernel']};"
-                " it builds 4x4 deconvs only"
+                f"the research config cannot say head.deconv{i}.kernel = {kernel}; it builds 4x4 deconvs only"
             )
     return {
         "img_size": arch["resolution"],

@@ -59,17 +59,19 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Term:
-    """A block, the genes it depends on, and each of its variants (None: not executed)."""
+    """The blocks that depend on the same genes; ``variants[v]`` are those executed for their v-th setting."""
 
     genes: tuple[int, ...]
     shape: tuple[int, ...]
-    blocks: tuple[Block | None, ...]
+    variants: tuple[tuple[Block, ...], ...]
 
-    def gather(self, genotypes: Genotypes) -> npt.NDArray[np.int64]:
-        """Return the variant's index for every genotype, shape (n,)."""
-        flat = np.zeros(len(genotypes), dtype=np.int64)
+    def variant(self, columns: Genotypes) -> npt.NDArray[np.int64]:
+        """Return the setting's number for every genotype, shape (n,); ``columns`` has shape (genes, n)."""
+        flat = np.zeros(columns.shape[1], dtype=np.int64)
         for gene, size in zip(self.genes, self.shape, strict=True):
-            flat = flat * size + genotypes[:, gene]
+            if size > 1:
+                flat *= size
+                flat += columns[gene]
         return flat
 
 
@@ -135,7 +137,8 @@ class SearchSpace(ABC):
         genes = np.asarray(genotype)
         if genes.shape != (len(self.choices),) or not np.issubdtype(genes.dtype, np.integer):
             raise InputError(
-                f"a genotype of this space is {len(self.choices)} integers, not {genes.dtype} of shape {genes.shape}"
+                f"a genotype of this space is {len(self.choices)} integers,"
+                f" not {genes.dtype} of shape {genes.shape}"
             )
         values: dict[str, Value] = {}
         for choice, gene in zip(self.choices, genes.tolist(), strict=True):
@@ -200,7 +203,7 @@ class SearchSpace(ABC):
         return self.decode(self.sample_genotypes(rng, 1)[0])
 
     def mutate(self, arch: Arch, rng: np.random.Generator, probability: float = 0.1) -> Arch:
-        """Return a neighbour: each searched gene moves to another value with ``probability``, at least one does.
+        """Return a neighbour: each searched gene moves with ``probability``, at least one does.
 
         A space with a single network returns that network.
         """
@@ -258,20 +261,39 @@ class SearchSpace(ABC):
     @cached_property
     def _terms(self) -> tuple[_Term, ...]:
         position = {choice.name: i for i, choice in enumerate(self.choices)}
-        terms = []
         # Numbers are ascending, so the last value is the largest; names are options of equal standing.
         most = {choice.name: choice.values[-1] for choice in self.choices}
+        together: dict[tuple[str, ...], list[str]] = {}
         for name, depends in self.family.block_dependencies(most):
+            together.setdefault(depends, []).append(name)
+        terms = []
+        for depends, names in together.items():
             genes = tuple(position[value] for value in depends)
-            options = [self.choices[gene].values for gene in genes]
-            blocks = tuple(
-                self.family.block(name, dict(zip(depends, combination, strict=True)), self.joints)
-                for combination in itertools.product(*options)
-            )
-            terms.append(_Term(genes, tuple(self.shape[gene] for gene in genes), blocks))
+            variants = []
+            for setting in itertools.product(*(self.choices[gene].values for gene in genes)):
+                values = dict(zip(depends, setting, strict=True))
+                blocks = (self.family.block(name, values, self.joints) for name in names)
+                variants.append(tuple(block for block in blocks if block is not None))
+            terms.append(_Term(genes, tuple(self.shape[gene] for gene in genes), tuple(variants)))
         return tuple(terms)
 
-    def price(self, genotypes: Genotypes, block_price: Callable[[Block], float]) -> npt.NDArray[np.float64]:
+    def _columns(self, genotypes: npt.ArrayLike) -> Genotypes:
+        """Return checked genotypes as contiguous columns, shape (genes, n)."""
+        genes = np.atleast_2d(np.asarray(genotypes))
+        if (
+            genes.shape[1] != len(self.shape)
+            or not np.issubdtype(genes.dtype, np.integer)
+            or (genes < 0).any()
+            or (genes >= np.array(self.shape)).any()
+        ):
+            raise InputError(
+                f"genotypes of this space are integers of shape (n, {len(self.shape)}), below {self.shape}"
+            )
+        return np.ascontiguousarray(genes.T, dtype=np.int64)
+
+    def price(
+        self, genotypes: npt.ArrayLike, block_price: Callable[[Block], float]
+    ) -> npt.NDArray[np.float64]:
         """Return the sum of ``block_price`` over the blocks of every genotype.
 
         Parameters
@@ -279,69 +301,76 @@ class SearchSpace(ABC):
         genotypes
             Shape (n, genes).
         block_price
-            Any additive price; called once for every distinct block of the space.
+            Any additive price; called once for every distinct block that these genotypes execute.
 
         Returns
         -------
         numpy.ndarray
             float64, shape (n,).
         """
-        seen: dict[tuple[Layer, ...], float] = {}
+        prices: dict[tuple[Layer, ...], float] = {}
 
-        def price(block: Block | None) -> float:
-            if block is None:
-                return 0.0
-            if block.layers not in seen:
-                seen[block.layers] = block_price(block)
-            return seen[block.layers]
+        def price(block: Block) -> float:
+            if block.layers not in prices:
+                prices[block.layers] = block_price(block)
+            return prices[block.layers]
 
-        total = np.zeros(len(genotypes))
+        columns = self._columns(genotypes)
+        total = np.zeros(columns.shape[1])
         for term in self._terms:
-            table = np.array([price(block) for block in term.blocks], dtype=np.float64)
-            total += table[term.gather(genotypes)]
+            variant = term.variant(columns)
+            table = np.full(len(term.variants), np.nan)
+            for v in np.flatnonzero(np.bincount(variant, minlength=len(table))):
+                table[v] = sum(price(block) for block in term.variants[v])
+            total += table[variant]
         return total
 
     @cached_property
     def _cost_tables(self) -> tuple[npt.NDArray[np.int64], ...]:
-        empty = Cost(0, 0, 0)
-        costs = [
-            [Cost.of(block.layers) if block is not None else empty for block in term.blocks]
-            for term in self._terms
-        ]
-        return tuple(
-            np.array([[c.params, c.macs, c.macs_paper] for c in row], dtype=np.int64).T.copy()
-            for row in costs
-        )
+        """For every term the (params, macs, macs_paper) of each variant, shape (3, variants)."""
+        known: dict[tuple[Layer, ...], Cost] = {}
 
-    def costs(self, genotypes: Genotypes) -> Costs:
+        def cost(block: Block) -> Cost:
+            if block.layers not in known:
+                known[block.layers] = Cost.of(block.layers)
+            return known[block.layers]
+
+        tables = []
+        for term in self._terms:
+            table = np.zeros((3, len(term.variants)), dtype=np.int64)
+            for v, blocks in enumerate(term.variants):
+                for c in map(cost, blocks):
+                    table[:, v] += (c.params, c.macs, c.macs_paper)
+            tables.append(table)
+        return tuple(tables)
+
+    def costs(self, genotypes: npt.ArrayLike) -> Costs:
         """Return parameters and MACs of many archs at once; exact integers.
 
         Parameters
         ----------
         genotypes
             Shape (n, genes).
+
+        Raises
+        ------
+        InputError
+            If the shape is wrong or an index is out of range.
         """
-        genotypes = np.atleast_2d(np.asarray(genotypes, dtype=np.int64))
-        if (
-            genotypes.shape[1] != len(self.shape)
-            or (genotypes < 0).any()
-            or (genotypes >= np.array(self.shape)).any()
-        ):
-            raise InputError(
-                f"genotypes of this space have shape (n, {len(self.shape)}) and indices below {self.shape}"
-            )
-        total = np.zeros((3, len(genotypes)), dtype=np.int64)
-        columns = np.ascontiguousarray(genotypes.T).T
+        columns = self._columns(genotypes)
+        total = np.zeros((3, columns.shape[1]), dtype=np.int64)
         for term, table in zip(self._terms, self._cost_tables, strict=True):
-            total += table[:, term.gather(columns)]
+            variant = term.variant(columns)
+            for row, sums in zip(table, total, strict=True):
+                sums += row[variant]
         return Costs(*total)
 
     def distinct_blocks(self) -> tuple[Block, ...]:
         """Return every block that some network of the space executes, each once (names of the first use)."""
         found: dict[tuple[Layer, ...], Block] = {}
         for term in self._terms:
-            for block in term.blocks:
-                if block is not None:
+            for blocks in term.variants:
+                for block in blocks:
                     found.setdefault(block.layers, block)
         return tuple(found.values())
 
