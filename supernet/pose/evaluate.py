@@ -452,10 +452,9 @@ def _reduced_detections(
                 f"{what} has category_id {detection.get('category_id')}, which the ground truth lacks"
             )
         keypoints = _picked(detection, count, joints, what)
+        score = _number(detection, "score", what)
         if not np.isfinite(keypoints).all():
-            raise InputError(
-                f"{what} on image {detection['image_id']} has keypoints that are no finite numbers"
-            )
+            raise InputError(f"{what} has keypoints that are no finite numbers; drop it")
         low, high = keypoints[:, :2].min(axis=0), keypoints[:, :2].max(axis=0)
         box = [*low.tolist(), *(high - low).tolist()]
         if whole and detection.get("bbox"):
