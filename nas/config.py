@@ -1,0 +1,150 @@
+"""From plain mappings (YAML) to typed, frozen settings: strict on names and types, precise about mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.files import check_keys
+
+__all__ = ["apply_overrides", "build", "to_plain"]
+
+T = TypeVar("T")
+
+
+def _describe(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+    origin = get_origin(kind)
+    if origin is tuple:
+        return "a list"
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if k is type(None) else _describe(k) for k in get_args(kind))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return names.get(kind, "a mapping" if dataclasses.is_dataclass(kind) else str(kind))
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast("type[Any]", kind), value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in get_args(kind):
+            return None
+        options = [k for k in get_args(kind) if k is not type(None)]
+        if len(options) == 1:
+            return _convert(value, options[0], where)
+        for option in options:
+            try:
+                return _convert(value, option, where)
+            except InputError:
+                continue
+    elif origin is typing.Literal:
+        if value in get_args(kind):
+            return value
+        if isinstance(value, str):
+            known = [str(v) for v in get_args(kind)]
+            raise InputError(f"{where}: unknown '{value}'{did_you_mean(value, known)}")
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            inner = get_args(kind)
+            if len(inner) == 2 and inner[1] is Ellipsis:
+                return tuple(_convert(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))
+            if len(value) == len(inner):
+                return tuple(_convert(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, inner)))
+            raise InputError(f"{where} is a list of {len(inner)} values, not {value!r}")
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {str(k): _convert(v, get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif kind is float:
+        number = value
+        if isinstance(value, str):  # YAML 1.1 reads 4e-3 as text
+            try:
+                number = float(value)
+            except ValueError:
+                number = None
+        if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
+            return float(number)
+    elif kind is str:
+        if isinstance(value, str):
+            return value
+    elif kind is Path and isinstance(value, str | Path) and str(value):
+        return Path(value)
+    raise InputError(f"{where} is {_describe(kind)}, not {value!r}")
+
+
+def build(cls: type[T], values: Any, where: str) -> T:
+    """Return the dataclass ``cls`` built from a mapping.
+
+    Every key must be a field and every value of its type; nested dataclasses are built alike. ``where``
+    names the mapping in messages (``train``), and its fields become ``train.epochs``.
+
+    Raises
+    ------
+    InputError
+        Naming the key or field, what it must be and what it was.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    given = check_keys(values, fields, where or "the recipe")
+    hints = get_type_hints(cls)
+    prefix = f"{where}." if where else ""
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in given:
+            raise InputError(f"{where or 'the recipe'} lacks '{name}' ({_describe(hints[name])})")
+    arguments = {name: _convert(value, hints[name], f"{prefix}{name}") for name, value in given.items()}
+    return cls(**arguments)
+
+
+def to_plain(value: Any) -> Any:
+    """Return ``value`` as mappings, lists, numbers and texts, from which :func:`build` makes it again."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return a copy of ``values`` with ``dotted.key=value`` settings applied; values are read as YAML.
+
+    Raises
+    ------
+    InputError
+        If a setting has no ``=``, or leads through something that is not a mapping.
+    """
+    result = to_plain(values)
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise InputError(f"--set takes key=value with a dotted key such as train.epochs=20, not '{text}'")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            raise InputError(f"--set {key}: '{raw}' is not a YAML value") from None
+        *path, last = (part.strip() for part in key.split("."))
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise InputError(f"--set {key}: '{part}' is not a mapping in the recipe")
+        place[last] = value
+    return typing.cast("dict[str, Any]", result)

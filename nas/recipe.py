@@ -1,0 +1,282 @@
+"""Recipes: one YAML file that says everything about a run, checked before anything begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nas.config import apply_overrides, build, to_plain
+from search_spaces import InputError, SearchSpace, space_from_config
+from search_spaces.files import check_keys, read_yaml
+from supernet.pose.decode import GroupingConfig
+from supernet.pose.evaluate import EvalConfig
+from supernet.pose.skeleton import Skeleton
+from supernet.training import TrainConfig
+
+__all__ = [
+    "DataConfig",
+    "DataSource",
+    "EvaluateConfig",
+    "Recipe",
+    "SearchConfig",
+    "SyntheticData",
+    "load_recipe",
+    "recipe_from_mapping",
+]
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """Procedurally drawn people, made in memory.
+
+    Attributes
+    ----------
+    images
+        How many.
+    seed
+        Another seed draws other people.
+    size
+        Height and width, pixels.
+    people
+        Fewest and most people per image.
+    """
+
+    images: int
+    seed: int = 0
+    size: tuple[int, int] = (192, 192)
+    people: tuple[int, int] = (1, 3)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where images and annotations come from: a COCO-format file and its image folder, or ``synthetic``.
+
+    Attributes
+    ----------
+    annotations, images
+        The JSON file, and the folder of its images. Relative paths start at the recipe's folder.
+    category
+        Name of the category to take, where several have keypoints.
+    synthetic
+        Drawn people instead of files.
+    """
+
+    annotations: Path | None = None
+    images: Path | None = None
+    category: str | None = None
+    synthetic: SyntheticData | None = None
+
+    def __post_init__(self) -> None:
+        files = self.annotations is not None and self.images is not None
+        if (self.synthetic is not None) == files or (self.annotations is None) != (self.images is None):
+            raise InputError("a data source names both 'annotations' and 'images', or 'synthetic' alone")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images of a run.
+
+    Attributes
+    ----------
+    train
+        For training and BN recalibration.
+    val
+        For the figures that are reported; nothing is ever chosen by them.
+    search
+        For choosing checkpoints and networks. By default ``search_fraction`` of ``train`` is held out for it.
+    search_fraction
+        Share of ``train`` held out where ``search`` is not given.
+    skeleton
+        Name or file of the joints that the network predicts; by default those of ``train``. Joints that a
+        data set lacks are masked in loss and evaluation.
+    """
+
+    train: DataSource
+    val: DataSource
+    search: DataSource | None = None
+    search_fraction: float = 0.2
+    skeleton: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.search_fraction < 1:
+            raise InputError(f"data.search_fraction lies between 0 and 1, not {self.search_fraction}")
+        sources = {"train": self.train, "val": self.val, "search": self.search}
+        for name, other in (("train", "val"), ("train", "search"), ("search", "val")):
+            if sources[name] == sources[other]:
+                raise InputError(
+                    f"data.{name} and data.{other} are the same images; AP on them would be no evidence"
+                )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How AP is measured, in validation, search and the final report alike.
+
+    Attributes
+    ----------
+    flip, project, batch_size, multiple, max_detections, grouping
+        See :class:`supernet.pose.evaluate.EvalConfig`.
+    protocol
+        ``coco`` or ``crowdpose``.
+    images
+        Most images of the search split used per evaluation (the first by id); null takes all.
+    calibration_images
+        Training images from which BN statistics are recomputed for every network.
+    """
+
+    flip: bool = False
+    project: bool = False
+    batch_size: int = 8
+    multiple: int = 64
+    max_detections: int = 20
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
+    protocol: Literal["coco", "crowdpose"] = "coco"
+    images: int | None = None
+    calibration_images: int = 128
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.images < 1:
+            raise InputError(f"evaluate.images is at least 1 or null, not {self.images}")
+        if self.calibration_images < 1:
+            raise InputError(f"evaluate.calibration_images is at least 1, not {self.calibration_images}")
+        self.at(64)
+
+    def at(self, resolution: int) -> EvalConfig:
+        """Return the evaluation settings for one resolution."""
+        return EvalConfig(
+            resolution=resolution,
+            flip=self.flip,
+            project=self.project,
+            batch_size=self.batch_size,
+            grouping=self.grouping,
+            multiple=self.multiple,
+            max_detections=self.max_detections,
+        )
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Defaults of ``nas search`` for this recipe; the command line overrides them.
+
+    Attributes
+    ----------
+    evaluations
+        Networks whose AP is measured, in all.
+    population
+        Networks per generation.
+    sampler
+        ``nsga2`` or ``random``.
+    seed_archs
+        Named archs or arch files evaluated first, where they fit the space and the budget.
+    """
+
+    evaluations: int = 64
+    population: int = 16
+    sampler: str = "nsga2"
+    seed_archs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "population"):
+            if getattr(self, name) < 1:
+                raise InputError(f"search.{name} is at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a run.
+
+    Attributes
+    ----------
+    name
+        Names the run directory.
+    data, space, train, evaluate, search
+        See the classes of those names; ``space`` is what :func:`search_spaces.space_from_config` takes.
+    seed
+        Everything random in the run is derived from it.
+    init
+        Checkpoint that the supernet starts from: a plain network's ``.safetensors`` or a research ``.pth``.
+    """
+
+    name: str
+    data: DataConfig
+    space: dict[str, Any]
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    seed: int = 0
+    init: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
+            raise InputError(f"the recipe's 'name' names a folder; '{self.name}' cannot")
+        if self.seed < 0:
+            raise InputError(f"the recipe's 'seed' is at least 0, not {self.seed}")
+
+    def build_space(self, skeleton: Skeleton) -> SearchSpace:
+        """Return the search space for the skeleton's joints."""
+        return space_from_config(self.space, "space", joints=len(skeleton))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the recipe with every default written out, as it is kept in the run directory."""
+        plain = to_plain(self)
+        return dict(sorted(plain.items(), key=lambda item: _ORDER.index(item[0])))
+
+
+_ORDER = ["name", "seed", "data", "space", "init", "train", "evaluate", "search"]
+
+
+def _absolute(source: DataSource, folder: Path) -> DataSource:
+    if source.annotations is None or source.images is None:
+        return source
+    return replace(source, annotations=folder / source.annotations, images=folder / source.images)
+
+
+def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
+    """Return the recipe that a mapping describes; relative paths start at ``folder``.
+
+    Raises
+    ------
+    InputError
+        Naming ``where``, the key and the value.
+    """
+    try:
+        check_keys(values, set(_ORDER), "the recipe")
+        recipe = build(Recipe, values, "")
+        space = dict(recipe.space)
+        base = space.get("base")
+        if isinstance(base, str) and base.endswith(".json"):
+            space["base"] = str(folder / base)
+        space_from_config(space)  # a mistake is told before any data is read
+        data = replace(
+            recipe.data,
+            train=_absolute(recipe.data.train, folder),
+            val=_absolute(recipe.data.val, folder),
+            search=None if recipe.data.search is None else _absolute(recipe.data.search, folder),
+        )
+        skeleton = data.skeleton
+        if skeleton is not None and skeleton.endswith((".json", ".yaml", ".yml")):
+            data = replace(data, skeleton=str(folder / skeleton))
+        return replace(
+            recipe, data=data, space=space, init=None if recipe.init is None else folder / recipe.init
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Return the recipe in a YAML file, with ``key=value`` overrides applied.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the key and the value.
+    """
+    path = Path(path)
+    values = read_yaml(path, "recipe")
+    if not isinstance(values, dict):
+        raise InputError(f"recipe '{path}' must be a mapping of names to values, not {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    return recipe_from_mapping(
+        apply_overrides(values, overrides or []), f"recipe '{path}'", path.resolve().parent
+    )

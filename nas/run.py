@@ -1,0 +1,180 @@
+"""The run directory: everything that the commands make of one recipe, kept in one place.
+
+Layout::
+
+    recipe.yaml          the recipe with every default written out
+    environment.json     versions, machine, command of the first start
+    metrics.csv          one row per training step
+    validation.csv       AP of the largest and smallest arch as training goes on
+    tensorboard/         the same for TensorBoard
+    checkpoints/         last, previous (resume from them), best (searched)
+    search/NAME/         one study: journal, result.json, result.csv, plots
+    emitted/NAME/        one emitted network
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.config import apply_overrides
+from nas.recipe import Recipe, recipe_from_mapping
+from search_spaces import InputError, RunError
+from search_spaces.files import read_yaml, write_json, write_yaml
+
+__all__ = ["RunDirectory", "differences", "environment"]
+
+_PACKAGES = ("torch", "numpy", "optuna", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "ray")
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Return what may matter when a result is looked at later: versions, machine, command, date (UTC)."""
+    import torch
+
+    versions = {}
+    for package in ("litepose-nas", *_PACKAGES):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": " ".join(["nas", *command[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def differences(theirs: Any, ours: Any) -> list[str]:
+    """Return ``key: theirs -> ours`` for every setting in which two plain recipes differ."""
+    a, b = _flat(theirs), _flat(ours)
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+class RunDirectory:
+    """A run directory that exists; make or find one with :meth:`create` and :meth:`open`."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+
+    @classmethod
+    def is_run(cls, folder: str | Path) -> bool:
+        """Return whether ``folder`` is a run directory."""
+        return (Path(folder) / "recipe.yaml").is_file()
+
+    @classmethod
+    def open(cls, folder: str | Path, overrides: list[str] | None = None) -> RunDirectory:
+        """Return the run in ``folder``; ``overrides`` change settings for this use only.
+
+        Raises
+        ------
+        InputError
+            If there is no run, or its recipe is damaged.
+        """
+        folder = Path(folder)
+        if not cls.is_run(folder):
+            raise InputError(
+                f"'{folder}' is no run directory (it has no recipe.yaml); make one with 'nas train'"
+            )
+        values = read_yaml(folder / "recipe.yaml", "recipe")
+        if not isinstance(values, dict):
+            raise InputError(f"recipe '{folder / 'recipe.yaml'}' must be a mapping of names to values")
+        values = apply_overrides(values, overrides or [])
+        return cls(
+            folder, recipe_from_mapping(values, f"recipe '{folder / 'recipe.yaml'}'", folder.resolve())
+        )
+
+    @classmethod
+    def create(cls, folder: str | Path, recipe: Recipe) -> RunDirectory:
+        """Return a new run directory, or the existing one of the same recipe.
+
+        Raises
+        ------
+        RunError
+            If the folder holds a run of another recipe (the differences are listed) or something else.
+        """
+        folder = Path(folder)
+        if cls.is_run(folder):
+            found = cls.open(folder)
+            changed = differences(found.recipe.to_plain(), recipe.to_plain())
+            if changed:
+                raise RunError(
+                    f"'{folder}' holds a run of another recipe ({'; '.join(changed[:6])}"
+                    f"{'; ...' if len(changed) > 6 else ''}); choose another --output"
+                )
+            return found
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"'{folder}' exists and is no run directory; choose another --output")
+        write_json(folder / "environment.json", environment(sys.argv))
+        write_yaml(folder / "recipe.yaml", recipe.to_plain())
+        return cls(folder, recipe)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for one command at a time.
+
+        Raises
+        ------
+        RunError
+            If another command is at work on it.
+        """
+        try:
+            stream = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"cannot write to '{self.folder}': {error.strerror}") from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another command is at work on '{self.folder}'; wait for it or stop it"
+                ) from None
+            yield
+
+    @property
+    def best(self) -> Path:
+        """The supernet's weights that are searched."""
+        return self.folder / "checkpoints" / "best.safetensors"
+
+    @property
+    def trained(self) -> bool:
+        """Whether training reached its end."""
+        return (self.folder / "trained.json").is_file()
+
+    def mark_trained(self, summary: dict[str, Any]) -> None:
+        """Note that training reached its end."""
+        write_json(self.folder / "trained.json", summary)
+
+    def study(self, name: str) -> Path:
+        """Return the folder of one search."""
+        return self.folder / "search" / name
+
+    def studies(self) -> list[str]:
+        """Return the names of the searches that have a result, oldest first."""
+        found = sorted((self.folder / "search").glob("*/result.json"), key=lambda p: p.stat().st_mtime)
+        return [path.parent.name for path in found]
+
+    def rng(self, stream: int) -> np.random.Generator:
+        """Return a generator derived from the recipe's seed."""
+        return np.random.default_rng([self.recipe.seed, 1000 + stream])

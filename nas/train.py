@@ -1,0 +1,159 @@
+"""``nas train``: from a run directory's recipe to a trained supernet in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from supernet.checkpoint import import_research, load_network
+from supernet.registry import build_supernet
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from nas.data import Datasets, open_datasets
+from nas.run import RunDirectory
+from search_spaces import Arch, InputError, RunError, SearchSpace
+from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.state import load_weights
+from supernet.training import Progress, Trainer, TrainReport, pick_device
+
+__all__ = ["initialise", "load_plain_network", "make_evaluator", "open_supernet", "train"]
+
+
+def load_plain_network(path: str | Path, resolution: int | None = None) -> nn.Module:
+    """Return the plain network in one of our ``.safetensors`` files or in a research ``.pth``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"checkpoint '{path}' does not exist")
+    if path.suffix == ".safetensors":
+        return load_network(path)[0]
+    return import_research(path, resolution)
+
+
+def initialise(run: RunDirectory, space: SearchSpace) -> nn.Module:
+    """Return a fresh supernet of the space, started from the recipe's ``init`` where it names one.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint cannot be read or is no network of the space.
+    """
+    generator = torch.Generator().manual_seed(run.recipe.seed)
+    supernet = build_supernet(space, generator)
+    if run.recipe.init is not None:
+        # Any resolution of the space will do: weights do not depend on it.
+        resolution = space.largest().number("resolution")
+        network = load_plain_network(run.recipe.init, resolution)
+        supernet.load_plain(network)
+    return cast(nn.Module, supernet)
+
+
+def make_evaluator(
+    run: RunDirectory, data: Datasets, supernet: nn.Module, *, on: str = "search"
+) -> SubnetEvaluator:
+    """Return the evaluator of the run's subnets on its ``search`` or ``val`` images."""
+    recipe = run.recipe
+    device = pick_device(recipe.train.device)
+    supernet.to(device)
+    return SubnetEvaluator(
+        supernet,  # type: ignore[arg-type]
+        CalibrationImages(data.train, recipe.evaluate.calibration_images, recipe.seed),
+        data.search if on == "search" else data.val,
+        recipe.evaluate.at(64),
+        device,
+        protocol=recipe.evaluate.protocol,
+    )
+
+
+def open_supernet(run: RunDirectory, space: SearchSpace) -> nn.Module:
+    """Return the run's trained supernet (the best checkpoint by validation AP), in eval mode.
+
+    Raises
+    ------
+    RunError
+        If it is not trained yet, or its weights are of another space.
+    """
+    if not run.best.is_file():
+        raise RunError(f"'{run.folder}' has no trained supernet yet; run 'nas train' first")
+    supernet = cast(nn.Module, build_supernet(space, torch.Generator().manual_seed(run.recipe.seed)))
+    load_weights(run.best, supernet, space)
+    return supernet.eval()
+
+
+def probes(space: SearchSpace) -> dict[str, Arch]:
+    """Return the archs whose AP is followed during training."""
+    return {"AP_largest": space.largest(), "AP_smallest": space.smallest()}
+
+
+def train(
+    run: RunDirectory,
+    data: Datasets | None = None,
+    *,
+    progress: Progress | None = None,
+    validated: Callable[[Mapping[str, float]], None] | None = None,
+) -> TrainReport:
+    """Train the run's supernet, from its newest checkpoint where there is one.
+
+    Parameters
+    ----------
+    run
+        A run directory; call this within its lock.
+    data
+        Its data sets, if they are open already.
+    progress
+        Called after every step.
+    validated
+        Called with every validation's scores.
+
+    Raises
+    ------
+    RunError
+        If a checkpoint does not fit, or the loss is not finite.
+    """
+    data = data or open_datasets(run.recipe)
+    space = run.recipe.build_space(data.skeleton)
+    supernet = initialise(run, space)
+    evaluator = make_evaluator(run, data, supernet)
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        found = {name: evaluator.evaluate(arch).stats["AP"] for name, arch in probes(space).items()}
+        scores = {"AP_mean": sum(found.values()) / len(found), **found}
+        if validated is not None:
+            validated(scores)
+        for name, value in scores.items():
+            writer.add_scalar(f"validation/{name}", value, trainer.step)
+        return scores
+
+    trainer = Trainer(
+        supernet, data.train, run.recipe.train, seed=run.recipe.seed, folder=run.folder, validate=validate
+    )
+    start = trainer.resume()
+    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=start)  # type: ignore[no-untyped-call]
+
+    def report(step: int, steps: int, row: Mapping[str, float]) -> None:
+        if step % 10 == 0 or step == steps:
+            for name, value in row.items():
+                writer.add_scalar(f"train/{name}", value, step)
+        if progress is not None:
+            progress(step, steps, row)
+
+    try:
+        result = trainer.run(report)
+    finally:
+        writer.close()  # type: ignore[no-untyped-call]
+    summary: dict[str, Any] = {
+        "steps": result.steps,
+        "best": None if result.best != result.best else result.best,
+    }
+    run.mark_trained(summary)
+    return result

@@ -1,0 +1,546 @@
+"""Training a supernet: every choice is a pure function of (seed, step), so a stopped run resumes exactly.
+
+Every step takes one batch, draws one resolution and one or more archs of it, and updates the shared weights:
+
+- ``uniform``: one arch, uniformly from the space (single path; Guo et al., arXiv 1904.00420);
+- ``sandwich``: the largest, the smallest and ``random_archs`` uniform ones, gradients accumulated
+  (Yu & Huang, arXiv 1903.05134).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from search_spaces import Arch, InputError, RunError, SearchSpace, UnavailableError
+from search_spaces.errors import did_you_mean
+from search_spaces.files import write_text
+from supernet.pose.dataset import PoseDataset
+from supernet.pose.loader import BatchLoader, Job
+from supernet.pose.losses import LossWeights, PoseTargets, pose_loss
+from supernet.pose.transforms import Augmentation
+from supernet.state import TrainingState, load_state, save_state, save_weights
+
+__all__ = ["TrainConfig", "TrainReport", "Trainer", "learning_rate", "pick_device", "step_archs"]
+
+LOSS_TERMS: Final = ("total", "heatmap_quarter", "heatmap_half", "push", "pull")
+METRIC_COLUMNS: Final = (
+    "step",
+    "epoch",
+    "learning_rate",
+    "resolution",
+    *LOSS_TERMS,
+    "grad_norm",
+    "images_per_s",
+)
+_RESOLUTION_STREAM, _ARCH_STREAM, _ORDER_STREAM = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a supernet is trained.
+
+    Attributes
+    ----------
+    epochs
+        Passes over the training images.
+    batch_size
+        Images per step; the last, smaller batch of an epoch is dropped unless it is the only one.
+    rule
+        ``sandwich`` or ``uniform``.
+    random_archs
+        Archs drawn beside the largest and smallest (sandwich only).
+    optimizer
+        ``adamw`` or ``adam``; weight decay is decoupled in the first and L2 in the second.
+    learning_rate
+        Peak learning rate.
+    schedule
+        ``cosine`` (to ``final_rate`` times the peak), ``step`` (x 0.1 at each of ``milestones``) or
+        ``constant``.
+    milestones
+        Shares of the run at which ``step`` drops; LitePose's are 350/500 and 480/500.
+    warmup
+        Share of the run over which the rate rises linearly.
+    final_rate
+        Last learning rate of ``cosine``, as a share of the peak.
+    weight_decay
+        Applied to convolution weights only, never to batch normalisation.
+    clip_norm
+        Largest gradient norm; 0 does not clip.
+    ema
+        Decay of the averaged weights that are evaluated and searched; 0 keeps no average.
+    validate_every
+        Epochs between validations of the largest and smallest arch; the best checkpoint is chosen by them.
+    checkpoint_seconds
+        Longest time between two checkpoints.
+    workers
+        Threads that prepare batches.
+    sigma
+        Standard deviation of target Gaussians, in heatmap cells.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    augmentation, loss
+        How images vary; the factors of the loss terms.
+    """
+
+    epochs: int = 100
+    batch_size: int = 16
+    rule: str = "sandwich"
+    random_archs: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 4e-3
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.7, 0.96)
+    warmup: float = 0.02
+    final_rate: float = 0.01
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    validate_every: int = 10
+    checkpoint_seconds: float = 120.0
+    workers: int = 1
+    sigma: float = 2.0
+    device: str = "auto"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("random_archs", 0),
+            ("validate_every", 1),
+            ("workers", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"train.{name} is at least {least}, not {getattr(self, name)}")
+        for name, options in (("rule", RULES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, name)
+            if value not in options:
+                raise InputError(f"train.{name}: unknown '{value}'{did_you_mean(value, options)}")
+        for name in ("learning_rate", "checkpoint_seconds", "sigma"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"train.{name} is positive, not {getattr(self, name)}")
+        for name in ("weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"train.{name} is at least 0, not {getattr(self, name)}")
+        for name in ("ema", "warmup", "final_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"train.{name} lies in 0..1 (1 excluded), not {getattr(self, name)}")
+        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise InputError(f"train.milestones are ascending shares of the run, not {list(self.milestones)}")
+
+
+def _cosine(progress: float, config: TrainConfig) -> float:
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _step(progress: float, config: TrainConfig) -> float:
+    return float(0.1 ** sum(progress >= milestone for milestone in config.milestones))
+
+
+SCHEDULES: Final[Mapping[str, Callable[[float, TrainConfig], float]]] = {
+    "cosine": _cosine,
+    "step": _step,
+    "constant": lambda progress, config: 1.0,
+}
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Return the learning rate of step ``step`` (from 0) of ``steps``."""
+    warmup = math.ceil(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * SCHEDULES[config.schedule](step / steps, config)
+
+
+def _uniform(space: SearchSpace, rng: np.random.Generator, config: TrainConfig) -> list[Arch]:
+    return [space.sample(rng)]
+
+
+def _sandwich(space: SearchSpace, rng: np.random.Generator, config: TrainConfig) -> list[Arch]:
+    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(config.random_archs))]
+
+
+RULES: Final[Mapping[str, Callable[[SearchSpace, np.random.Generator, TrainConfig], list[Arch]]]] = {
+    "sandwich": _sandwich,
+    "uniform": _uniform,
+}
+
+
+def step_archs(space: SearchSpace, seed: int, step: int, config: TrainConfig) -> tuple[int, list[Arch]]:
+    """Return the resolution of a step and the archs trained in it, all at that resolution.
+
+    A pure function of its arguments. Archs that coincide (in a space of few networks) are trained once.
+    """
+    resolutions = next(choice.values for choice in space.choices if choice.name == "resolution")
+    resolution = int(np.random.default_rng([seed, _RESOLUTION_STREAM, step]).choice(np.array(resolutions)))
+    drawn = RULES[config.rule](space, np.random.default_rng([seed, _ARCH_STREAM, step]), config)
+    return resolution, list(dict.fromkeys(arch.replace(resolution=resolution) for arch in drawn))
+
+
+OPTIMIZERS: Final[Mapping[str, type[torch.optim.Adam]]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device of that name; ``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    UnavailableError
+        If a GPU is asked for that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} GPUs;"
+            " use --set train.device=cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
+    return device
+
+
+class ElasticNetwork(Protocol):
+    """What the trainer needs of a supernet."""
+
+    space: SearchSpace
+
+    def __call__(self, images: Tensor, arch: Arch) -> tuple[Tensor, Tensor]: ...
+
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+"""Scores of the (averaged) supernet by name; the first one chooses the best checkpoint, higher is better."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a training ended.
+
+    Attributes
+    ----------
+    steps, finished
+        Steps done in all, and whether those are all steps of the recipe.
+    best
+        Best validation score, NaN before the first validation.
+    seconds
+        Time spent by this call.
+    """
+
+    steps: int
+    finished: bool
+    best: float
+    seconds: float
+
+
+class MetricLog:
+    """A CSV that a resumed run continues exactly: rows beyond the checkpoint's step are dropped."""
+
+    def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
+        self.path, self.columns = path, tuple(columns)
+        kept: list[Mapping[str, str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as stream:
+                for row in csv.DictReader(stream):
+                    step = row.get("step") or ""
+                    if step.isdigit() and int(step) <= keep_until and None not in row.values():
+                        kept.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_text(path, text.getvalue())
+        self._stream = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._stream, self.columns, lineterminator="\n")
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Append a row, rounded to six significant digits."""
+        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+
+class Progress(Protocol):
+    """Told after every step; shows it or does not."""
+
+    def __call__(self, step: int, steps: int, row: Mapping[str, float]) -> None: ...
+
+
+class Trainer:
+    """Trains a supernet in a folder: checkpoints, metrics and validation scores are kept there.
+
+    Parameters
+    ----------
+    network
+        A supernet (``network(images, arch)``), trained in place.
+    dataset
+        Training images.
+    config, seed
+        What is done, and the number that everything random is derived from.
+    folder
+        Where ``checkpoints/``, ``metrics.csv`` and ``validation.csv`` go; :meth:`resume` continues from them.
+    validate
+        Scores the network; None never validates, and the last weights count as the best.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: PoseDataset,
+        config: TrainConfig,
+        *,
+        seed: int,
+        folder: Path,
+        validate: Validate | None = None,
+    ) -> None:
+        self.config, self.seed, self.folder, self.validate = config, seed, Path(folder), validate
+        self.dataset = dataset
+        self.device = pick_device(config.device)
+        self.network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.space: SearchSpace = network.space  # type: ignore[assignment]
+        if len(dataset) == 0:
+            raise InputError("the training data set holds no image")
+        self.epoch_steps = max(1, len(dataset) // config.batch_size)
+        self.steps = config.epochs * self.epoch_steps
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        rest = [p for p in self.network.parameters() if p.ndim <= 1]
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+        )
+        self.average = (
+            {name: p.detach().clone() for name, p in self.network.named_parameters()} if config.ema else {}
+        )
+        self.step, self.best = 0, float("nan")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints: ``last``, ``previous`` and ``best``."""
+        return self.folder / "checkpoints"
+
+    def resume(self) -> int:
+        """Continue from the newest readable checkpoint, if there is one; return its step.
+
+        Raises
+        ------
+        RunError
+            If the checkpoint is of another space, seed or schedule, or none of the checkpoints can be read.
+        """
+        state = load_state(self.checkpoints, self._identity())
+        if state is None:
+            return 0
+        state.restore(self.network, self.optimizer, self.average)
+        self.step, self.best = state.step, state.best
+        return self.step
+
+    def _identity(self) -> dict[str, str]:
+        return {
+            "space": self.space.fingerprint,
+            "seed": str(self.seed),
+            "steps": str(self.steps),
+            "optimizer": self.config.optimizer,
+            "ema": "yes" if self.config.ema else "no",
+        }
+
+    def _save(self) -> None:
+        save_state(
+            self.checkpoints,
+            TrainingState.capture(
+                self.network,
+                self.optimizer,
+                self.average,
+                step=self.step,
+                best=self.best,
+                identity=self._identity(),
+            ),
+        )
+
+    def _schedule(self) -> Iterator[Job]:
+        for step in range(self.step, self.steps):
+            epoch, place = divmod(step, self.epoch_steps)
+            order = np.random.default_rng([self.seed, _ORDER_STREAM, epoch]).permutation(len(self.dataset))
+            chosen = order[place * self.config.batch_size : (place + 1) * self.config.batch_size]
+            resolution, _ = step_archs(self.space, self.seed, step, self.config)
+            yield chosen.tolist(), resolution, epoch
+
+    def _update(
+        self, step: int, batch: PoseTargets, images: Tensor, archs: Sequence[Arch]
+    ) -> dict[str, float]:
+        rate = learning_rate(step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = dict.fromkeys(LOSS_TERMS, 0.0)
+        for arch in archs:
+            losses = pose_loss(self.network(images, arch), batch, self.config.loss)
+            (losses["total"] / len(archs)).backward()  # type: ignore[no-untyped-call]
+            for name in LOSS_TERMS:
+                sums[name] += float(losses[name].detach()) / len(archs)
+        if not math.isfinite(sums["total"]):
+            raise RunError(
+                f"the loss is {sums['total']} at step {step}; the checkpoint of an earlier step is kept."
+                " Lower train.learning_rate or set train.clip_norm, and start anew"
+            )
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm or math.inf)
+        self.optimizer.step()
+        self._move_average(step)
+        return {"learning_rate": rate, **sums, "grad_norm": float(norm)}
+
+    @torch.no_grad()
+    def _move_average(self, step: int) -> None:
+        if not self.average:
+            return
+        # A short history is averaged over fewer steps, or the random start would dominate it.
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        named = dict(self.network.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [named[n] for n in self.average], 1 - decay)
+
+    def averaged(self) -> _Swapped:
+        """Return a context in which the network holds its averaged weights (those that are evaluated)."""
+        return _Swapped(self.network, self.average)
+
+    def run(self, progress: Progress | None = None) -> TrainReport:
+        """Train to the end of the schedule.
+
+        Ctrl-C (or SIGTERM) ends the step, writes a checkpoint and raises KeyboardInterrupt; after
+        :meth:`resume` the same call continues. A second Ctrl-C stops at once.
+
+        Raises
+        ------
+        RunError
+            If the loss is not finite, or the folder cannot be written.
+        """
+        began = time.perf_counter()
+        loader = BatchLoader(
+            self.dataset,
+            self._schedule(),
+            self.config.augmentation,
+            self.seed,
+            workers=self.config.workers,
+            sigma=self.config.sigma,
+        )
+        self.network.train()
+        saved, clock = time.monotonic(), time.perf_counter()
+        with MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step) as metrics, _Stop() as stop:
+            for batch in loader:
+                step = self.step
+                resolution, archs = step_archs(self.space, self.seed, step, self.config)
+                batch = batch.to(self.device)
+                row = self._update(step, batch, batch.images, archs)
+                self.step += 1
+                now = time.perf_counter()
+                row["images_per_s"], clock = len(batch) / (now - clock), now
+                metrics.add(
+                    {"step": self.step, "epoch": step // self.epoch_steps, "resolution": resolution, **row}
+                )
+                if progress is not None:
+                    progress(self.step, self.steps, row)
+                if self._is_validation(self.step):
+                    self._validate()
+                    clock = time.perf_counter()
+                if stop.requested or time.monotonic() - saved > self.config.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.requested:
+                    raise KeyboardInterrupt
+        self._save()
+        return TrainReport(self.step, self.step >= self.steps, self.best, time.perf_counter() - began)
+
+    def _is_validation(self, step: int) -> bool:
+        epoch, place = divmod(step, self.epoch_steps)
+        return place == 0 and (epoch % self.config.validate_every == 0 or step == self.steps)
+
+    def _validate(self) -> None:
+        with self.averaged():
+            scores: Mapping[str, float] = self.validate(self.network) if self.validate is not None else {}
+            score = next(iter(scores.values()), float("nan"))
+            better = not scores or math.isnan(self.best) or score > self.best
+            if better:
+                self.best = score
+                save_weights(
+                    self.checkpoints / "best.safetensors", self.network, self.space, self.step, scores
+                )
+        self.network.train()
+        if scores:
+            with MetricLog(self.folder / "validation.csv", ("step", *scores), self.step - 1) as log:
+                log.add({"step": self.step, **scores})
+        self._save()
+
+
+class _Stop:
+    """While entered, the first SIGINT or SIGTERM is only noted, so that a step is never cut in half."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._former: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+
+class _Swapped:
+    """While entered, the network's parameters are the given ones; afterwards its own again."""
+
+    def __init__(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
+        self._network, self._values = network, values
+        self._own: dict[str, Tensor] = {}
+
+    def __enter__(self) -> nn.Module:
+        with torch.no_grad():
+            for name, parameter in self._network.named_parameters():
+                if name in self._values:
+                    self._own[name] = parameter.data
+                    parameter.data = self._values[name]
+        return self._network
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, parameter in self._network.named_parameters():
+            if name in self._own:
+                parameter.data = self._own[name]
+        self._own.clear()
