@@ -1,0 +1,28 @@
+"""Inference engines, each behind the same interface (:class:`Runtime`); none is imported before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from latency_tables.runtimes.base import LayerTensors, Prepared, Runtime, layer_tensors
+from latency_tables.runtimes.onnx_runtime import OnnxRuntime
+from latency_tables.runtimes.torch_runtime import TorchRuntime
+from search_spaces.errors import InputError, did_you_mean
+
+__all__ = ["RUNTIMES", "LayerTensors", "Prepared", "Runtime", "get_runtime", "layer_tensors"]
+
+RUNTIMES: Mapping[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), TorchRuntime())}
+"""Every runtime by name, installed or not."""
+
+
+def get_runtime(name: str) -> Runtime:
+    """Return the runtime called ``name``; whether it is installed is for :meth:`Runtime.check` to say.
+
+    Raises
+    ------
+    InputError
+        If there is none; the message names the nearest known one.
+    """
+    if name not in RUNTIMES:
+        raise InputError(f"there is no runtime '{name}'{did_you_mean(name, RUNTIMES)}")
+    return RUNTIMES[name]

@@ -1,0 +1,161 @@
+"""Runtime: what every inference engine offers the profiler, and what all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import InputError, UnavailableError
+from search_spaces.layers import Layer
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensors:
+    """Seeded random numbers for one layer.
+
+    Attributes
+    ----------
+    x
+        Input, shape (1, c_in, h_in, w_in).
+    weight
+        Shape (c_out, c_in / groups, k, k); for a transposed convolution (c_in, c_out / groups, k, k).
+    bias
+        Shape (c_out,), or None. Batch normalisation is folded: a layer with ``norm`` has a bias.
+    other
+        What is added, shape (1, c_out, h_out, w_out), or None.
+    """
+
+    x: Array
+    weight: Array
+    bias: Array | None
+    other: Array | None
+
+
+def layer_tensors(layer: Layer, rng: np.random.Generator) -> LayerTensors:
+    """Return random tensors for ``layer``; outputs have about unit variance, so no denormals slow it down."""
+    own = layer.c_in // layer.groups
+    if layer.kind == "deconv":
+        shape = (layer.c_in, layer.c_out // layer.groups, layer.kernel, layer.kernel)
+        fan = own * layer.kernel**2 / layer.stride**2
+    else:
+        shape = (layer.c_out, own, layer.kernel, layer.kernel)
+        fan = own * layer.kernel**2
+
+    def normal(*size: int) -> Array:
+        return rng.standard_normal(size, dtype=np.float32)
+
+    return LayerTensors(
+        x=normal(1, layer.c_in, layer.h_in, layer.w_in),
+        weight=normal(*shape) / np.float32(np.sqrt(max(fan, 1.0))),
+        bias=normal(layer.c_out) if layer.bias or layer.norm else None,
+        other=normal(1, layer.c_out, layer.h_out, layer.w_out) if layer.add else None,
+    )
+
+
+def conv_padding(layer: Layer) -> tuple[int, int]:
+    """Return the padding (before, after) of each axis that makes the output ``ceil(size / stride)``."""
+    return (layer.kernel - 1) // 2, layer.kernel // 2
+
+
+def deconv_padding(layer: Layer) -> tuple[int, int]:
+    """Return (padding on both sides, extra rows at the end) that make the output ``size * stride``.
+
+    From ``out = (size - 1) * stride - 2 * padding + kernel + extra``: kernel 4 pads 1, kernel 3 pads 1 and
+    appends 1, kernel 2 pads nothing, all at stride 2.
+    """
+    surplus = layer.kernel - layer.stride
+    padding = max(0, -(-surplus // 2))
+    return padding, 2 * padding - surplus
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A layer or a network that is ready to run.
+
+    Attributes
+    ----------
+    run
+        Runs it once, on inputs that were set before.
+    outputs
+        Runs it once and returns copies of its outputs as (N, C, H, W) arrays, whatever layout the runtime
+        works in.
+    """
+
+    run: Callable[[], None]
+    outputs: Callable[[], tuple[Array, ...]]
+
+
+class Runtime(ABC):
+    """An inference engine on this machine, at batch 1.
+
+    ``prepare*`` are context managers: inside the block the engine holds its resources and thread settings,
+    at its end both are as before.
+    """
+
+    name: ClassVar[str]
+    """How targets and commands call it."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    """Number formats it can be timed in."""
+
+    install: ClassVar[str]
+    """What to type to get it."""
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Return why it cannot be used here, or None if it can."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the engine's version."""
+
+    @abstractmethod
+    def prepare(
+        self, layer: Layer, threads: int, tensors: LayerTensors | None = None
+    ) -> AbstractContextManager[Prepared]:
+        """Make one layer ready, with given tensors or with seeded random ones."""
+
+    @abstractmethod
+    def prepare_empty(self, threads: int) -> AbstractContextManager[Prepared]:
+        """Make ready the least that can be run: its time is the cost of calling, not of computing."""
+
+    @abstractmethod
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int
+    ) -> AbstractContextManager[Prepared]:
+        """Make ready an exported network for one picture of ``size`` (height, width) in pixels.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, is no network of this runtime's format or takes another input.
+        """
+
+    def check(self, threads: int, precision: str = "fp32") -> None:
+        """Raise unless the runtime can be used here with these settings.
+
+        Raises
+        ------
+        UnavailableError
+            If it is not installed, or cannot compute in that precision.
+        InputError
+            If the number of threads is not positive.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise UnavailableError(f"the runtime '{self.name}' is not available: {reason}; {self.install}")
+        if precision not in self.precisions:
+            raise UnavailableError(
+                f"the runtime '{self.name}' is timed in {', '.join(self.precisions)}, not in '{precision}'"
+            )
+        if threads < 1:
+            raise InputError(f"the number of threads is at least 1, not {threads}")

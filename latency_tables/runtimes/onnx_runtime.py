@@ -1,0 +1,362 @@
+"""ONNX Runtime on the CPU, timed in the memory layout that whole networks run in.
+
+On x86 (and some ARM) processors ONNX Runtime keeps activations in a blocked layout, NCHWc, between
+convolutions, and converts at the edges of a network. A model of a single convolution has both edges, and the
+conversions cost as much as the layer itself (measured for LitePose-XS: the sum over layers came out 1.6 times
+the network's time). So a layer is timed like this:
+
+1. build ``x -> 1x1 depthwise -> layer -> 1x1 depthwise -> y``, so that the layer has neighbours;
+2. let ONNX Runtime optimise it, which fuses activation and addition and picks the layouts;
+3. cut the neighbours and the edges' conversions off; what remains is the layer as a network executes it, fed
+   in the layout that its neighbour would hand it.
+
+A conversion that the layer itself needs stays in: a transposed convolution has no blocked form, so it pays
+for turning its input into the plain layout, as in a network. (Its output is not charged: it is added to
+another one's before the next conversion.) A layer with at most 4 input channels reads the picture, so it has
+no neighbour before it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from latency_tables.runtimes.base import (
+    Array,
+    LayerTensors,
+    Prepared,
+    Runtime,
+    conv_padding,
+    deconv_padding,
+    layer_tensors,
+)
+from search_spaces.errors import InputError
+from search_spaces.layers import Layer
+
+if TYPE_CHECKING:
+    import onnx
+
+_OPSET, _IR_VERSION = 18, 10
+_BLOCKED = "com.microsoft.nchwc"
+_PICTURE_CHANNELS = 4
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime, CPU execution provider, sequential execution, one thread pool per session.
+
+    Worker threads spin between parallel sections, the engine's default and therefore what a user's
+    application sees. Inputs and outputs are bound once, so no copy is timed. (``run_with_iobinding`` is called
+    without run options on purpose: passing them costs 50 us per call with ONNX Runtime 1.31, against 3 us.)
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    install: ClassVar[str] = "install it with: pip install onnx onnxruntime"
+
+    def unavailable(self) -> str | None:
+        for package in ("onnx", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                return f"the package '{package}' is not installed"
+        return None
+
+    def version(self) -> str:
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    @contextmanager
+    def prepare(
+        self, layer: Layer, threads: int, tensors: LayerTensors | None = None
+    ) -> Iterator[Prepared]:
+        self.check(threads)
+        given = tensors or layer_tensors(layer, np.random.default_rng(0))
+        inputs = [given.x] if given.other is None else [given.x, given.other]
+        model, bare = _layer_model(layer, given)
+        piece = _cut_edges(_optimised(model), bare)
+        prepared = _session(
+            piece.model.SerializeToString(),
+            threads,
+            [_to_blocks(a) if b else a for a, b in zip(inputs, piece.blocked_inputs, strict=True)],
+        )
+
+        def outputs() -> tuple[Array, ...]:
+            return tuple(
+                _from_blocks(y, layer.c_out) if blocked else y
+                for y, blocked in zip(prepared.outputs(), piece.blocked_outputs, strict=True)
+            )
+
+        yield Prepared(prepared.run, outputs)
+
+    @contextmanager
+    def prepare_empty(self, threads: int) -> Iterator[Prepared]:
+        self.check(threads)
+        graph = _Graph()
+        graph.output(graph.node("Relu", [graph.input("x", (1,))]), (1,))
+        yield _session(graph.model().SerializeToString(), threads, [np.ones(1, dtype=np.float32)])
+
+    @contextmanager
+    def prepare_model(self, path: Path, size: tuple[int, int], threads: int) -> Iterator[Prepared]:
+        self.check(threads)
+        if not path.is_file():
+            raise InputError(f"the network '{path}' does not exist")
+        _check_picture_input(path, size)
+        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        try:
+            prepared = _session(str(path), threads, [x])
+        except Exception as error:  # the engine's error classes have no common public base
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the network '{path}' does not run in ONNX Runtime: {line}") from None
+        yield prepared
+
+
+class _Graph:
+    """A growing ONNX graph; tensors are numbered."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+
+    def input(self, name: str, shape: Sequence[int]) -> str:
+        self._inputs.append(_tensor_info(name, shape))
+        return name
+
+    def output(self, name: str, shape: Sequence[int]) -> None:
+        self._outputs.append(_tensor_info(name, shape))
+
+    def constant(self, array: Array) -> str:
+        from onnx import numpy_helper
+
+        name = f"constant{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        from onnx import helper
+
+        name = f"{operator}{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def model(self) -> onnx.ModelProto:
+        from onnx import helper
+
+        graph = helper.make_graph(self._nodes, "layer", self._inputs, self._outputs, self._constants)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
+        )
+
+
+def _tensor_info(name: str, shape: Sequence[int]) -> Any:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
+
+def _layer_model(layer: Layer, tensors: LayerTensors) -> tuple[onnx.ModelProto, frozenset[str]]:
+    """Return the layer between neighbours, and the names of the inputs and outputs that have none.
+
+    A neighbour is a 1x1 depthwise convolution that passes its input on.
+    """
+    graph = _Graph()
+    bare: set[str] = set()
+    # One channel cannot be depthwise: ONNX Runtime would take the neighbour for an ordinary convolution.
+    alone = layer.kind == "deconv" or layer.c_out == 1
+
+    def neighbour(x: str, channels: int) -> str:
+        ones = graph.constant(np.ones((channels, 1, 1, 1), dtype=np.float32))
+        return graph.node("Conv", [x, ones], kernel_shape=[1, 1], group=channels)
+
+    x = graph.input("x", tensors.x.shape)
+    if layer.c_in > _PICTURE_CHANNELS:
+        x = neighbour(x, layer.c_in)
+    else:
+        bare.add(x)
+    operands = [x, graph.constant(tensors.weight)]
+    if tensors.bias is not None:
+        operands.append(graph.constant(tensors.bias))
+    attributes: dict[str, Any] = {
+        "kernel_shape": [layer.kernel] * 2,
+        "strides": [layer.stride] * 2,
+        "group": layer.groups,
+    }
+    if layer.kind == "deconv":
+        padding, extra = deconv_padding(layer)
+        y = graph.node(
+            "ConvTranspose", operands, pads=[padding] * 4, output_padding=[extra] * 2, **attributes
+        )
+    else:
+        before, after = conv_padding(layer)
+        y = graph.node("Conv", operands, pads=[before, before, after, after], **attributes)
+    shape = (1, layer.c_out, layer.h_out, layer.w_out)
+    if layer.add:
+        other = graph.input("other", shape)
+        if alone:
+            bare.add(other)
+        else:
+            other = neighbour(other, layer.c_out)
+        y = graph.node("Add", [y, other])
+    if layer.activation == "relu":
+        y = graph.node("Relu", [y])
+    elif layer.activation == "relu6":
+        limits = [graph.constant(np.array(v, dtype=np.float32)) for v in (0.0, 6.0)]
+        y = graph.node("Clip", [y, *limits])
+    if alone:
+        bare.add(y)
+    else:
+        y = neighbour(y, layer.c_out)
+    graph.output(y, shape)
+    return graph.model(), frozenset(bare)
+
+
+def _options(threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return options
+
+
+def _optimised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model as ONNX Runtime would execute it on this processor."""
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        options = _options(1)
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
+        return onnx.load(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A model to be timed, and which of its inputs and outputs are in the blocked layout."""
+
+    model: onnx.ModelProto
+    blocked_inputs: tuple[bool, ...]
+    blocked_outputs: tuple[bool, ...]
+
+
+def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Piece:
+    """Return the optimised model without the neighbours and the layout conversions around them.
+
+    From each input the chain of nodes up to and including the neighbour is dropped, likewise from the output
+    backwards; inputs and outputs named in ``bare`` have no neighbour and stay as they are.
+    """
+    graph = model.graph
+    padded = {constant.name: constant.dims[0] for constant in graph.initializer if constant.dims}
+    producer = {name: node for node in graph.node for name in node.output}
+    consumer = {name: node for node in graph.node for name in node.input}
+    dropped: set[str] = set()
+
+    def cut(info: Any, forward: bool) -> bool:
+        """Replace one input or output by the tensor beyond its neighbour; return whether it is blocked."""
+        if info.name in bare:
+            return False
+        node = consumer[info.name] if forward else producer[info.name]
+        dropped.add(node.output[0])
+        while node.op_type != "Conv":
+            node = consumer[node.output[0]] if forward else producer[node.input[0]]
+            dropped.add(node.output[0])
+        batch, _, height, width = (d.dim_value for d in info.type.tensor_type.shape.dim)
+        beyond = node.output[0] if forward else node.input[0]
+        # The neighbour's weights have one row per channel, padded to whole blocks where it is blocked.
+        info.CopyFrom(_tensor_info(beyond, (batch, padded[node.input[1]], height, width)))
+        return bool(node.domain == _BLOCKED)
+
+    blocked_inputs = tuple(cut(info, True) for info in graph.input)
+    blocked_outputs = tuple(cut(info, False) for info in graph.output)
+    kept = [node for node in graph.node if node.output[0] not in dropped]
+    used = {name for node in kept for name in node.input}
+    constants = [constant for constant in graph.initializer if constant.name in used]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(constants)
+    return _Piece(model, blocked_inputs, blocked_outputs)
+
+
+@cache
+def _block() -> int:
+    """Return how many channels one block of the blocked layout holds on this processor."""
+    layer = Layer("conv", 3, 1, 3, 1, 1, 4, 4)
+    model, _ = _layer_model(layer, layer_tensors(layer, np.random.default_rng(0)))
+    # The weights of a convolution to one channel are padded to one block.
+    return max(int(c.dims[0]) for c in _optimised(model).graph.initializer if len(c.dims) == 4)
+
+
+def _to_blocks(array: Array) -> Array:
+    """Return an (1, C, H, W) array in the blocked layout: channels padded with zeros, blocks innermost."""
+    size = _block()
+    _, channels, height, width = array.shape
+    padded = -(-channels // size) * size
+    full = np.zeros((1, padded, height, width), dtype=np.float32)
+    full[:, :channels] = array
+    blocks = full.reshape(1, padded // size, size, height, width).transpose(0, 1, 3, 4, 2)
+    return np.ascontiguousarray(blocks).reshape(1, padded, height, width)
+
+
+def _from_blocks(array: Array, channels: int) -> Array:
+    """Return the first ``channels`` channels of a blocked array as (1, C, H, W)."""
+    size = _block()
+    _, padded, height, width = array.shape
+    blocks = array.reshape(1, padded // size, height, width, size).transpose(0, 1, 4, 2, 3)
+    return np.ascontiguousarray(blocks.reshape(1, padded, height, width)[:, :channels])
+
+
+def _session(model: bytes | str, threads: int, inputs: Sequence[Array]) -> Prepared:
+    """Return a session of ``model`` (bytes, or a path) with its inputs and outputs bound to fixed memory."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, _options(threads), providers=_PROVIDERS)
+    names = [info.name for info in session.get_inputs()]
+    feeds = dict(zip(names, inputs, strict=True))
+    outputs = [info.name for info in session.get_outputs()]
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    results = [onnxruntime.OrtValue.ortvalue_from_numpy(y) for y in session.run(outputs, feeds)]
+    for name, value in zip(outputs, results, strict=True):
+        binding.bind_ortvalue_output(name, value)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+
+    def computed() -> tuple[Array, ...]:
+        run()
+        return tuple(np.array(value.numpy(), dtype=np.float32) for value in results)
+
+    return Prepared(run, computed)
+
+
+def _check_picture_input(path: Path, size: tuple[int, int]) -> None:
+    """Raise :class:`InputError` unless the model takes exactly one float picture of that size."""
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # protobuf's own error class is not public
+        raise InputError(f"the network '{path}' is no ONNX file, or a damaged one") from None
+    constants = {constant.name for constant in graph.initializer}
+    inputs = [info for info in graph.input if info.name not in constants]
+    shapes = [[d.dim_value or None for d in info.type.tensor_type.shape.dim] for info in inputs]
+    wanted = (1, 3, *size)
+    if len(shapes) != 1 or len(shapes[0]) != 4 or any(h not in (None, w) for h, w in zip(shapes[0], wanted)):
+        found = "; ".join("x".join(str(d or "?") for d in shape) for shape in shapes) or "nothing"
+        raise InputError(
+            f"the network '{path}' takes {found}, not one picture of 1x3x{size[0]}x{size[1]}: state its size"
+        )

@@ -1,0 +1,144 @@
+"""Target: the one thing a latency table is about, device x processor x runtime x precision x threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import InputError
+from search_spaces.files import check_keys, read_yaml, write_yaml
+
+_WORD = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
+_LOCAL_DEVICE = "this-machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and how networks run; milliseconds of different targets are never mixed.
+
+    Attributes
+    ----------
+    device
+        Lower-case words joined by dashes, e.g. ``raspberry-pi-4``; ``this-machine`` for the one at hand.
+    processor
+        What executes the layers, in words, e.g. ``Cortex-A72 1.5 GHz``.
+    runtime
+        Name of the runtime, e.g. ``onnxruntime`` (see :data:`latency_tables.RUNTIMES`).
+    precision
+        Number format of weights and activations, e.g. ``fp32``.
+    threads
+        Threads that one network uses.
+
+    Raises
+    ------
+    InputError
+        On construction, naming the field that is wrong.
+    """
+
+    device: str
+    processor: str
+    runtime: str
+    precision: str = "fp32"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for what in ("device", "runtime", "precision"):
+            value = getattr(self, what)
+            if not isinstance(value, str) or not _WORD.fullmatch(value):
+                raise InputError(
+                    f"a target's {what} is lower-case letters and digits joined by '-' or '.', not {value!r}"
+                )
+        if not isinstance(self.processor, str) or not self.processor.strip() or "\n" in self.processor:
+            raise InputError(f"a target's processor is one line of text, not {self.processor!r}")
+        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1:
+            raise InputError(f"a target's threads is a whole number from 1, not {self.threads!r}")
+
+    @property
+    def name(self) -> str:
+        """How commands and files call the target, e.g. ``this-machine-onnxruntime-fp32-2t``."""
+        return f"{self.device}-{self.runtime}-{self.precision}-{self.threads}t"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for YAML and JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object, where: str = "target") -> Target:
+        """Return the target that a mapping describes.
+
+        Raises
+        ------
+        InputError
+            Naming ``where`` and the key that is missing, unknown or wrong.
+        """
+        given = check_keys(value, {field.name for field in fields(cls)}, where)
+        for key in ("device", "processor", "runtime"):
+            if key not in given:
+                raise InputError(f"{where} lacks '{key}'")
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+
+def read_target(path: str | Path) -> Target:
+    """Return the target described by a YAML file with the fields of :class:`Target`."""
+    return Target.from_dict(read_yaml(path, "target file"), f"target file '{path}'")
+
+
+def write_target(path: str | Path, target: Target) -> None:
+    """Write the target to a YAML file, atomically."""
+    write_yaml(path, target.to_dict())
+
+
+def available_threads() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return this machine's processor as its system names it; where it does not, its architecture."""
+    cpuinfo, model = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    if model.is_file():
+        text = model.read_text(encoding="utf-8", errors="replace").strip("\x00 \n")
+        if text:
+            return text
+    return platform.processor() or platform.machine() or "unknown processor"
+
+
+def local_target(runtime: str, threads: int | None = None, device: str = _LOCAL_DEVICE) -> Target:
+    """Return the target that this very machine is, at fp32.
+
+    Parameters
+    ----------
+    runtime
+        Name of a runtime.
+    threads
+        Threads per network; by default all that this process may use.
+    device
+        Name to give the machine.
+
+    Raises
+    ------
+    InputError
+        If there are fewer processors than threads: timings would measure the queue.
+    """
+    most = available_threads()
+    target = Target(device, processor_name(), runtime, "fp32", most if threads is None else threads)
+    if target.threads > most:
+        raise InputError(
+            f"this process may use {most} processors, so a target here has at most {most} threads,"
+            f" not {target.threads}"
+        )
+    return target
