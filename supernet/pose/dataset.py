@@ -183,7 +183,7 @@ class PoseDataset:
         if not self.labelled.any():
             theirs, ours = ", ".join(self.source_skeleton.joints), ", ".join(self.skeleton.joints)
             raise InputError(
-                f"{where} annotates no joint of skeleton '{self.skeleton.name}' ({ours}); its joints are {theirs}"
+                f"{where} annotates no joint of skeleton '{self.skeleton.name}' ({ours}); it has {theirs}"
             )
         category_id = int(chosen["id"])
         self._category = {"id": category_id, "name": str(chosen.get("name", "person"))}
