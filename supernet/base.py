@@ -1,0 +1,194 @@
+"""What every family's networks have in common: the plain Subnet, and the weight-sharing Supernet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces import Arch, InputError, SearchSpace
+from supernet.elastic import (
+    ElasticBatchNorm2d,
+    ElasticConv2d,
+    ElasticConvTranspose2d,
+    ElasticDepthwiseConv2d,
+    ElasticLayer,
+)
+
+__all__ = ["Channels", "Subnet", "Supernet", "param_count"]
+
+_PLAIN_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
+_ELASTIC_LAYERS = (ElasticConv2d, ElasticDepthwiseConv2d, ElasticConvTranspose2d, ElasticBatchNorm2d)
+
+
+class Channels(NamedTuple):
+    """One set of channels of a network, and every layer that it passes through.
+
+    Attributes
+    ----------
+    written
+        Names of the convolutions whose outputs the channels are (several where outputs are added).
+    kept
+        Names of the depthwise convolutions and normalisations that work on each channel by itself.
+    read
+        Names of the convolutions that take the channels as inputs.
+    """
+
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    read: tuple[str, ...]
+
+
+class Subnet(nn.Module, ABC):
+    """A plain static network of one arch.
+
+    Its convolutions are found under the names of the arch's layers: ``net.get_submodule(layer.name)``.
+
+    Attributes
+    ----------
+    arch, joints
+        The network's description and number of keypoints.
+    output_names
+        Names of the tensors that ``forward`` returns, in order.
+    """
+
+    output_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, arch: Arch, joints: int) -> None:
+        super().__init__()
+        self.arch = arch
+        self.joints = joints
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the network's outputs for images ``x``, shape (N, 3, H, W)."""
+
+    @abstractmethod
+    def norm_sources(self) -> Mapping[str, tuple[str, ...]]:
+        """Return for every normalisation the convolutions whose sum it normalises, by name."""
+
+    @abstractmethod
+    def channels(self) -> tuple[Channels, ...]:
+        """Return every set of channels whose order is free, so that a permutation keeps the function."""
+
+    @property
+    @abstractmethod
+    def output_layers(self) -> tuple[str, ...]:
+        """Names of the convolutions that write the network's outputs."""
+
+
+class Supernet(nn.Module, ABC):
+    """The weight-sharing network of a search space: it holds the weights of the widest arch.
+
+    ``supernet(x, arch)`` runs the part of the weights that makes up ``arch``, which is an argument and never
+    state. Any arch that fits into the widest one can be run, also at a resolution that the space lacks.
+
+    Layers have the same names as in the family's plain network; that is what extraction rests on.
+
+    Attributes
+    ----------
+    space
+        The search space.
+    widest
+        The arch with the largest value of every choice.
+    """
+
+    plain: ClassVar[type[Subnet]]
+    """The class of the family's plain networks."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.space = space
+        self.widest = space.largest()
+        self._most = {choice.name: choice.values[-1] for choice in space.choices}
+
+    @abstractmethod
+    def forward(self, x: Tensor, arch: Arch) -> tuple[Tensor, ...]:
+        """Return the outputs of ``arch`` for images ``x``, shape (N, 3, H, W), any size of at least 32 px."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the tensors that ``forward`` returns, in order."""
+        return self.plain.output_names
+
+    @property
+    @abstractmethod
+    def output_layers(self) -> tuple[str, ...]:
+        """Names of the convolutions that write the network's outputs."""
+
+    def check(self, arch: Arch) -> None:
+        """Raise :class:`InputError` naming every value of ``arch`` that exceeds the widest arch's."""
+        if arch.family != self.space.family:
+            raise InputError(
+                f"this supernet is of the {self.space.family.name} family, not {arch.family.name}"
+            )
+        wrong = []
+        for (name, value), (_, most) in zip(arch.values, self.widest.values, strict=True):
+            if name == "resolution":
+                continue
+            if isinstance(value, int) and isinstance(most, int):
+                if value > most:
+                    wrong.append(f"{name} = {value} > {most}")
+            elif value != most:
+                wrong.append(f"{name} = {value}, not {most}")
+        if wrong:
+            raise InputError(f"the arch does not fit into this supernet's widest: {'; '.join(wrong)}")
+
+    def extract(self, arch: Arch) -> Subnet:
+        """Return the plain network of ``arch`` with copies of its weights and running statistics.
+
+        Its output equals ``self(x, arch)``, in evaluation and in training mode.
+
+        Raises
+        ------
+        InputError
+            If the arch does not fit into the supernet.
+        """
+        self.check(arch)
+        like = next(self.parameters())
+        with torch.device("meta"):  # nothing is initialised that is overwritten right after
+            net = self.plain(arch, self.space.joints)
+        net.to_empty(device=like.device).to(like.dtype)
+        with torch.no_grad():
+            for buffer in net.buffers():
+                buffer.zero_()
+            for _, own, part in self._pairs(net):
+                own.copy_(part)
+        return net.train(self.training)
+
+    def load_plain(self, net: Subnet) -> None:
+        """Set the weights and statistics that make up ``net``'s arch; afterwards ``self(x, net.arch)`` equals it.
+
+        Weights outside of that arch keep what they hold.
+
+        Raises
+        ------
+        InputError
+            If the network does not fit into the supernet, or has another number of joints. Nothing is changed.
+        """
+        self.check(net.arch)
+        if net.joints != self.space.joints:
+            raise InputError(f"this supernet predicts {self.space.joints} joints, the network {net.joints}")
+        with torch.no_grad():
+            for _, own, part in list(self._pairs(net)):
+                part.copy_(own)
+
+    def _pairs(self, net: Subnet) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (name, tensor of the plain network, view of the supernet's tensor that stands for it)."""
+        for name, module in net.named_modules():
+            if not isinstance(module, _PLAIN_LAYERS):
+                continue
+            elastic = self.get_submodule(name)
+            if not isinstance(elastic, _ELASTIC_LAYERS):
+                raise TypeError(f"layer '{name}' of {type(self).__name__} is not elastic")
+            layer: ElasticLayer = elastic
+            for key, part in layer.parts(module).items():
+                yield f"{name}.{key}", getattr(module, key), part
+
+
+def param_count(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
