@@ -160,14 +160,14 @@ class Supernet(nn.Module, ABC):
         return net.train(self.training)
 
     def load_plain(self, net: Subnet) -> None:
-        """Set the weights and statistics that make up ``net``'s arch; afterwards ``self(x, net.arch)`` equals it.
+        """Take over the weights and statistics of a plain network: ``self(x, net.arch)`` then equals it.
 
         Weights outside of that arch keep what they hold.
 
         Raises
         ------
         InputError
-            If the network does not fit into the supernet, or has another number of joints. Nothing is changed.
+            If the network does not fit into the supernet, or has another number of joints; nothing changes.
         """
         self.check(net.arch)
         if net.joints != self.space.joints:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 DECONV_GEOMETRY: Mapping[int, tuple[int, int]] = {2: (0, 0), 3: (1, 1), 4: (1, 0)}
-"""``(padding, output padding)`` with which a stride-2 transposed convolution of each kernel exactly doubles."""
+"""``(padding, output padding)`` of each kernel with which a transposed convolution of stride 2 doubles."""
 
 
 def deconv(c_in: int, c_out: int, kernel: int) -> nn.ConvTranspose2d:
@@ -105,7 +105,7 @@ class ElasticDepthwiseConv2d(nn.Conv2d):
         return {"weight": self.active(channels, kernel)}
 
     def forward(self, x: Tensor, kernel: int | None = None) -> Tensor:
-        """Return the convolution of ``x`` (N, channels, H, W) by the active part; None: the largest kernel."""
+        """Return the active part applied to ``x`` (N, channels, H, W); None stands for the largest kernel."""
         kernel = kernel or self.kernel_size[0]
         channels = x.shape[1]
         return F.conv2d(x, self.active(channels, kernel), None, self.stride, kernel // 2, groups=channels)
@@ -149,8 +149,8 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the channels that come in: the first ones of its parameters and statistics.
 
     In training it normalises by the batch and updates the running statistics of these channels only (with
-    the layer's momentum); in evaluation it uses their running statistics. Running statistics of a channel
-    are shared by every arch that has it, so a subnet needs :func:`supernet.bn.recalibrate` before it is judged.
+    the layer's momentum); in evaluation it uses their running statistics. A channel's statistics are shared
+    by every arch that has it, so a subnet needs :func:`supernet.bn.recalibrate` before it is judged.
     """
 
     def active(self, channels: int) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ class _Head(nn.Module):
                 self.add_module(f"output{i - 1}", _Output(width, source, _output_channels(i - 1, joints)))
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return both outputs; ``features`` are those of stem and stages, the last of which is ``refined``."""
+        """Return both outputs; ``features`` are those of the stem and the stages."""
         refined, outputs = features[-1], []
         for i in range(DECONVS):
             raw, like = features[STAGES - 1 - i], features[STAGES - 2 - i]

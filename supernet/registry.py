@@ -22,7 +22,7 @@ SUPERNETS: Mapping[str, type[Supernet]] = {"litepose": LitePoseSupernet}
 """The class of supernets of each family."""
 
 OUTPUT_STD = 1e-3
-"""Standard deviation of the output layers' first weights, as HigherHRNet sets it: heatmaps start near zero."""
+"""Standard deviation of the output layers' first weights, as in HigherHRNet: heatmaps start near zero."""
 
 
 def build_network(arch: Arch, joints: int, generator: torch.Generator | None = None) -> Subnet:
