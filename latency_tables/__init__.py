@@ -1,1 +1,51 @@
-"""Latency tables: milliseconds per layer on one target, measured or estimated, always with their provenance."""
+"""Latency tables: milliseconds per layer on one target, each with its provenance.
+
+Measure this machine's layers, then ask what a network takes::
+
+    from latency_tables import LatencyPredictor, local_target, profile
+    from search_spaces import get_arch, litepose_native
+
+    space = litepose_native(joints=14, resolutions=[256])
+    table = profile(local_target("onnxruntime", threads=2), space.distinct_layers(), out="tables")
+    LatencyPredictor(table).predict(get_arch("litepose-xs").layers(joints=14))
+
+Importing this package imports no inference engine.
+"""
+
+from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate
+from latency_tables.profiler import ProfileSettings, measure_model, profile
+from latency_tables.runtimes import RUNTIMES, Runtime, get_runtime
+from latency_tables.table import (
+    Calibration,
+    LatencyTable,
+    Provenance,
+    Row,
+    available_tables,
+    find_table,
+)
+from latency_tables.target import Target, local_target, read_target, write_target
+from latency_tables.timing import Timing
+
+__all__ = [
+    "RUNTIMES",
+    "Calibration",
+    "LatencyPredictor",
+    "LatencyTable",
+    "Prediction",
+    "Predictions",
+    "ProfileSettings",
+    "Provenance",
+    "Row",
+    "Runtime",
+    "Target",
+    "Timing",
+    "available_tables",
+    "calibrate",
+    "find_table",
+    "get_runtime",
+    "local_target",
+    "measure_model",
+    "profile",
+    "read_target",
+    "write_target",
+]

@@ -15,6 +15,7 @@ Clock = Callable[[], float]
 """Returns seconds; only differences matter."""
 
 _SHORTEST_SAMPLE_S = 2e-4
+_FASTEST_RUN_S = 1e-8
 _MOST_SAMPLES = 200
 _FEWEST_SAMPLES = 3
 _WARMUP_SHARE = 0.2
@@ -78,9 +79,7 @@ def take_samples(
         run()
         fastest = min(fastest, clock() - before)
         warmups += 1
-    loop = max(1, math.ceil(_SHORTEST_SAMPLE_S / max(fastest, 1e-9)))
-    # A loop never eats the whole visit, however fast the clock says that the closure is.
-    loop = max(1, min(loop, int(_SHORTEST_SAMPLE_S / 1e-8)))
+    loop = max(1, math.ceil(_SHORTEST_SAMPLE_S / max(fastest, _FASTEST_RUN_S)))
     wanted = max(_FEWEST_SAMPLES, math.ceil(min_runs / loop))
     found: list[float] = []
     while len(found) < wanted or (len(found) < _MOST_SAMPLES and clock() - start < seconds):

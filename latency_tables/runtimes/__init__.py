@@ -1,4 +1,4 @@
-"""Inference engines, each behind the same interface (:class:`Runtime`); none is imported before it is used."""
+"""Inference engines behind one interface (:class:`Runtime`); none is imported before it is used."""
 
 from __future__ import annotations
 

@@ -45,9 +45,7 @@ class TorchRuntime(Runtime):
         return str(torch.__version__)
 
     @contextmanager
-    def prepare(
-        self, layer: Layer, threads: int, tensors: LayerTensors | None = None
-    ) -> Iterator[Prepared]:
+    def prepare(self, layer: Layer, threads: int, tensors: LayerTensors | None = None) -> Iterator[Prepared]:
         import torch
         from torch.nn import functional
 

@@ -1,0 +1,379 @@
+"""The profiler: times layers on this machine into a table, resumably, and refuses what drifted.
+
+Layers are visited in several rounds, each in another random order, so that a slow change of the machine's
+speed (heat, frequency, neighbours) spreads over all layers instead of hitting the last ones. A canary layer
+is timed again and again in between; if a round's canary leaves the others, the round is void.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from os import getloadavg
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
+from latency_tables.runtimes import Runtime, get_runtime
+from latency_tables.table import LatencyTable, Row, csv_path
+from latency_tables.target import Target, processor_name
+from latency_tables.timing import Clock, Samples, Timing, summarise, take_samples
+from search_spaces.errors import InputError, RunError
+from search_spaces.layers import Layer
+
+Progress = Callable[[int, int, str], None]
+"""Called with (visits done, visits in all, what is being timed)."""
+
+CANARY = Layer("conv", 96, 96, 1, 1, 1, 32, 32, norm=True, activation="relu6", name="canary")
+"""The layer that is timed throughout: 9.4 MMACs, the middle of what pose networks execute."""
+
+_CANARY_EVERY = 16
+_CANARY_SECONDS = 0.03
+_DECIMALS = 7
+_LEAST_SHARE = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """How thoroughly to measure.
+
+    Attributes
+    ----------
+    seconds_per_layer
+        Time per layer, all rounds together, warm-up included.
+    rounds
+        Visits to each layer.
+    min_runs
+        Fewest timed runs per layer, all rounds together.
+    max_drift
+        By how much a round's canary may differ from the median of all canaries, as a share.
+    on_drift
+        ``refuse``: void the rounds that drifted, save nothing; the same command measures them anew.
+        ``warn``: save the table, with the drift in its metadata and a warning.
+    seed
+        Of the order in which layers are visited.
+
+    Raises
+    ------
+    InputError
+        On construction, naming the setting that is wrong.
+    """
+
+    seconds_per_layer: float = 0.25
+    rounds: int = 5
+    min_runs: int = 20
+    max_drift: float = 0.15
+    on_drift: Literal["refuse", "warn"] = "refuse"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what in ("seconds_per_layer", "max_drift"):
+            value = getattr(self, what)
+            if not 0 < value < math.inf:
+                raise InputError(f"{what} is a positive number, not {value!r}")
+        for what, least in (("rounds", 1), ("min_runs", 1), ("seed", 0)):
+            value = getattr(self, what)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{what} is a whole number from {least}, not {value!r}")
+        if self.on_drift not in ("refuse", "warn"):
+            raise InputError(f"on_drift is 'refuse' or 'warn', not '{self.on_drift}'")
+
+
+def profile(
+    target: Target,
+    layers: Iterable[Layer],
+    *,
+    out: str | Path,
+    settings: ProfileSettings | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+    clock: Clock = time.perf_counter,
+) -> LatencyTable:
+    """Time layers on this machine and return the table, which is also saved.
+
+    Measurements go to a journal (``NAME.partial.jsonl``) as they arrive: after Ctrl-C, kill -9 or a power cut
+    the same call continues where it stopped. If the table exists, only layers that it lacks are measured.
+
+    Parameters
+    ----------
+    target
+        What is measured; must be this machine.
+    layers
+        The work list, e.g. ``space.distinct_layers()``.
+    out
+        Folder for the table (file name: the target's name), or the path of its CSV file.
+    settings
+        How thoroughly to measure.
+    runtime
+        By default the one that the target names.
+    progress
+        Called before every visit.
+    command
+        What the user typed, for the metadata.
+    clock
+        Source of seconds.
+
+    Raises
+    ------
+    InputError
+        If the work list is empty, or the table at ``out`` is of another target or runtime version.
+    UnavailableError
+        If the runtime is not installed, or does not offer the target's precision.
+    RunError
+        If the canary drifted too far, or the journal belongs to other settings or is in use.
+    """
+    settings = settings or ProfileSettings()
+    runtime = runtime or get_runtime(target.runtime)
+    if runtime.name != target.runtime:
+        raise InputError(f"the target '{target.name}' runs on '{target.runtime}', not on '{runtime.name}'")
+    runtime.check(target.threads, target.precision)
+    work = tuple(dict.fromkeys(layers))
+    if not work:
+        raise InputError("there is nothing to profile: the work list holds no layer")
+    path = csv_path(out) if Path(out).suffix == ".csv" else Path(out) / f"{target.name}.csv"
+    former = _former_table(path, target, runtime)
+    todo = work if former is None else former.missing(work)
+    partial = path.with_suffix(".partial.jsonl")
+    if former is not None and not todo:
+        if journaled_keys(partial) <= {layer.key for layer in former.rows}:
+            partial.unlink(missing_ok=True)  # the table was saved, then the process was killed
+        return former
+    header = {
+        "target": target.to_dict(),
+        "runtime_version": runtime.version(),
+        **{k: v for k, v in asdict(settings).items() if k not in ("max_drift", "on_drift")},
+    }
+    with open_journal(partial, header) as journal:
+        journal.write("start", facts={"date": _now(), "command": command, **machine_state()})
+        _measure(journal, runtime, target.threads, todo, settings, progress, clock)
+        drift = _check_drift(journal, former, settings)
+        table = _table(journal.found, target, runtime, settings, drift)
+        if former is not None:
+            table = former.merge(table)
+        table.save(path)
+        journal.remove()
+    return table
+
+
+def measure_model(
+    runtime: Runtime,
+    path: str | Path,
+    size: tuple[int, int],
+    threads: int,
+    *,
+    seconds: float = 2.0,
+    min_runs: int = 10,
+    clock: Clock = time.perf_counter,
+) -> Timing:
+    """Time a whole exported network on one picture of ``size`` (height, width).
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is no network that takes such a picture.
+    UnavailableError
+        If the runtime is not installed.
+    """
+    runtime.check(threads)
+    with runtime.prepare_model(Path(path), size, threads) as network:
+        samples = take_samples(network.run, seconds=seconds, min_runs=min_runs, clock=clock)
+    return summarise(samples.ms, len(samples.ms) * samples.loop)
+
+
+def machine_state() -> dict[str, Any]:
+    """Return what this machine tells about its speed: governor, clock, temperature, load.
+
+    Only what can be read is in it; a virtual machine usually tells the load alone.
+    """
+    state: dict[str, Any] = {"load_1min": round(getloadavg()[0], 2)}
+    frequency = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    for name, file, scale in (
+        ("governor", frequency / "scaling_governor", None),
+        ("mhz", frequency / "scaling_cur_freq", 1e3),
+        ("celsius", Path("/sys/class/thermal/thermal_zone0/temp"), 1e3),
+    ):
+        try:
+            text = file.read_text(encoding="ascii").strip()
+            state[name] = text if scale is None else round(float(text) / scale, 1)
+        except (OSError, ValueError):
+            continue
+    return state
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _former_table(path: Path, target: Target, runtime: Runtime) -> LatencyTable | None:
+    if not path.exists():
+        return None
+    table = LatencyTable.load(path)
+    if table.target != target:
+        raise InputError(
+            f"the latency table '{path}' is of {table.target}, not of {target}: profile into another folder"
+        )
+    versions = {session["runtime_version"] for session in table.sessions if "runtime_version" in session}
+    if versions - {runtime.version()}:
+        raise InputError(
+            f"the latency table '{path}' was measured with {runtime.name} {', '.join(sorted(versions))},"
+            f" here is {runtime.version()}: profile into another folder"
+        )
+    return table
+
+
+def _measure(
+    journal: Journal,
+    runtime: Runtime,
+    threads: int,
+    layers: Sequence[Layer],
+    settings: ProfileSettings,
+    progress: Progress | None,
+    clock: Clock,
+) -> None:
+    """Visit every layer once per round, skipping the visits that the journal already holds."""
+    found = journal.found
+    every = sorted(layers, key=lambda layer: layer.key)
+    seconds = settings.seconds_per_layer / settings.rounds
+    min_runs = math.ceil(settings.min_runs / settings.rounds)
+    done, total = 0, settings.rounds * len(every)
+
+    def timed(run: Callable[[], None], least: int = min_runs, spend: float = seconds) -> Samples:
+        return take_samples(run, seconds=spend, min_runs=least, clock=clock)
+
+    def canary(index: int) -> None:
+        with runtime.prepare(CANARY, threads) as layer:
+            journal.samples("canary", index, timed(layer.run, spend=_CANARY_SECONDS))
+        with runtime.prepare_empty(threads) as nothing:
+            journal.samples("overhead", index, timed(nothing.run, spend=_CANARY_SECONDS / 3))
+
+    for index in range(settings.rounds):
+        order = np.random.default_rng((settings.seed, index)).permutation(len(every))
+        known = found.visits.get(index, {})
+        waiting = [every[i] for i in order if every[i].key not in known]
+        done += len(every) - len(waiting)
+        for position, layer in enumerate(waiting):
+            if progress is not None:
+                progress(done, total, f"round {index + 1}/{settings.rounds}: {layer.key}")
+            if position % _CANARY_EVERY == 0:
+                canary(index)
+            with runtime.prepare(layer, threads) as prepared:
+                journal.samples("layer", index, timed(prepared.run), key=layer.key)
+            done += 1
+        if waiting:
+            canary(index)
+    if progress is not None:
+        progress(total, total, "done")
+
+
+@dataclass(frozen=True, slots=True)
+class _Drift:
+    """The canary's story: its median over all rounds, and the largest relative step away from it."""
+
+    canary_ms: float
+    by_round: dict[int, float]
+    since_former: float | None
+
+    @property
+    def worst(self) -> float:
+        steps = [abs(step) for step in self.by_round.values()]
+        return max([*steps, abs(self.since_former or 0.0)])
+
+
+def _check_drift(journal: Journal, former: LatencyTable | None, settings: ProfileSettings) -> _Drift:
+    """Return the drift; raise :class:`RunError` if it is too large and is to be refused."""
+    rounds = {
+        index: float(np.median([ms for samples in visits for ms in samples.ms]))
+        for index, visits in sorted(journal.found.canary.items())
+    }
+    middle = float(np.median(list(rounds.values())))
+    before = [s["canary_ms"] for s in former.sessions if "canary_ms" in s] if former is not None else []
+    drift = _Drift(
+        canary_ms=middle,
+        by_round={index: ms / middle - 1 for index, ms in rounds.items()},
+        since_former=middle / before[-1] - 1 if before else None,
+    )
+    if drift.worst <= settings.max_drift:
+        return drift
+    bad = [index for index, step in drift.by_round.items() if abs(step) > settings.max_drift]
+    told = [f"round {index + 1} by {drift.by_round[index]:+.0%}" for index in bad]
+    if drift.since_former is not None and abs(drift.since_former) > settings.max_drift:
+        told.append(f"all rounds by {drift.since_former:+.0%} since the rows measured before")
+        bad = list(rounds)
+    story = (
+        f"the machine's speed drifted while profiling: the canary layer left its median"
+        f" ({', '.join(told)}; allowed {settings.max_drift:.0%})"
+    )
+    if settings.on_drift == "refuse":
+        journal.discard(bad)
+        raise RunError(
+            f"{story}; no table was saved: free the machine and run the same command again, which measures"
+            f" only {'that round' if len(bad) == 1 else 'those rounds'} anew, or allow more drift"
+        )
+    _log.warning("%s; the table is saved all the same, with the drift in its metadata", story)
+    return drift
+
+
+def _table(
+    found: Measurements, target: Target, runtime: Runtime, settings: ProfileSettings, drift: _Drift
+) -> LatencyTable:
+    """Return the table of all layers that every round has visited, net of the cost of calling the runtime."""
+    rounds = range(settings.rounds)
+    overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
+    source = f"{runtime.name} {runtime.version()}"
+    keys = sorted(set.intersection(*(set(found.visits.get(index, {})) for index in rounds)))
+    rows: dict[Layer, Row] = {}
+    for key in keys:
+        visits = [found.visits[index][key] for index in rounds]
+        timing = _net(visits, overhead)
+        rows[Layer.from_key(key)] = Row(
+            median_ms=timing.median_ms,
+            p10_ms=timing.p10_ms,
+            p90_ms=timing.p90_ms,
+            runs=timing.runs,
+            provenance="measured-here",
+            source=source,
+        )
+    session = {
+        "date": found.starts[0]["date"],
+        "finished": _now(),
+        "command": found.starts[-1]["command"],
+        "layers": len(rows),
+        "runtime_version": runtime.version(),
+        **{key: value for key, value in asdict(settings).items() if key != "on_drift"},
+        "processes": len(found.starts),
+        "processor": processor_name(),
+        "machine_before": {k: v for k, v in found.starts[0].items() if k not in ("date", "command")},
+        "machine_after": machine_state(),
+        "overhead_ms": round(overhead, _DECIMALS),
+        "canary": CANARY.key,
+        "canary_ms": round(drift.canary_ms, _DECIMALS),
+        "canary_by_round": [round(step, 4) for _, step in sorted(drift.by_round.items())],
+        "drift": round(drift.worst, 4),
+        "drifted": drift.worst > settings.max_drift,
+    }
+    return LatencyTable(target=target, rows=rows, sessions=(session,))
+
+
+def _net(visits: Sequence[Samples], overhead: float) -> Timing:
+    """Return the summary over all rounds after subtracting the overhead of each call.
+
+    At least a tenth of the gross time stays: what remains of a layer as fast as an empty call is noise, but
+    it is never nothing.
+    """
+    gross = np.array([ms for samples in visits for ms in samples.ms])
+    net = np.maximum(gross - overhead, _LEAST_SHARE * gross)
+    found = summarise(net.tolist(), sum(len(samples.ms) * samples.loop for samples in visits))
+    p10, median, p90 = (
+        max(round(value, _DECIMALS), 10**-_DECIMALS)
+        for value in (found.p10_ms, found.median_ms, found.p90_ms)
+    )
+    return Timing(median_ms=median, p10_ms=p10, p90_ms=p90, runs=found.runs)
