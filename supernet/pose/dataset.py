@@ -529,9 +529,14 @@ def _region(annotation: Mapping[str, Any], height: int, width: int, where: str) 
                 else segmentation
             )
         else:
-            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+            polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
+            if not all(
+                p.ndim == 1 and p.size >= 6 and p.size % 2 == 0 and np.isfinite(p).all() for p in polygons
+            ):
+                raise ValueError("a polygon is a list of at least three x, y")
+            rle = coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], height, width))
         return np.asarray(coco_mask.decode(rle), dtype=np.bool_)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"{where}: annotation {annotation['id']} has a 'segmentation' that is neither polygons nor a run "
             f"length code of the image: {error}"

@@ -203,14 +203,12 @@ class Skeleton:
             isinstance(s, int | float) and not isinstance(s, bool) for s in sigmas
         ):
             raise InputError(f"{where}: 'sigmas' must be a list of numbers, got {sigmas!r}")
-        return cls(
-            name=name,
-            joints=tuple(joints),
-            flip_pairs=pairs("flip_pairs") if "flip_pairs" in fields else _mirror_pairs(joints),
-            sigmas=tuple(float(s) for s in sigmas),
-            limbs=pairs("limbs"),
-            order=indices("order", fields.get("order") or []),
-        )
+        flip_pairs = pairs("flip_pairs") if "flip_pairs" in fields else _mirror_pairs(joints)
+        limbs, order = pairs("limbs"), indices("order", fields.get("order") or [])
+        try:
+            return cls(name, tuple(joints), flip_pairs, tuple(float(s) for s in sigmas), limbs, order)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that :meth:`from_json` reads."""
