@@ -1,0 +1,54 @@
+"""The search engine: which networks to try, where to try them, and what came out.
+
+>>> from nas.search import AP, MACS, Constraint, search  # doctest: +SKIP
+>>> result = search(space, evaluator, storage=Path("run/study.journal"), trials=200,
+...                 constraints=[Constraint(MACS, 1.5e9)])  # doctest: +SKIP
+>>> result.best().arch  # doctest: +SKIP
+"""
+
+from nas.search.engine import Progress, search
+from nas.search.evaluator import Evaluation, Evaluator
+from nas.search.executors import Executor, InProcess
+from nas.search.objectives import (
+    AP,
+    MACS,
+    PARAMS,
+    SIZE,
+    Constraint,
+    Objective,
+    latency,
+    parse_constraints,
+    parse_latency,
+    parse_quantity,
+    parse_size,
+)
+from nas.search.pricing import LatencyPricer, Pricing
+from nas.search.ray_executor import RayExecutor
+from nas.search.result import Record, SearchResult
+from nas.search.samplers import SAMPLERS
+
+__all__ = [
+    "AP",
+    "MACS",
+    "PARAMS",
+    "SAMPLERS",
+    "SIZE",
+    "Constraint",
+    "Evaluation",
+    "Evaluator",
+    "Executor",
+    "InProcess",
+    "LatencyPricer",
+    "Objective",
+    "Pricing",
+    "Progress",
+    "RayExecutor",
+    "Record",
+    "SearchResult",
+    "latency",
+    "parse_constraints",
+    "parse_latency",
+    "parse_quantity",
+    "parse_size",
+    "search",
+]

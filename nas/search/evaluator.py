@@ -1,0 +1,73 @@
+"""The interface behind which the dear part of the search lies: measuring a candidate's AP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from search_spaces import Arch, RunError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating one arch gave.
+
+    Attributes
+    ----------
+    ap
+        Average precision, higher is better; at least 0.
+    stats
+        Further finite numbers worth keeping (AP50, AR, ...).
+    seconds
+        Wall-clock time that it took.
+    """
+
+    ap: float
+    stats: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the three fields as a JSON-able mapping."""
+        return {"ap": self.ap, "stats": dict(self.stats), "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Evaluation:
+        """Return what :meth:`to_json` described."""
+        return cls(float(value["ap"]), dict(value["stats"]), float(value["seconds"]))
+
+
+class Evaluator(Protocol):
+    """Measures archs. It must give the same AP for the same arch, whatever was evaluated before.
+
+    To run on Ray an evaluator must be picklable.
+    """
+
+    def evaluate(self, arch: Arch) -> Evaluation:
+        """Return the arch's AP (and what else was measured)."""
+        ...
+
+
+def checked(arch: Arch, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation after checking that its numbers can be compared and stored.
+
+    Raises
+    ------
+    RunError
+        If AP is negative (COCO's evaluation gives -1 where there is nothing to find), or a number is not
+        finite.
+    """
+    if not math.isfinite(evaluation.ap) or evaluation.ap < 0:
+        raise RunError(
+            f"evaluating {arch.id} gave AP {evaluation.ap}, but AP is a number from 0 up; check that the"
+            " evaluation split has annotated people and that the supernet's weights are finite"
+        )
+    numbers = {**evaluation.stats, "seconds": evaluation.seconds}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise RunError(f"evaluating {arch.id} gave {name} = {value}, which is not a finite number")
+    return Evaluation(
+        float(evaluation.ap),
+        {str(name): float(value) for name, value in evaluation.stats.items()},
+        float(evaluation.seconds),
+    )

@@ -1,0 +1,330 @@
+"""What a search found: every network that was priced or evaluated, and views on them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from nas.pareto import choose, hypervolume, pareto_front
+from nas.search.objectives import (
+    AP,
+    BYTES_PER_PARAMETER,
+    MACS,
+    PARAMS,
+    SIZE,
+    Constraint,
+    Direction,
+    Objective,
+    latency,
+)
+from search_spaces import Arch, InputError, RunError, arch_from_json
+
+Stopped = Literal["budget", "exhausted", "interrupted"]
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One network that the search looked at.
+
+    Attributes
+    ----------
+    arch
+        The network.
+    macs, params
+        Its exact costs.
+    latency_ms
+        Predicted latency per target, at the upper end of the error bar.
+    feasible
+        Whether it meets the search's constraints. What does not is priced only.
+    trial
+        Number of its trial in the Optuna study.
+    generation
+        Number of the generation that proposed it, from 0.
+    origin
+        ``seed`` (given), ``sample`` (drawn), ``offspring`` (crossover and mutation) or ``mutation`` (of the
+        front).
+    ap
+        Measured AP; None if the network was not evaluated.
+    stats
+        What else the evaluation measured.
+    seconds
+        How long the evaluation took.
+    """
+
+    arch: Arch
+    macs: int
+    params: int
+    latency_ms: Mapping[str, float]
+    feasible: bool
+    trial: int
+    generation: int
+    origin: str
+    ap: float | None = None
+    stats: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def require_ap(self) -> float:
+        """Return the AP of an evaluated network.
+
+        Raises
+        ------
+        RunError
+            If the network was not evaluated.
+        """
+        if self.ap is None:
+            raise RunError(f"the network {self.arch.id} was priced only, so it has no AP")
+        return self.ap
+
+    def value(self, objective: Objective) -> float:
+        """Return the network's value of an objective, in its stored unit.
+
+        Raises
+        ------
+        InputError
+            If the latency on a target that was not priced is asked for.
+        RunError
+            If AP is asked of a network that was not evaluated.
+        """
+        if objective == AP:
+            return self.require_ap()
+        if objective == MACS:
+            return float(self.macs)
+        if objective == PARAMS:
+            return float(self.params)
+        if objective == SIZE:
+            return float(self.params) * BYTES_PER_PARAMETER
+        if objective.target is None or objective.target not in self.latency_ms:
+            known = ", ".join(self.latency_ms) or "none"
+            raise InputError(f"the search priced no {objective}; targets priced: {known}")
+        return self.latency_ms[objective.target]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON-able mapping."""
+        return {
+            "trial": self.trial,
+            "generation": self.generation,
+            "origin": self.origin,
+            "id": self.arch.id,
+            "arch": self.arch.to_json(),
+            "macs": self.macs,
+            "params": self.params,
+            "latency_ms": dict(self.latency_ms),
+            "feasible": self.feasible,
+            "ap": self.ap,
+            "stats": dict(self.stats),
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Record:
+        """Return the record that :meth:`to_json` described."""
+        return cls(
+            arch=arch_from_json(value["arch"], f"the arch of trial {value['trial']}"),
+            macs=int(value["macs"]),
+            params=int(value["params"]),
+            latency_ms={str(k): float(v) for k, v in value["latency_ms"].items()},
+            feasible=bool(value["feasible"]),
+            trial=int(value["trial"]),
+            generation=int(value["generation"]),
+            origin=str(value["origin"]),
+            ap=None if value["ap"] is None else float(value["ap"]),
+            stats={str(k): float(v) for k, v in value["stats"].items()},
+            seconds=float(value["seconds"]),
+        )
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Everything that a search found.
+
+    Attributes
+    ----------
+    study
+        Name of the Optuna study.
+    space
+        Kind of the search space.
+    joints
+        Number of keypoints of its networks.
+    objectives, constraints, targets
+        What the search traded off, what bounded it, and the latency targets it priced.
+    sampler, seed
+        How candidates were proposed.
+    trials
+        The budget: how many networks could be evaluated.
+    stopped
+        ``budget`` (all of it was used), ``exhausted`` (no further network meets the constraints) or
+        ``interrupted`` (run the same search again to continue it).
+    duplicates
+        How many proposals repeated a network that was known already; none of them was evaluated.
+    records
+        The distinct networks looked at, in the order of their trials.
+    """
+
+    study: str
+    space: str
+    joints: int
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    targets: tuple[str, ...]
+    sampler: str
+    seed: int
+    trials: int
+    stopped: Stopped
+    duplicates: int
+    records: tuple[Record, ...]
+
+    @cached_property
+    def evaluated(self) -> tuple[Record, ...]:
+        """The networks whose AP was measured, in the order of their trials."""
+        return tuple(record for record in self.records if record.ap is not None)
+
+    @cached_property
+    def infeasible(self) -> tuple[Record, ...]:
+        """The networks that were priced only, because they exceed a constraint."""
+        return tuple(record for record in self.records if not record.feasible)
+
+    def axis(self, x: str | Objective = MACS) -> Objective:
+        """Return the cost that ``x`` names, after checking that it was priced.
+
+        Raises
+        ------
+        InputError
+            If it names no cost, or a target that was not priced.
+        """
+        objective = Objective.parse(x) if isinstance(x, str) else x
+        if not objective.is_cost:
+            raise InputError("a front is drawn over a cost (macs, params, size, latency[TARGET]), not ap")
+        if objective.target is not None and objective.target not in self.targets:
+            known = ", ".join(self.targets) or "none"
+            raise InputError(f"the search priced no {objective}; targets priced: {known}")
+        return objective
+
+    def front(self, x: str | Objective = MACS, constraints: Sequence[Constraint] = ()) -> tuple[Record, ...]:
+        """Return the networks that no other evaluated network beats in both AP and the cost ``x``.
+
+        In ascending order of the cost; of networks equal in both, the one evaluated first.
+
+        Parameters
+        ----------
+        x
+            The cost.
+        constraints
+            Only networks that meet these are considered.
+        """
+        objective = self.axis(x)
+        meeting = [r for r in self.evaluated if all(c.holds(r.value(c.objective)) for c in constraints)]
+        points = [(r.value(objective), r.require_ap()) for r in meeting]
+        front: dict[tuple[float, float], Record] = {}
+        for i in pareto_front(points, ["minimize", "maximize"]):
+            front.setdefault(points[i], meeting[i])
+        return tuple(front[point] for point in sorted(front))
+
+    def best(self, constraints: Sequence[Constraint] = ()) -> Record:
+        """Return the evaluated network with the highest AP that meets the constraints; see :func:`choose`."""
+        return choose(self, constraints)
+
+    def hypervolumes(self, x: str | Objective = MACS, most: float | None = None) -> np.ndarray[Any, Any]:
+        """Return the hypervolume of (AP, cost) after each evaluation, shape (evaluated,).
+
+        Parameters
+        ----------
+        x
+            The cost.
+        most
+            The reference cost; AP's reference is 0. By default the largest cost evaluated, a little enlarged
+            so that every network counts.
+        """
+        objective = self.axis(x)
+        points = [(r.value(objective), r.require_ap()) for r in self.evaluated]
+        if not points:
+            return np.empty(0)
+        bound = max(p[0] for p in points) * 1.01 if most is None else most
+        directions: tuple[Direction, ...] = ("minimize", "maximize")
+        front: list[tuple[float, float]] = []
+        volumes = np.empty(len(points))
+        for i, point in enumerate(points):
+            front.append(point)
+            front = [front[j] for j in pareto_front(front, directions)]
+            volumes[i] = hypervolume(front, (bound, 0.0), directions)
+        return volumes
+
+    # -- files ------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON-able mapping that :meth:`from_json` reads back without loss."""
+        return {
+            "format": _FORMAT,
+            "study": self.study,
+            "space": self.space,
+            "joints": self.joints,
+            "objectives": [str(objective) for objective in self.objectives],
+            "constraints": {str(c.objective): c.upper for c in self.constraints},
+            "targets": list(self.targets),
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "trials": self.trials,
+            "stopped": self.stopped,
+            "duplicates": self.duplicates,
+            "records": [record.to_json() for record in self.records],
+        }
+
+    @classmethod
+    def from_json(cls, value: object, where: str = "search result") -> SearchResult:
+        """Return the result that :meth:`to_json` described.
+
+        Raises
+        ------
+        RunError
+            If the value is not such a description; the message names ``where`` and what is missing or wrong.
+        """
+        try:
+            if not isinstance(value, dict) or value["format"] != _FORMAT:
+                raise RunError(f"{where} is not a search result of format {_FORMAT}; run the search again")
+            if value["stopped"] not in get_args(Stopped):
+                raise RunError(f"{where}: 'stopped' is one of {', '.join(get_args(Stopped))}")
+            return cls(
+                study=str(value["study"]),
+                space=str(value["space"]),
+                joints=int(value["joints"]),
+                objectives=tuple(Objective.parse(text) for text in value["objectives"]),
+                constraints=tuple(
+                    Constraint(Objective.parse(k), float(v)) for k, v in value["constraints"].items()
+                ),
+                targets=tuple(map(str, value["targets"])),
+                sampler=str(value["sampler"]),
+                seed=int(value["seed"]),
+                trials=int(value["trials"]),
+                stopped=value["stopped"],
+                duplicates=int(value["duplicates"]),
+                records=tuple(Record.from_json(record) for record in value["records"]),
+            )
+        except KeyError as error:
+            raise RunError(f"{where} lacks {error}: the file is damaged or of another kind") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{where} is damaged: {error}") from None
+
+    def to_csv(self) -> str:
+        """Return all records as CSV text: one row per network, the arch's values in columns of their own."""
+        names = list(self.records[0].arch) if self.records else []
+        stats = sorted({name for record in self.records for name in record.stats})
+        columns = ["trial", "generation", "origin", "id", "ap", "macs", "params"]
+        columns += [str(latency(target)) for target in self.targets]
+        columns += ["feasible", "seconds", *names, *stats]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for r in self.records:
+            row: list[object] = [r.trial, r.generation, r.origin, r.arch.id]
+            row += ["" if r.ap is None else r.ap, r.macs, r.params]
+            row += [r.latency_ms[target] for target in self.targets]
+            row += [int(r.feasible), r.seconds]
+            row += [r.arch[name] for name in names] + [r.stats.get(name, "") for name in stats]
+            writer.writerow(row)
+        return text.getvalue()

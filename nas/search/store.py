@@ -1,0 +1,411 @@
+"""The Optuna study on disk: the one record of a search, from which a killed search continues.
+
+A generation is written in three steps, so that a kill at any moment leaves one of three states behind:
+
+1. its trials are asked and priced (running trials without a plan: abandoned on resume, and asked again with
+   the same seed);
+2. its plan, the list of its trials, is one attribute of the study: from now on its trials are final;
+3. each trial's evaluation is stored as an attribute, then the trial is told (an evaluation that was stored
+   but not told is told on resume, without evaluating again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.search.evaluator import Evaluation
+from nas.search.objectives import Constraint, Objective
+from nas.search.pricing import Prices, key
+from search_spaces import Genotypes, RunError, SearchSpace
+
+Status = Literal["planned", "evaluated", "infeasible", "duplicate"]
+
+NOT_EVALUATED_AP = -1.0
+"""The AP told to Optuna for a network that is not evaluated; COCO's evaluation, too, writes -1 where AP is
+undefined. Constrained domination ranks such trials by their violation, so that the number weighs nothing; no
+report of ours shows it."""
+
+_IDENTITY = "identity"
+_PLAN = "plan:{:05d}"
+_LOCK_GRACE_SECONDS = 3
+
+
+@dataclass
+class Candidate:
+    """One trial of a planned generation.
+
+    Attributes
+    ----------
+    number
+        Of the trial in the study.
+    genotype
+        Shape (genes,).
+    generation, origin
+        Who proposed it and when.
+    costs
+        Every price, by objective.
+    feasible
+        Whether it meets the constraints.
+    status
+        ``planned`` until its evaluation is known.
+    evaluation
+        What evaluating it gave.
+    told
+        Whether the study knows its values.
+    """
+
+    number: int
+    genotype: Genotypes
+    generation: int
+    origin: str
+    costs: dict[Objective, float]
+    feasible: bool
+    status: Status
+    evaluation: Evaluation | None = None
+    told: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """The network's key; see :func:`nas.search.pricing.key`."""
+        return key(self.genotype)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the search at ``path`` against other processes; released by the system even after kill -9.
+
+    Raises
+    ------
+    RunError
+        If another process holds it, or the directory cannot be written to.
+    """
+    lock = path.with_name(path.name + ".driver")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("a")
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path.parent}: {error.strerror}; check that it is writable"
+        ) from None
+    with stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"another process is searching in {path}: wait for it, or take another run"
+            ) from None
+        yield
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's own progress lines and its notes on experimental parts; restored on leaving."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def repair(path: Path) -> int:
+    """Cut an unfinished last line off a journal, and remove what a killed writer left; return the bytes cut.
+
+    A journal line is written before its operation counts, so an unfinished one belongs to an operation that
+    did not happen. Call it only while holding :func:`exclusive`.
+    """
+    for leftover in path.parent.glob(f"{path.name}.lock*.rename"):
+        leftover.unlink(missing_ok=True)
+    if not path.exists():
+        return 0
+    with path.open("rb+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        end = size
+        while end > 0:
+            start = max(0, end - 4096)
+            stream.seek(start)
+            newline = stream.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            stream.truncate(end)
+            os.fsync(stream.fileno())
+        return size - end
+
+
+class _Journal(JournalFileBackend):
+    """A journal file that is forced to the disk at commit points, not after each of a trial's thirty lines.
+
+    Lines reach the system in order, so what survives a loss of power is a prefix of the journal; what
+    survives a kill is all of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._exclusion = JournalFileSymlinkLock(str(path), grace_period=_LOCK_GRACE_SECONDS)
+        super().__init__(str(path), lock_obj=self._exclusion)
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._exclusion.acquire()
+        try:
+            with self._path.open("ab") as stream:
+                stream.write(lines.encode())
+        finally:
+            self._exclusion.release()
+
+    def sync(self) -> None:
+        """Return once everything that was appended is on the disk."""
+        with self._path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+@dataclass
+class Store:
+    """A study and the candidates planned in it so far. Open one with :func:`open_store`."""
+
+    study: optuna.Study
+    journal: _Journal
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    candidates: list[Candidate] = field(default_factory=list)
+    generations: int = 0
+
+    def __post_init__(self) -> None:
+        self.storage = self.study._storage
+        self.study_id = self.study._study_id
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            choice.name: optuna.distributions.CategoricalDistribution(choice.values)
+            for choice in self.space.searched
+        }
+        self._by_key: dict[bytes, Candidate] = {}
+        self._load()
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        trials = self.study.get_trials(deepcopy=False)
+        attributes = self.study.user_attrs
+        planned: set[int] = set()
+        while (name := _PLAN.format(self.generations)) in attributes:
+            for number in attributes[name]:
+                planned.add(number)
+                self._register(self._candidate(trials[number]))
+            self.generations += 1
+        for trial in trials:
+            if trial.number not in planned and not trial.state.is_finished():
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate:
+        attributes = trial.user_attrs
+        result = attributes.get("result")
+        return Candidate(
+            number=trial.number,
+            genotype=self.genotype(trial.params),
+            generation=attributes["generation"],
+            origin=attributes["origin"],
+            costs={Objective.parse(name): value for name, value in attributes["costs"].items()},
+            feasible=all(value <= 0 for value in trial.constraints.values()),
+            status=attributes["status"],
+            evaluation=None if result is None else Evaluation.from_json(result),
+            told=trial.state.is_finished(),
+        )
+
+    def _register(self, candidate: Candidate) -> None:
+        self.candidates.append(candidate)
+        if candidate.status in ("planned", "evaluated"):
+            self._by_key[candidate.key] = candidate
+
+    def genotype(self, params: Mapping[str, Any]) -> Genotypes:
+        """Return the genotype of a trial's parameters, shape (genes,)."""
+        genes = [
+            choice.values.index(params[choice.name]) if choice.name in params else 0
+            for choice in self.space.choices
+        ]
+        return np.array(genes, dtype=np.int64)
+
+    def known(self, genotype: Genotypes) -> Candidate | None:
+        """Return the candidate whose network this is, if it is evaluated or about to be."""
+        return self._by_key.get(key(genotype))
+
+    @property
+    def keys(self) -> set[bytes]:
+        """The networks that are evaluated or about to be."""
+        return set(self._by_key)
+
+    @property
+    def to_evaluate(self) -> list[Candidate]:
+        """Every candidate that was or will be evaluated, in trial order."""
+        return [c for c in self.candidates if c.status in ("planned", "evaluated")]
+
+    # -- planning ---------------------------------------------------------------------------------------
+
+    def enqueue(self, genotype: Genotypes) -> tuple[optuna.Trial, Genotypes]:
+        """Ask a trial for exactly this network."""
+        values = zip(self.space.choices, genotype.tolist(), strict=True)
+        params = {choice.name: choice.values[gene] for choice, gene in values if len(choice.values) > 1}
+        self.study.enqueue_trial(params)
+        return self.ask()
+
+    def ask(self) -> tuple[optuna.Trial, Genotypes]:
+        """Ask a trial of the study's sampler."""
+        trial = self.study.ask(fixed_distributions=self._distributions)
+        return trial, self.genotype(trial.params)
+
+    def plan(
+        self, trial: optuna.Trial, genotype: Genotypes, origin: str, costs: Mapping[Objective, float]
+    ) -> Candidate:
+        """Price a trial and decide what becomes of it: to be evaluated, infeasible, or a duplicate."""
+        feasible = True
+        for constraint in self.constraints:
+            trial.set_constraint(str(constraint.objective), constraint.violation(costs[constraint.objective]))
+            feasible &= constraint.holds(costs[constraint.objective])
+        known = self.known(genotype)
+        status: Status = "infeasible" if not feasible else "duplicate" if known is not None else "planned"
+        candidate = Candidate(trial.number, genotype, self.generations, origin, dict(costs), feasible, status)
+        trial.set_user_attr("arch", self.space.decode(genotype).id)
+        trial.set_user_attr("generation", self.generations)
+        trial.set_user_attr("origin", origin)
+        trial.set_user_attr("costs", {str(objective): value for objective, value in costs.items()})
+        trial.set_user_attr("status", status)
+        if status == "duplicate" and known is not None:
+            trial.set_user_attr("duplicate_of", known.number)
+        self._register(candidate)
+        return candidate
+
+    def commit(self, generation: Sequence[Candidate]) -> None:
+        """Make the generation final, and tell what needs no evaluation."""
+        self.study.set_user_attr(_PLAN.format(self.generations), [c.number for c in generation])
+        self.generations += 1
+        self.journal.sync()
+        self.settle()
+
+    # -- telling ----------------------------------------------------------------------------------------
+
+    def record(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Store an evaluation; from now on it is never repeated."""
+        trial_id = self._trial_id(candidate)
+        self.storage.set_trial_user_attr(trial_id, "result", evaluation.to_json())
+        self.journal.sync()
+        candidate.evaluation = evaluation
+        self.settle()
+
+    def settle(self) -> None:
+        """Tell every trial whose outcome is known, in the order of asking, up to the first that is not."""
+        blocked = False
+        for candidate in self.candidates:
+            if candidate.told:
+                continue
+            if candidate.status == "infeasible":
+                self.study.tell(candidate.number, self._values(candidate, NOT_EVALUATED_AP))
+            elif candidate.status == "duplicate":
+                # Pruned trials stay out of the population: each network breeds once, under its own trial.
+                self.study.tell(candidate.number, state=TrialState.PRUNED)
+            elif candidate.evaluation is None or blocked:
+                blocked = True
+                continue
+            else:
+                self.storage.set_trial_user_attr(self._trial_id(candidate), "status", "evaluated")
+                self.study.tell(candidate.number, self._values(candidate, candidate.evaluation.ap))
+                candidate.status = "evaluated"
+            candidate.told = True
+
+    def _values(self, candidate: Candidate, ap: float) -> list[float]:
+        return [candidate.costs[o] if o.is_cost else ap for o in self.objectives]
+
+    def _trial_id(self, candidate: Candidate) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, candidate.number)
+
+
+def open_store(
+    path: Path,
+    study_name: str,
+    space: SearchSpace,
+    objectives: tuple[Objective, ...],
+    constraints: tuple[Constraint, ...],
+    identity: Mapping[str, Any],
+) -> Store:
+    """Open the study at ``path``, or create it. Call it while holding :func:`exclusive`.
+
+    Parameters
+    ----------
+    path
+        The journal file.
+    study_name
+        Which study in it.
+    space, objectives, constraints
+        What is searched.
+    identity
+        JSON-able facts that a continued search must share with the one that began it.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged, or holds a study of the same name that searches something else; the message
+        lists the differences.
+    """
+    repair(path)
+    try:
+        journal = _Journal(path)
+        storage = optuna.storages.JournalStorage(journal)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=study_name,
+            directions=[objective.direction for objective in objectives],
+            load_if_exists=True,
+        )
+    except OSError as error:
+        raise RunError(f"cannot use the study file {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise RunError(
+            f"the study file {path} is damaged ({type(error).__name__}: {error}); restore it, or start anew"
+        ) from None
+    recorded = study.user_attrs.get(_IDENTITY)
+    if recorded is None:
+        if study.get_trials(deepcopy=False):
+            raise RunError(
+                f"the study '{study_name}' in {path} was not made by this search; take another name"
+            )
+        study.set_user_attr(_IDENTITY, dict(identity))
+        with contextlib.suppress(ValueError):
+            study.set_metric_names([str(objective) for objective in objectives])
+    else:
+        _compare(recorded, identity, f"the study '{study_name}' in {path}")
+    return Store(study, journal, space, objectives, constraints)
+
+
+def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    differences = [
+        f"{name} is {recorded.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+        for name in sorted({*recorded, *wanted})
+        if recorded.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise RunError(
+            f"{where} belongs to another search: {'; '.join(differences)};"
+            " continue with the settings it was begun with, or take another run or study name"
+        )
+
+
+def by_objective(prices: Prices, index: int) -> dict[Objective, float]:
+    """Return the prices of one arch."""
+    return {objective: float(values[index]) for objective, values in prices.items()}

@@ -1,0 +1,75 @@
+"""Search problems with known answers, cheap enough to solve many times."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nas.search import Evaluation
+from search_spaces import Arch, Genotypes, SearchSpace, get_arch, litepose_native
+
+
+def small_space() -> SearchSpace:
+    """Return 512 distinct networks of 0.33 to 1.38 GMACs."""
+    return litepose_native(
+        base=get_arch("litepose-xs"), joints=14, resolutions=(256, 320), multipliers=(1.0, 0.5)
+    )
+
+
+def analytic_ap(arch: Arch) -> float:
+    """Grow with every width and with resolution, each with diminishing returns; below 1."""
+    total = 0.0
+    for name, value in arch.values:
+        if name.endswith("width"):
+            total += 1.0 - math.exp(-float(value) / 24.0)
+        elif name == "resolution":
+            total += 2.0 * (1.0 - math.exp(-float(value) / 300.0))
+    return total / 10.0
+
+
+@dataclass
+class Analytic:
+    """Evaluates :func:`analytic_ap`, and remembers what it was asked.
+
+    Attributes
+    ----------
+    seconds
+        How long each evaluation sleeps.
+    log
+        File to which the id of each arch is appended before and after its evaluation.
+    """
+
+    seconds: float = 0.0
+    log: Path | None = None
+    asked: list[str] = field(default_factory=list)
+
+    def _note(self, text: str) -> None:
+        if self.log is not None:
+            with self.log.open("a") as stream:
+                stream.write(text + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+
+    def evaluate(self, arch: Arch) -> Evaluation:
+        self.asked.append(arch.id)
+        self._note(f"begin {arch.id}")
+        time.sleep(self.seconds)
+        self._note(f"end {arch.id}")
+        return Evaluation(analytic_ap(arch), {"ap50": min(1.0, analytic_ap(arch) * 1.2)}, self.seconds)
+
+
+@dataclass(frozen=True)
+class MacsPricer:
+    """A made-up target whose latency is affine in MACs and parameters."""
+
+    name: str = "toy"
+    ms_per_gmac: float = 20.0
+
+    def latency_ms(self, space: SearchSpace, genotypes: Genotypes) -> np.ndarray:
+        costs = space.costs(genotypes)
+        return np.asarray(1.0 + self.ms_per_gmac * costs.macs / 1e9 + costs.params / 1e6)
