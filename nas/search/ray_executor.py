@@ -40,6 +40,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _JOIN_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+"""How long Tune's loop rests where the queue is empty, so that it leaves the interpreter to the search."""
 
 
 @dataclass(frozen=True)
@@ -214,22 +216,37 @@ class _TuneSession:
                 )
 
 
+@dataclass(frozen=True)
+class _Channel:
+    """The session as Tune's own objects hold it: Tune copies and saves those, but the session stays here."""
+
+    session: _TuneSession
+
+    def __deepcopy__(self, memo: object) -> _Channel:
+        return self
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()
+
+
 def _experiment(session: _TuneSession) -> None:
+    """Run one Tune experiment that is fed by the session until it closes."""
     from ray import tune
     from ray.tune.search import Searcher
 
     class Feed(Searcher):
         """Suggests the archs of the queue, and hands each outcome back once."""
 
-        def __init__(self) -> None:
+        def __init__(self, channel: _Channel) -> None:
             super().__init__()
+            self.channel = channel
             self.running: dict[str, tuple[int, Arch]] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            if session.closing.is_set():
+            if self.channel.session.closing.is_set():
                 return Searcher.FINISHED
             try:
-                ticket, arch = session.waiting.get_nowait()
+                ticket, arch = self.channel.session.waiting.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 return None
             self.running[trial_id] = (ticket, arch)
@@ -239,9 +256,10 @@ def _experiment(session: _TuneSession) -> None:
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
             entry = self.running.pop(trial_id, None)
-            if entry is None or session.closing.is_set():
-                return
-            session.outcomes.put(_outcome(*entry, None if error else result, session.options.retries))
+            if entry is not None:
+                self.channel.session.outcomes.put(
+                    _outcome(*entry, None if error else result, self.channel.session.options.retries)
+                )
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the search's own study is the record."""
@@ -252,12 +270,16 @@ def _experiment(session: _TuneSession) -> None:
     class Closing(tune.Stopper):
         """Stops everything once the session closes."""
 
+        def __init__(self, channel: _Channel) -> None:
+            self.channel = channel
+
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return session.closing.is_set()
+            return self.channel.session.closing.is_set()
 
+    channel = _Channel(session)
     options = session.options
     tuner = tune.Tuner(
         tune.with_resources(
@@ -265,7 +287,7 @@ def _experiment(session: _TuneSession) -> None:
             {"cpu": options.cpus_per_worker, "gpu": options.gpus_per_worker},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=Feed(),
+            search_alg=Feed(channel),
             num_samples=-1,
             max_concurrent_trials=options.workers,
             reuse_actors=True,
@@ -273,7 +295,7 @@ def _experiment(session: _TuneSession) -> None:
         run_config=tune.RunConfig(
             name="search",
             storage_path=str(session.folder.resolve()),
-            stop=Closing(),
+            stop=Closing(channel),
             failure_config=tune.FailureConfig(max_failures=options.retries),
             verbose=0,
         ),
