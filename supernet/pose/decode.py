@@ -27,9 +27,9 @@ __all__ = ["GroupingConfig", "adjust", "decode", "find_peaks", "match", "person_
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
-# Refinement looks for a missing joint among pixels above these values first; see `_best_pixels`.
-_REFINE_LEVELS = (0.1, 0.02)
-_REFINE_CHUNK = 1 << 18  # pixels times people looked at in one go, so that temporaries stay in the cache
+# Refinement looks for a missing joint among the pixels above these values first: on real maps a tenth of
+# the joints remain for the whole map after the second (see `_best_pixels`).
+_REFINE_LEVELS = (0.05, 0.002)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ def find_peaks(
     for joint in range(joints):
         heat = np.ascontiguousarray(det[joint], dtype=np.float32)
         highest = np.asarray(cv2.dilate(heat, window))
-        y, x = np.nonzero((heat == highest) & (heat > config.detection_threshold))
+        # Of a row of pixels in memory: far quicker than np.nonzero in two dimensions.
+        at = np.flatnonzero((heat == highest) & (heat > config.detection_threshold))
+        y, x = np.divmod(at, heat.shape[1])
         value = heat[y, x]
         order = np.argsort(-value, kind="stable")[: 4 * keep]
         value, x, y = value[order], x[order], y[order]
@@ -303,10 +305,9 @@ def _best_pixels(heat: FloatArray, planes: Sequence[FloatArray], mean: FloatArra
         waiting = waiting[~sure]
         if not len(waiting):
             return best
-    together = max(1, _REFINE_CHUNK // len(heat))
-    for start in range(0, len(waiting), together):
-        some = waiting[start : start + together]
-        best[some], _ = _fit(heat, planes, mean[some])
+    for person in waiting:  # one by one, so that temporaries stay in the cache
+        at, _ = _fit(heat, planes, mean[person, None])
+        best[person] = at[0]
     return best
 
 
