@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from supernet.checkpoint import import_research, load_network
-from supernet.registry import build_supernet
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from nas.data import Datasets, open_datasets
 from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
+from supernet.base import Subnet, Supernet
+from supernet.checkpoint import import_research, load_network
 from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.registry import build_supernet
 from supernet.state import load_weights
 from supernet.training import Progress, Trainer, TrainReport, pick_device
 
 __all__ = ["initialise", "load_plain_network", "make_evaluator", "open_supernet", "train"]
 
 
-def load_plain_network(path: str | Path, resolution: int | None = None) -> nn.Module:
+def load_plain_network(path: str | Path, resolution: int | None = None) -> Subnet:
     """Return the plain network in one of our ``.safetensors`` files or in a research ``.pth``.
 
     Raises
@@ -40,7 +41,7 @@ def load_plain_network(path: str | Path, resolution: int | None = None) -> nn.Mo
     return import_research(path, resolution)
 
 
-def initialise(run: RunDirectory, space: SearchSpace) -> nn.Module:
+def initialise(run: RunDirectory, space: SearchSpace) -> Supernet:
     """Return a fresh supernet of the space, started from the recipe's ``init`` where it names one.
 
     Raises
@@ -55,18 +56,18 @@ def initialise(run: RunDirectory, space: SearchSpace) -> nn.Module:
         resolution = space.largest().number("resolution")
         network = load_plain_network(run.recipe.init, resolution)
         supernet.load_plain(network)
-    return cast(nn.Module, supernet)
+    return supernet
 
 
 def make_evaluator(
-    run: RunDirectory, data: Datasets, supernet: nn.Module, *, on: str = "search"
+    run: RunDirectory, data: Datasets, supernet: Supernet, *, on: str = "search"
 ) -> SubnetEvaluator:
     """Return the evaluator of the run's subnets on its ``search`` or ``val`` images."""
     recipe = run.recipe
     device = pick_device(recipe.train.device)
     supernet.to(device)
     return SubnetEvaluator(
-        supernet,  # type: ignore[arg-type]
+        supernet,
         CalibrationImages(data.train, recipe.evaluate.calibration_images, recipe.seed),
         data.search if on == "search" else data.val,
         recipe.evaluate.at(64),
@@ -75,7 +76,7 @@ def make_evaluator(
     )
 
 
-def open_supernet(run: RunDirectory, space: SearchSpace) -> nn.Module:
+def open_supernet(run: RunDirectory, space: SearchSpace) -> Supernet:
     """Return the run's trained supernet (the best checkpoint by validation AP), in eval mode.
 
     Raises
@@ -85,9 +86,10 @@ def open_supernet(run: RunDirectory, space: SearchSpace) -> nn.Module:
     """
     if not run.best.is_file():
         raise RunError(f"'{run.folder}' has no trained supernet yet; run 'nas train' first")
-    supernet = cast(nn.Module, build_supernet(space, torch.Generator().manual_seed(run.recipe.seed)))
+    supernet = build_supernet(space, torch.Generator().manual_seed(run.recipe.seed))
     load_weights(run.best, supernet, space)
-    return supernet.eval()
+    supernet.eval()
+    return supernet
 
 
 def probes(space: SearchSpace) -> dict[str, Arch]:
@@ -138,7 +140,7 @@ def train(
         supernet, data.train, run.recipe.train, seed=run.recipe.seed, folder=run.folder, validate=validate
     )
     start = trainer.resume()
-    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=start)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=start)
 
     def report(step: int, steps: int, row: Mapping[str, float]) -> None:
         if step % 10 == 0 or step == steps:
@@ -150,7 +152,7 @@ def train(
     try:
         result = trainer.run(report)
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
     summary: dict[str, Any] = {
         "steps": result.steps,
         "best": None if result.best != result.best else result.best,

@@ -112,3 +112,8 @@ def to_research_config(arch: Arch) -> dict[str, Any]:
             for i in range(STAGES)
         ],
     }
+
+
+def has_research_config(arch: Arch) -> bool:
+    """Return whether :func:`to_research_config` can describe the arch."""
+    return arch.family == LITEPOSE and all(arch[f"head.deconv{i}.kernel"] == 4 for i in range(DECONVS))

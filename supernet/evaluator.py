@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from search_spaces import Arch, InputError
+from supernet.base import Subnet, Supernet
 from supernet.bn import recalibrate
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import EvalConfig, EvalResult, ScoringProtocol, evaluate
 from supernet.pose.transforms import Augmentation, augment, normalise
 
 __all__ = ["CalibrationImages", "SubnetEvaluator"]
-
-
-class Extractable(Protocol):
-    """What the evaluator needs of a supernet."""
-
-    def extract(self, arch: Arch) -> nn.Module: ...
 
 
 class CalibrationImages:
@@ -87,7 +80,7 @@ class SubnetEvaluator:
 
     def __init__(
         self,
-        supernet: Extractable,
+        supernet: Supernet,
         calibration: CalibrationImages,
         dataset: PoseDataset,
         config: EvalConfig,
@@ -98,12 +91,13 @@ class SubnetEvaluator:
         self.supernet, self.calibration, self.dataset = supernet, calibration, dataset
         self.config, self.device = config, torch.device(device)
 
-    def subnet(self, arch: Arch) -> nn.Module:
+    def subnet(self, arch: Arch) -> Subnet:
         """Return the extracted network of ``arch`` with its own BN statistics, in eval mode."""
         network = self.supernet.extract(arch)
-        network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         recalibrate(network, self.calibration.batches(arch.number("resolution"), self.device))
-        return network.eval()
+        network.eval()
+        return network
 
     def evaluate(self, arch: Arch, progress: Callable[[int, int], None] | None = None) -> EvalResult:
         """Return AP and the detections of ``arch``; deterministic."""

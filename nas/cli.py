@@ -1,0 +1,613 @@
+"""The ``nas`` command. Thin: it reads options, calls the rooms below, prints what they return.
+
+Everything heavy is imported inside the command that needs it, so that ``nas --help`` and ``nas cost`` answer
+at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_spaces import Arch, InputError, LitePoseNasError, get_arch, named_archs
+from search_spaces.litepose import litepose_extended, litepose_native
+
+if TYPE_CHECKING:
+    from nas.run import RunDirectory
+    from nas.search.result import SearchResult
+
+app = typer.Typer(
+    name="nas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Search pose networks that fit your device.
+
+    Train a weight-sharing supernet once, search it under a MACs or latency budget, emit the network you
+    choose.
+
+    **First time here?** `nas demo` does the whole job on drawn people in a few minutes. Then, on your own
+    data: `nas train RECIPE` → `nas profile this-machine --for RECIPE` → `nas search RUN --max-latency
+    30ms@TARGET` → `nas emit RUN`.
+    """,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a recipe setting, e.g. train.epochs=20. Repeatable."
+    ),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the result goes.")]
+Joints = Annotated[int, typer.Option(min=1, help="Keypoints that the network predicts.")]
+MaxMacs = Annotated[
+    str | None,
+    typer.Option("--max-macs", metavar="MACS", help="Budget of true multiply-accumulates, e.g. 1.5G."),
+]
+MaxParams = Annotated[
+    str | None, typer.Option("--max-params", metavar="N", help="Budget of parameters, e.g. 2M.")
+]
+MaxLatency = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-latency",
+        metavar="MS@TARGET",
+        help="Latency budget on a profiled target, e.g. 30ms@this-machine-onnxruntime-fp32-2t. Repeatable.",
+    ),
+]
+Tables = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--tables", help="Folder of latency tables (default: ./tables and the run's own). Repeatable."
+    ),
+]
+
+
+# -- costs and spaces --------------------------------------------------------------------------------------
+
+
+@app.command()
+def cost(
+    arch: Annotated[str, typer.Argument(help="A named arch (see 'nas spaces') or an arch .json file.")],
+    joints: Joints = 14,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Input size in pixels; default: the arch's own square.")
+    ] = None,
+    latency: Annotated[
+        list[str] | None,
+        typer.Option("--latency", metavar="TARGET", help="Also the latency on it. Repeatable."),
+    ] = None,
+    tables: Tables = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a network costs: parameters, true MACs, MACs in the paper's convention, latency.
+
+    The published LitePose MACs count stride-2 deconvs at output resolution, plus BN and ReLU; that figure is
+    'macs_paper'. 'macs' is what the convolutions really do.
+
+    Example: nas cost litepose-s --joints 14 --json
+    """
+    from nas.console import print_json, print_table, show
+
+    network = get_arch(arch)
+    pixels = _size(size)
+    every = network.layers(joints, pixels)
+    found = network.cost(joints, pixels)
+    height, width = pixels or network.size
+    report: dict[str, Any] = {
+        "params": found.params,
+        "macs": found.macs,
+        "macs_paper": found.macs_paper,
+        "resolution": network["resolution"],
+        "height": height,
+        "width": width,
+        "joints": joints,
+        "arch": network.to_json(),
+    }
+    if latency:
+        from nas.latency import load_predictors, prediction_json
+
+        predictors = load_predictors(latency, tables)
+        report["latency"] = {name: prediction_json(p, p.predict(every)) for name, p in predictors.items()}
+    if layers:
+        report["layers"] = [{"name": x.name, "key": x.key, "macs": x.macs, "params": x.params} for x in every]
+    if as_json:
+        print_json(report)
+        return
+    if layers:
+        rows = [(x.name, x.key, f"{x.macs / 1e6:.2f}", f"{x.params:,}") for x in every]
+        print_table("layers", ("name", "layer", "MACs (M)", "parameters"), rows)
+    lines = {
+        "input": f"{height} x {width}, {joints} joints",
+        "parameters": f"{found.params:,}",
+        "MACs": f"{found.macs / 1e9:.4f} G (true: every convolution, once)",
+        "MACs, paper's count": f"{found.macs_paper / 1e9:.4f} G (as LitePose's tables print it)",
+    }
+    for name, value in report.get("latency", {}).items():
+        lines[f"latency on {name}"] = _latency_line(value)
+    show(lines)
+
+
+@app.command()
+def spaces(
+    joints: Joints = 14,
+    as_json: Json = False,
+) -> None:
+    """The search spaces and the named networks, with their costs."""
+    from nas.console import print_json, print_table
+
+    offered = (litepose_native(joints), litepose_extended(joints))
+    archs = named_archs()
+    if as_json:
+        print_json(
+            {
+                "spaces": [
+                    {
+                        "kind": space.name,
+                        "networks": space.count(),
+                        "nominal": space.nominal_count(),
+                        "choices": {c.name: list(c.values) for c in space.searched},
+                    }
+                    for space in offered
+                ],
+                "archs": {name: {"arch": a.to_json(), **_plain_cost(a, joints)} for name, a in archs.items()},
+            }
+        )
+        return
+    for space in offered:
+        rows = [(choice.name, "  ".join(map(str, choice.values))) for choice in space.searched]
+        title = f"{space.name}: {space.count():,} distinct networks ({space.nominal_count():,} nominal)"
+        print_table(title, ("choice", "values"), rows)
+    figures = []
+    for name, arch in archs.items():
+        c = _plain_cost(arch, joints)
+        millions, true, paper = c["params"] / 1e6, c["macs"] / 1e9, c["macs_paper"] / 1e9
+        figures.append((name, arch["resolution"], f"{millions:.2f}", f"{true:.3f}", f"{paper:.2f}"))
+    columns = ("named network", "resolution", "params (M)", "MACs (G)", "paper's MACs (G)")
+    print_table(f"{len(figures)} named networks, {joints} joints", columns, figures)
+
+
+# -- train ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe .yaml (see experiments/recipes).")],
+    sets: Sets = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory; default: runs/<the recipe's name>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a supernet once; everything it makes lands in a run directory.
+
+    Stopped by Ctrl-C, kill -9 or a power cut? The same command with --resume continues to the same result.
+
+    Example: nas train experiments/recipes/synthetic.yaml --set train.epochs=20
+    """
+    from nas.console import print_json, show
+    from nas.recipe import load_recipe
+    from nas.run import RunDirectory
+    from search_spaces import RunError
+
+    loaded = load_recipe(recipe, sets)
+    folder = output or Path("runs") / loaded.name
+    if RunDirectory.is_run(folder) and not resume:
+        raise RunError(
+            f"'{folder}' holds a run already; continue it with --resume, or choose another --output"
+        )
+    run = RunDirectory.create(folder, loaded)
+    with run.locked():
+        summary = _train(run)
+    report = {"run": str(run.folder), **summary}
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+
+
+def _train(run: RunDirectory) -> dict[str, Any]:
+    from nas.console import note, progress_bar
+    from nas.data import open_datasets
+    from nas.train import train as train_run
+
+    data = open_datasets(run.recipe)
+    note(
+        f"{len(data.train)} training, {len(data.search)} search and {len(data.val)} val images,"
+        f" {len(data.skeleton)} joints; run directory {run.folder}"
+    )
+    with progress_bar("training") as bar:
+        latest: dict[str, float] = {}
+
+        def show_step(step: int, steps: int, row: Mapping[str, float]) -> None:
+            ap = f"  AP {latest['AP_smallest']:.3f}..{latest['AP_largest']:.3f}" if latest else ""
+            bar.update(step, steps, f"loss {row['total']:.5f}  {row['images_per_s']:.0f} images/s{ap}")
+
+        report = train_run(run, data, progress=show_step, validated=latest.update)
+    return {
+        "steps": report.steps,
+        "best_validation_AP": None if report.best != report.best else round(report.best, 5),
+        "seconds": round(report.seconds, 1),
+        "checkpoint": str(run.best),
+    }
+
+
+# -- search --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def search(
+    run: Annotated[
+        Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A run directory, or a recipe to train first.")
+    ],
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
+    tables: Tables = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Networks whose AP is measured; default: the recipe's.")
+    ] = None,
+    population: Annotated[int | None, typer.Option(min=2, help="Networks per generation.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="nsga2 or random; default: the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the recipe's.")] = None,
+    executor: Annotated[str, typer.Option(help="in-process or ray.")] = "in-process",
+    workers: Annotated[int, typer.Option(min=1, help="Networks evaluated at once (ray).")] = 2,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; default: start one here.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study; default: made from the budget.")
+    ] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Search a trained supernet for the networks that trade AP against cost best within a budget.
+
+    Networks over the budget are never evaluated, nor is any network twice. BN statistics are recomputed for
+    every candidate on training images; AP is measured on the search split. Stopped? The same command
+    continues.
+
+    Example: nas search runs/synthetic --max-macs 300M --max-latency 5ms@this-machine-onnxruntime-fp32-2t
+    """
+    from nas.console import print_json
+    from nas.searching import run_search
+
+    directory = _run_or_recipe(run, sets)
+    result = run_search(
+        directory,
+        max_macs=max_macs,
+        max_params=max_params,
+        max_latency=max_latency or [],
+        tables=tables,
+        evaluations=evaluations,
+        population=population,
+        sampler=sampler,
+        seed=seed,
+        executor=executor,
+        workers=workers,
+        ray_address=ray_address,
+        name=name,
+    )
+    if as_json:
+        print_json({"study": str(result.folder), **result.summary()})
+    else:
+        _print_front(result.result, result.folder)
+
+
+def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
+    """Return the run at ``path``; a recipe's run is trained first where it is not."""
+    from nas.recipe import load_recipe
+    from nas.run import RunDirectory
+
+    if path.is_dir():
+        return RunDirectory.open(path, sets)
+    recipe = load_recipe(path, sets)
+    run = RunDirectory.create(Path("runs") / recipe.name, recipe)
+    if not run.trained:
+        with run.locked():
+            _train(run)
+    return run
+
+
+def _print_front(result: SearchResult, folder: Path) -> None:
+    from nas.console import print_table
+
+    best = result.best() if result.evaluated else None
+    rows = []
+    for record in result.front():
+        mark = "chosen" if best is not None and record.arch == best.arch else ""
+        latencies = [f"{record.latency_ms[target]:.2f}" for target in result.targets]
+        figures = (f"{record.ap:.4f}", f"{record.macs / 1e9:.4f}", f"{record.params / 1e6:.3f}", *latencies)
+        rows.append((record.arch.id, record.arch["resolution"], *figures, mark))
+    columns = (
+        "network",
+        "px",
+        "AP (search)",
+        "MACs (G)",
+        "params (M)",
+        *(f"ms {t}" for t in result.targets),
+        "",
+    )
+    title = f"Pareto front of {len(result.evaluated)} evaluated networks; {folder}"
+    print_table(title, columns, rows)
+
+
+# -- profile, plot, emit, eval -----------------------------------------------------------------------------
+
+
+@app.command()
+def profile(
+    target: Annotated[
+        str, typer.Argument(help="'this-machine', or a target .yaml (device, processor, runtime, threads).")
+    ] = "this-machine",
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            metavar="SPACE|RECIPE|RUN|ARCH",
+            help="Whose layers are measured: a kind of space, a recipe, a run, or a named arch. Repeatable.",
+        ),
+    ] = None,
+    joints: Joints = 14,
+    runtime: Annotated[str, typer.Option(help="onnxruntime or torch.")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all processors.")] = None,
+    networks: Annotated[
+        int,
+        typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of layers; 0: none."),
+    ] = 12,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
+    as_json: Json = False,
+) -> None:
+    """Measure this machine's layer latencies (batch 1) into a table that search and cost use.
+
+    Layers are timed in interleaved rounds with a canary measured throughout; whole networks are then measured
+    to fit what a sum of layers misses. Stopped? The same command continues with what it has.
+
+    Example: nas profile this-machine --for runs/synthetic --threads 2
+    """
+    from nas.console import print_json, show
+    from nas.latency import run_profile
+
+    report = run_profile(
+        target,
+        space or ["litepose-native"],
+        joints=joints,
+        runtime=runtime,
+        threads=threads,
+        networks=networks,
+        folder=output,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+
+
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="A run directory that was searched.")],
+    study: Annotated[str | None, typer.Option(help="One study; default: all.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default: the study's own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the Pareto fronts and the progress of a run's searches (PNG and SVG)."""
+    from nas.console import print_json
+    from nas.run import RunDirectory
+    from nas.searching import draw_study
+
+    directory = RunDirectory.open(run)
+    made = [path for name in _studies(directory, study) for path in draw_study(directory, name, output)]
+    if as_json:
+        print_json({"files": [str(path) for path in made]})
+    else:
+        print("\n".join(str(path) for path in made))
+
+
+def _studies(run: RunDirectory, wanted: str | None) -> list[str]:
+    from search_spaces.errors import did_you_mean
+
+    names = run.studies()
+    if not names:
+        raise InputError(f"'{run.folder}' was not searched yet; run 'nas search {run.folder} --max-macs ...'")
+    if wanted is None:
+        return names
+    if wanted not in names:
+        raise InputError(f"'{run.folder}' has no study '{wanted}'{did_you_mean(wanted, names)}")
+    return [wanted]
+
+
+@app.command()
+def emit(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", metavar="FILE", help="This arch (file or name) instead of a searched one."),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Choose from this study only; default: all of the run.")
+    ] = None,
+    tables: Tables = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Write the best network within a budget as a folder that runs: arch, weights, ONNX, card.
+
+    It is extracted from the supernet, its BN statistics are recomputed on training images, and its AP is
+    measured on the val images from the files written.
+
+    Example: nas emit runs/synthetic --max-macs 300M -o mynet
+    """
+    from nas.console import note, print_json, show
+    from nas.emitting import emit_from_run
+    from nas.run import RunDirectory
+
+    emitted = emit_from_run(
+        RunDirectory.open(run),
+        max_macs=max_macs,
+        max_params=max_params,
+        max_latency=max_latency or [],
+        arch=None if arch is None else get_arch(arch),
+        study=study,
+        tables=tables,
+        folder=output,
+    )
+    if as_json:
+        print_json({"folder": str(emitted.folder), **emitted.card})
+        return
+    card = emitted.card
+    note(f"wrote {emitted.folder}")
+    lines = {
+        "network": card["id"],
+        "AP (val)": f"{card['ap']['stats']['AP']:.4f} on {card['ap']['on']}",
+        "MACs": f"{card['cost']['macs'] / 1e9:.4f} G",
+        "parameters": f"{card['cost']['params']:,}",
+    }
+    for name, value in card["latency"].items():
+        lines[f"latency on {name}"] = _latency_line(value)
+    show(lines)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
+    ],
+    dataset: Annotated[
+        str, typer.Argument(help="COCO-format .json, a recipe or run (its val images), or 'synthetic'.")
+    ],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for a .json.")] = None,
+    skeleton: Annotated[
+        str | None,
+        typer.Option(help="Joints of the model: a known skeleton or a file; default: the model's own."),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=32, help="Short side, px; default: the model's own.")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
+    project: Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")] = False,
+    protocol: Annotated[str, typer.Option(help="coco or crowdpose.")] = "coco",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    as_json: Json = False,
+) -> None:
+    """AP of a model on a data set; joints that the data set lacks are left out of the score.
+
+    Example: nas eval mynet annotations/val.json --images images/val --flip
+    """
+    from nas.console import print_json, show
+    from nas.evaluation import evaluate_model
+
+    report = evaluate_model(
+        model,
+        dataset,
+        images=images,
+        skeleton=skeleton,
+        resolution=resolution,
+        flip=flip,
+        project=project,
+        protocol=protocol,
+        limit=limit,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        stats = {key: f"{value:.4f}" for key, value in report.pop("stats").items()}
+        show({**stats, **report})
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A LitePose checkpoint of the research code (.pth).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: the same name with .safetensors.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=32, help="Input side, px, where the widths are of no published network.")
+    ] = None,
+    skeleton: Annotated[
+        str | None, typer.Option(help="Joints that it predicts; default: by their number.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a research checkpoint (no pickle is executed), infer its arch, write it as .safetensors.
+
+    Example: nas import-checkpoint litepose-m.pth -o litepose-m.safetensors
+    """
+    from nas.console import print_json, show
+    from nas.evaluation import import_model
+
+    report = import_model(file, output, resolution, skeleton)
+    if as_json:
+        print_json(report)
+    else:
+        show({key: value for key, value in report.items() if key != "arch"})
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run directory.")] = Path("runs/demo"),
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """The main job end to end on drawn people: train, profile, search twice, plot, emit. Under ten minutes.
+
+    Stopped? The same command continues.
+    """
+    from nas.console import print_json
+    from nas.demo import run_demo
+
+    report = run_demo(output, sets or [])
+    if as_json:
+        print_json(report)
+
+
+# -- helpers -------------------------------------------------------------------------------------------------
+
+
+def _plain_cost(arch: Arch, joints: int) -> dict[str, int]:
+    found = arch.cost(joints)
+    return {"params": found.params, "macs": found.macs, "macs_paper": found.macs_paper}
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"--size is HEIGHTxWIDTH in pixels such as 448x448, not '{text}'")
+    numbers = [int(part) for part in parts]
+    return numbers[0], numbers[-1]
+
+
+def _latency_line(value: dict[str, Any]) -> str:
+    text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f})"
+    calibrated = "" if value.get("calibrated", True) else ", sum of layers, not calibrated"
+    return f"{text}, {value['provenance']}{calibrated}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a mistake of the user's is one line on standard error and exit code 2."""
+    try:
+        app(args=None if arguments is None else list(arguments), standalone_mode=True)
+    except LitePoseNasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues (nas train: with --resume)", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

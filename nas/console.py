@@ -1,0 +1,95 @@
+"""What the commands show: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+__all__ = ["Bar", "note", "print_json", "print_table", "progress_bar"]
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Tell something on standard error, which ``--json`` leaves alone."""
+    _errors().print(text, markup=False)
+
+
+class Bar:
+    """One progress bar; outside a terminal it prints a line about every tenth part instead."""
+
+    def __init__(self, title: str, total: int | None, progress: Progress | None) -> None:
+        self.title, self.total, self._progress = title, total, progress
+        self._task = None if progress is None else progress.add_task(title, total=total, text="")
+        self._tenth = -1
+
+    def update(self, done: int, total: int | None = None, text: str = "") -> None:
+        """Show that ``done`` of ``total`` parts are done."""
+        self.total = total or self.total
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=self.total, text=text)
+        elif self.total:
+            tenth = 10 * done // self.total
+            if tenth != self._tenth:
+                self._tenth = tenth
+                print(f"{self.title}: {done}/{self.total} {text}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None = None) -> Iterator[Bar]:
+    """Show a progress bar on standard error while the block runs."""
+    console = _errors()
+    if not console.is_terminal:
+        yield Bar(title, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(title, total, progress)
+
+
+def print_json(value: object) -> None:
+    """Print ``value`` as JSON on standard output."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on standard output; all columns but the first are aligned right."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    console.print(table)
+
+
+def show(rows: Mapping[str, Any]) -> None:
+    """Print names and values, one a line, aligned."""
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")

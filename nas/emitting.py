@@ -1,0 +1,268 @@
+"""``nas emit``: from a chosen arch to a folder that runs: arch, weights, ONNX, and a card."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.console import progress_bar
+from nas.data import Datasets, open_datasets
+from nas.latency import known_targets, load_predictors, measure_onnx, prediction_json
+from nas.run import RunDirectory, environment
+from nas.search import Constraint, parse_constraints
+from nas.search.result import Record
+from nas.searching import load_result
+from nas.train import make_evaluator, open_supernet
+from search_spaces import Arch, BudgetError, InputError, RunError, to_research_config, write_arch
+from search_spaces.errors import did_you_mean
+from search_spaces.files import write_json
+from search_spaces.research import has_research_config
+from supernet.checkpoint import load_network, save_network
+from supernet.export import export_onnx
+from supernet.pose.evaluate import evaluate
+
+__all__ = ["Emitted", "emit", "emit_from_run"]
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One emitted network.
+
+    Attributes
+    ----------
+    folder
+        Holds ``arch.json``, ``arch.research.json`` (where that format can say it), ``model.safetensors``,
+        ``model.onnx`` and ``card.json``.
+    card
+        What ``card.json`` says.
+    """
+
+    folder: Path
+    card: dict[str, Any]
+
+
+def emit(
+    run: RunDirectory,
+    data: Datasets,
+    arch: Arch,
+    folder: Path,
+    *,
+    latencies: Mapping[str, Any] | None = None,
+    found: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Emitted:
+    """Extract the network from the run's supernet, recalibrate it, measure it on the val images, write it.
+
+    AP is that of the file: the weights are read back from it before they are evaluated.
+
+    Parameters
+    ----------
+    run, data
+        A trained run and its data sets.
+    arch
+        A network of the run's space.
+    folder
+        Made anew; nothing is left of it if anything fails.
+    latencies
+        Predicted latencies by target, as they should stand in the card.
+    found
+        How the arch was chosen, for the card.
+    progress
+        Told about the evaluation, images done and in all.
+
+    Raises
+    ------
+    InputError
+        If the arch is not in the run's space.
+    RunError
+        If ``folder`` exists and was not made by this command, or the run is not trained.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "card.json").is_file():
+        raise RunError(f"'{folder}' exists and is no emitted network; choose another --output")
+    space = run.recipe.build_space(data.skeleton)
+    if arch not in space:
+        raise InputError(f"the arch is not in this run's space: {'; '.join(space.differences(arch))}")
+    evaluator = make_evaluator(run, data, open_supernet(run, space), on="val")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise RunError(
+            f"cannot write to '{folder.parent}': {error.strerror}; choose another --output"
+        ) from None
+    try:
+        weights, skeleton = building / "model.safetensors", data.skeleton.to_json()
+        network = evaluator.subnet(arch).to("cpu")
+        save_network(weights, network, {"skeleton": skeleton, "recipe": run.recipe.name})  # type: ignore[arg-type]
+        reloaded, _ = load_network(weights)
+        export = export_onnx(reloaded, building / "model.onnx", metadata={"skeleton": skeleton})
+        config = replace(evaluator.config, resolution=arch.number("resolution"))
+        result = evaluate(
+            reloaded.to(device=evaluator.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            data.val,
+            config,
+            protocol=evaluator.protocol,
+            device=evaluator.device,
+            progress=progress,
+        )
+        write_arch(building / "arch.json", arch)
+        if has_research_config(arch):
+            write_json(building / "arch.research.json", to_research_config(arch))
+        cost = space.cost(arch)
+        scored = [name for name, given in zip(data.skeleton.joints, data.val.labelled) if given]
+        card: dict[str, Any] = {
+            "id": arch.id,
+            "arch": arch.to_json(),
+            "skeleton": skeleton,
+            "input": {
+                "height": arch.size[0],
+                "width": arch.size[1],
+                "colour": "RGB",
+                "normalised": "ImageNet",
+            },
+            "cost": {"params": cost.params, "macs": cost.macs, "macs_paper": cost.macs_paper},
+            "latency": dict(latencies or {}),
+            "ap": {
+                "on": f"{len(data.val)} images of {data.val.where}",
+                "protocol": evaluator.protocol,
+                "flip": config.flip,
+                "project": config.project,
+                "joints_scored": scored,
+                "stats": result.stats,
+            },
+            "chosen": dict(found or {}),
+            "supernet": {"run": run.recipe.name, "seed": run.recipe.seed, "space": space.config()},
+            "calibration_images": len(evaluator.calibration.indices),
+            "onnx": {
+                "opset": export.opset,
+                "batch": export.batch,
+                "max_abs_error": export.max_abs,
+                "max_rel_error": export.max_rel,
+            },
+            "environment": environment(["nas", "emit"]),
+        }
+        write_json(building / "card.json", card)
+        building.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        building.replace(folder)
+    except OSError as error:
+        raise RunError(f"cannot write '{folder}': {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Emitted(folder, card)
+
+
+def choose_record(
+    run: RunDirectory, constraints: Sequence[Constraint], study: str | None = None
+) -> tuple[Record, str]:
+    """Return the record with the best AP within the budget among the run's studies, and its study.
+
+    Raises
+    ------
+    InputError
+        If the run was not searched, or has no such study, or no study priced a bounded target.
+    BudgetError
+        If no evaluated network meets the budget; the message names the nearest.
+    """
+    names = run.studies()
+    if study is not None and study not in names:
+        raise InputError(f"'{run.folder}' has no study '{study}'{did_you_mean(study, names)}")
+    results = {name: load_result(run, name) for name in ([study] if study else names)}
+    needed = {c.objective.target for c in constraints} - {None}
+    fitting = {n: r for n, r in results.items() if r.evaluated and needed <= set(r.targets)}
+    if not fitting:
+        what = (
+            f"priced {', '.join(sorted(filter(None, needed)))}"
+            if needed and results
+            else "evaluated a network"
+        )
+        raise InputError(
+            f"no study of '{run.folder}' {what}; run 'nas search {run.folder}' with that budget first"
+        )
+    found: list[tuple[float, float, Record, str]] = []
+    nearest: dict[Constraint, float] = {}
+    for name, result in fitting.items():
+        for record in result.evaluated:
+            values = {c: record.value(c.objective) for c in constraints}
+            for c, value in values.items():
+                nearest[c] = min(nearest.get(c, value), value)
+            if all(c.holds(value) for c, value in values.items()):
+                found.append((record.require_ap(), -record.macs, record, name))
+    if not found:
+        told = ", ".join(f"{c.objective} {c.objective.format(v)}" for c, v in nearest.items())
+        raise BudgetError(f"no evaluated network meets the budget; the smallest evaluated are at {told}")
+    _, _, record, name = max(found, key=lambda item: item[:2])
+    return record, name
+
+
+def emit_from_run(
+    run: RunDirectory,
+    *,
+    max_macs: str | None = None,
+    max_params: str | None = None,
+    max_latency: Sequence[str] = (),
+    arch: Arch | None = None,
+    study: str | None = None,
+    tables: Sequence[Path] | None = None,
+    folder: Path | None = None,
+    data: Datasets | None = None,
+) -> Emitted:
+    """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, and measure where the target is here.
+
+    The card's latency holds for each target the prediction with its interval and provenance; where the
+    target is this very machine, the exported file is timed too.
+
+    Raises
+    ------
+    InputError
+        If options contradict each other or are malformed.
+    BudgetError
+        If no evaluated network meets the budget.
+    """
+    known = known_targets(tables, run)
+    constraints = parse_constraints(
+        max_macs=max_macs, max_params=max_params, max_latency=max_latency, targets=known
+    )
+    found: dict[str, Any] = {"by": "hand"}
+    targets = [c.objective.target for c in constraints if c.objective.target is not None]
+    if arch is None:
+        record, name = choose_record(run, constraints, study)
+        arch = record.arch
+        targets += [target for target in record.latency_ms if target not in targets and target in known]
+        budget = [str(c) for c in constraints]
+        found = {"by": f"search '{name}'", "budget": budget, "search_ap": record.ap, "trial": record.trial}
+    elif constraints or study:
+        raise InputError("--arch names the network itself; leave out the budget and --study")
+    with run.locked():
+        opened = data or open_datasets(run.recipe)
+        predictors = load_predictors(targets, tables, run)
+        layers = arch.layers(len(opened.skeleton))
+        latencies = {n: prediction_json(p, p.predict(layers)) for n, p in predictors.items()}
+        where = folder or run.folder / "emitted" / arch.id
+        with progress_bar("evaluating", len(opened.val)) as bar:
+            emitted = emit(
+                run,
+                opened,
+                arch,
+                where,
+                latencies=latencies,
+                found=found,
+                progress=lambda d, n: bar.update(d, n),
+            )
+    from latency_tables import local_target
+
+    for name, predictor in predictors.items():
+        target = predictor.table.target
+        if target == local_target(target.runtime, target.threads):
+            measured = measure_onnx(emitted.folder / "model.onnx", arch.size, target)
+            emitted.card["latency"][name]["measured_here"] = measured
+    write_json(emitted.folder / "card.json", emitted.card)
+    return emitted

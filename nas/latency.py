@@ -1,0 +1,271 @@
+"""Latency in the commands: which table answers for a target, and how this machine's tables are made."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latency_tables import (
+    LatencyPredictor,
+    LatencyTable,
+    Prediction,
+    ProfileSettings,
+    Target,
+    available_tables,
+    calibrate,
+    find_table,
+    get_runtime,
+    local_target,
+    measure_model,
+    profile,
+    read_target,
+)
+from nas.console import note, progress_bar
+from nas.recipe import load_recipe
+from nas.run import RunDirectory
+from search_spaces import SPACES, Arch, InputError, Layer, SearchSpace, get_arch, named_archs
+from search_spaces.errors import did_you_mean
+from supernet.export import export_onnx, fold_batchnorm
+from supernet.registry import build_network
+
+__all__ = [
+    "UpperEnd",
+    "load_predictors",
+    "measure_onnx",
+    "prediction_json",
+    "profile_space",
+    "run_profile",
+    "table_folders",
+]
+
+DEFAULT_FOLDER = Path("tables")
+
+
+class UpperEnd:
+    """A target's pricer for the search: the upper end of the predictor's interval, so that budgets hold."""
+
+    def __init__(self, predictor: LatencyPredictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def name(self) -> str:
+        """Name of the target."""
+        return self.predictor.name
+
+    def latency_ms(self, space: SearchSpace, genotypes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the upper end of each genotype's predicted latency, shape (n,)."""
+        return self.predictor.upper_ms(space, genotypes)
+
+
+def table_folders(tables: Sequence[Path] | None = None, run: RunDirectory | None = None) -> list[Path]:
+    """Return the folders in which tables are looked for, first come first served."""
+    own = [run.folder / "tables"] if run is not None else []
+    return [*(tables or []), *own, DEFAULT_FOLDER]
+
+
+def load_predictors(
+    targets: Sequence[str], tables: Sequence[Path] | None = None, run: RunDirectory | None = None
+) -> dict[str, LatencyPredictor]:
+    """Return a predictor for each target named.
+
+    Raises
+    ------
+    InputError
+        If there is no table for a target, or it is damaged.
+    """
+    folders = table_folders(tables, run)
+    predictors = (LatencyPredictor(find_table(name, folders)) for name in dict.fromkeys(targets))
+    return {predictor.name: predictor for predictor in predictors}
+
+
+def known_targets(tables: Sequence[Path] | None = None, run: RunDirectory | None = None) -> list[str]:
+    """Return the names of all targets that have a table."""
+    return sorted(available_tables(table_folders(tables, run)))
+
+
+def prediction_json(predictor: LatencyPredictor, prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction with what it rests on, as commands print it and cards keep it."""
+    return {**asdict(prediction), "target": predictor.table.target.to_dict()}
+
+
+def _work(
+    wanted: Sequence[str], joints: int
+) -> tuple[tuple[Layer, ...], list[tuple[Arch, int]], SearchSpace | None]:
+    """Return the layers to measure, the whole networks named, and the (last) space to draw more from."""
+    layers: dict[Layer, None] = {}
+    named: list[tuple[Arch, int]] = []
+    space: SearchSpace | None = None
+    for text in wanted:
+        path = Path(text)
+        if text in SPACES:
+            space = SPACES[text](joints)
+        elif RunDirectory.is_run(path):
+            space = _recipe_space(RunDirectory.open(path).recipe)
+        elif path.suffix in (".yaml", ".yml"):
+            space = _recipe_space(load_recipe(path))
+        elif text in named_archs() or path.suffix == ".json":
+            arch = get_arch(text)
+            named.append((arch, joints))
+            layers.update(dict.fromkeys(arch.layers(joints)))
+            continue
+        else:
+            hint = did_you_mean(text, [*SPACES, *named_archs()])
+            raise InputError(f"--for: '{text}' is no space, recipe, run or arch{hint}")
+        layers.update(dict.fromkeys(space.distinct_layers()))
+    return tuple(layers), named, space
+
+
+def _recipe_space(recipe: Any) -> SearchSpace:
+    """Return a recipe's space; its joints come from the skeleton, which may need the data's file."""
+    from nas.data import open_source
+    from supernet.pose.skeleton import get_skeleton
+
+    if recipe.data.skeleton is not None:
+        skeleton = get_skeleton(recipe.data.skeleton)
+    elif recipe.data.train.synthetic is not None:
+        skeleton = get_skeleton("coco17")
+    else:
+        skeleton = open_source(recipe.data.train).skeleton
+    space: SearchSpace = recipe.build_space(skeleton)
+    return space
+
+
+def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: float = 2.0) -> dict[str, float]:
+    """Return the measured milliseconds of a whole network on this machine: median, p10, p90, runs."""
+    timing = measure_model(get_runtime(target.runtime), path, size, target.threads, seconds=seconds)
+    return {
+        "median_ms": timing.median_ms,
+        "p10_ms": timing.p10_ms,
+        "p90_ms": timing.p90_ms,
+        "runs": timing.runs,
+    }
+
+
+def _runnable(runtime: str, arch: Arch, joints: int, stem: Path) -> Path:
+    """Write the network, with random weights, in the form that the runtime times; return the file."""
+    network = build_network(arch, joints, torch.Generator().manual_seed(0)).eval()
+    if runtime == "torch":
+        folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        path = stem.with_suffix(".pt2")
+        image = torch.zeros(1, 3, *arch.size).to(memory_format=torch.channels_last)
+        torch.export.save(torch.export.export(folded, (image,)), path)
+        return path
+    path = stem.with_suffix(".onnx")
+    export_onnx(network, path, tolerance=1e-2)
+    return path
+
+
+def profile_space(
+    target: Target,
+    layers: Sequence[Layer],
+    archs: Sequence[tuple[Arch, int]],
+    folder: Path,
+    *,
+    settings: ProfileSettings | None = None,
+    network_seconds: float = 1.0,
+) -> LatencyTable:
+    """Measure layers and whole networks of this machine and save the calibrated table; resumable.
+
+    Parameters
+    ----------
+    target
+        This machine's.
+    layers
+        What the table must hold; layers that it has already are kept.
+    archs
+        Networks (with their joints) measured whole for the affine fix; fewer than 5 leave the table
+        uncalibrated. Their weights are random: a layer's time does not depend on them.
+    folder
+        Where tables live.
+    settings
+        How thoroughly to measure.
+    network_seconds
+        Time spent on each whole network.
+    """
+    with progress_bar("layers") as bar:
+        table = profile(
+            target,
+            layers,
+            out=folder,
+            settings=settings,
+            progress=lambda done, total, name: bar.update(done, total, name),
+            command=" ".join(["nas", *sys.argv[1:]]),
+        )
+    if not archs:
+        return table
+    runtime = get_runtime(target.runtime)
+    measured: list[tuple[tuple[Layer, ...], float]] = []
+    with tempfile.TemporaryDirectory() as scratch, progress_bar("whole networks", len(archs)) as bar:
+        for i, (arch, joints) in enumerate(archs):
+            path = _runnable(target.runtime, arch, joints, Path(scratch) / str(i))
+            timing = measure_model(runtime, path, arch.size, target.threads, seconds=network_seconds)
+            measured.append((arch.layers(joints), timing.median_ms))
+            bar.update(i + 1)
+    if len(measured) >= 5:
+        table = calibrate(table, measured)
+        table.save(folder / f"{table.name}.csv")
+    return table
+
+
+def run_profile(
+    target: str,
+    wanted: Sequence[str],
+    *,
+    joints: int,
+    runtime: str,
+    threads: int | None,
+    networks: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Carry out ``nas profile``; return what it made and how far it can be believed.
+
+    Raises
+    ------
+    InputError
+        If the target or what is to be profiled is unknown.
+    UnavailableError
+        If the runtime is not installed.
+    """
+    if target == "this-machine":
+        described = local_target(runtime, threads)
+    elif Path(target).suffix in (".yaml", ".yml"):
+        described = read_target(target)
+    else:
+        raise InputError(
+            f"the target is 'this-machine' or a .yaml file that describes one, not '{target}';"
+            " other devices are profiled by running this command on them"
+        )
+    get_runtime(described.runtime).check(described.threads)
+    layers, archs, space = _work(wanted, joints)
+    if space is not None and networks > len(archs):
+        rng = np.random.default_rng(0)
+        archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
+    note(f"{len(layers)} distinct layers, {len(archs)} whole networks on {described.name}")
+    table = profile_space(described, layers, archs, folder)
+    report: dict[str, Any] = {
+        "target": table.name,
+        "table": str(folder / f"{table.name}.csv"),
+        "layers": len(table),
+        "provenance": table.provenance,
+        "processor": described.processor,
+        "threads": described.threads,
+    }
+    if table.calibration is not None:
+        c = table.calibration
+        report |= {
+            "networks": c.networks,
+            "median_error": round(c.median_error, 4),
+            "worst_error": round(c.worst_error, 4),
+            "uncalibrated_median_error": round(c.raw_error, 4),
+        }
+    else:
+        report["calibration"] = "none: fewer than 5 whole networks; predictions are plain sums of layers"
+    return report

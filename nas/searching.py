@@ -1,0 +1,212 @@
+"""``nas search`` and ``nas plot``: a study in a run directory, from budget to result and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.config import to_plain
+from nas.console import note, progress_bar
+from nas.data import Datasets, open_datasets
+from nas.latency import UpperEnd, known_targets, load_predictors
+from nas.plot import plot_front, plot_progress
+from nas.run import RunDirectory
+from nas.search import (
+    AP,
+    MACS,
+    Constraint,
+    Evaluation,
+    InProcess,
+    Objective,
+    RayExecutor,
+    SearchResult,
+    latency,
+    parse_constraints,
+    search,
+)
+from nas.search.executors import Executor
+from nas.search.result import Record
+from nas.train import make_evaluator, open_supernet
+from search_spaces import Arch, InputError, get_arch
+from search_spaces.errors import did_you_mean
+from search_spaces.files import read_json, write_json, write_text
+from supernet.evaluator import SubnetEvaluator
+
+__all__ = ["Study", "draw_study", "load_result", "run_search"]
+
+EXECUTORS = ("in-process", "ray")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished (or interrupted) search and the folder that holds it."""
+
+    folder: Path
+    result: SearchResult
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``nas search --json`` prints."""
+        best = self.result.best() if self.result.evaluated else None
+        return {
+            "stopped": self.result.stopped,
+            "evaluated": len(self.result.evaluated),
+            "priced_only": len(self.result.infeasible),
+            "duplicates": self.result.duplicates,
+            "best": None if best is None else best.to_json(),
+            "front": [record.to_json() for record in self.result.front()],
+        }
+
+
+class _Evaluator:
+    """The search's view of :class:`SubnetEvaluator`: AP on the search split."""
+
+    def __init__(self, evaluator: SubnetEvaluator) -> None:
+        self.evaluator = evaluator
+
+    def evaluate(self, arch: Arch) -> Evaluation:
+        """Return the arch's AP on the search images."""
+        began = time.perf_counter()
+        stats = self.evaluator.evaluate(arch).stats
+        return Evaluation(max(stats["AP"], 0.0), stats, time.perf_counter() - began)
+
+
+def study_name(constraints: Sequence[Constraint], sampler: str, seed: int) -> str:
+    """Return a folder name that says the budget, e.g. ``macs-300M-nsga2-0``."""
+    parts = []
+    for c in constraints:
+        value = f"{c.upper / c.objective.scale:g}{c.objective.unit.split(' ')[0]}"
+        parts.append("-".join(filter(None, (c.objective.kind, value, c.objective.target))))
+    text = "_".join([*(parts or ["unbounded"]), sampler, str(seed)])
+    return re.sub(r"[^A-Za-z0-9.@_-]", "-", text)
+
+
+def _fingerprint(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def run_search(
+    run: RunDirectory,
+    *,
+    max_macs: str | None = None,
+    max_params: str | None = None,
+    max_latency: Sequence[str] = (),
+    tables: Sequence[Path] | None = None,
+    evaluations: int | None = None,
+    population: int | None = None,
+    sampler: str | None = None,
+    seed: int | None = None,
+    executor: str = "in-process",
+    workers: int = 2,
+    ray_address: str | None = None,
+    name: str | None = None,
+    data: Datasets | None = None,
+) -> Study:
+    """Search the run's supernet within a budget; the same call continues a search that was stopped.
+
+    Cost is MACs, unless a latency is bounded and MACs are not: then it is that latency.
+
+    Raises
+    ------
+    InputError
+        If an option is malformed.
+    BudgetError
+        If no network of the space meets the budget.
+    RunError
+        If the supernet is not trained, or the study of that name is of other settings.
+    """
+    settings = run.recipe.search
+    sampler = sampler or settings.sampler
+    seed = run.recipe.seed if seed is None else seed
+    constraints = parse_constraints(
+        max_macs=max_macs,
+        max_params=max_params,
+        max_latency=max_latency,
+        targets=known_targets(tables, run),
+    )
+    targets = [c.objective.target for c in constraints if c.objective.target is not None]
+    predictors = load_predictors(targets, tables, run)
+    objectives: list[Objective] = [AP]
+    if max_macs is not None or not targets:
+        objectives.append(MACS)
+    objectives += [latency(target) for target in targets]
+    with run.locked():
+        supernet_data = data or open_datasets(run.recipe)
+        space = run.recipe.build_space(supernet_data.skeleton)
+        evaluator = make_evaluator(run, supernet_data, open_supernet(run, space))
+        folder = run.study(name or study_name(constraints, sampler, seed))
+        seeds = [get_arch(text) for text in settings.seed_archs]
+        context = {
+            "supernet": _fingerprint(run.best),
+            "evaluation": str(to_plain(run.recipe.evaluate)),
+            "images": f"{len(supernet_data.search)} of {supernet_data.search.where}",
+        }
+        with progress_bar("searching", evaluations or settings.evaluations) as bar:
+            result = search(
+                space,
+                _Evaluator(evaluator),
+                storage=folder / "study.journal",
+                trials=evaluations or settings.evaluations,
+                objectives=objectives,
+                constraints=constraints,
+                pricers=[UpperEnd(predictor) for predictor in predictors.values()],
+                population=population or settings.population,
+                sampler=sampler,
+                seed=seed,
+                seeds=[arch for arch in seeds if arch in space],
+                study_name=folder.name,
+                executor=_executor(executor, workers, ray_address),
+                context=context,
+                progress=lambda p: bar.update(
+                    p.evaluated, p.trials, "" if p.best_ap is None else f"best AP {p.best_ap:.4f}"
+                ),
+            )
+        write_json(folder / "result.json", result.to_json())
+        write_text(folder / "result.csv", result.to_csv())
+        if result.evaluated:
+            draw_study(run, folder.name)
+    if result.stopped == "exhausted":
+        note("every network within the budget is known; the search ended early")
+    if result.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return Study(folder, result)
+
+
+def _executor(name: str, workers: int, address: str | None) -> Executor:
+    if name == "in-process":
+        return InProcess()
+    if name == "ray":
+        return RayExecutor(workers=workers, address=address)
+    raise InputError(f"--executor: unknown '{name}'{did_you_mean(name, EXECUTORS)}")
+
+
+def load_result(run: RunDirectory, study: str) -> SearchResult:
+    """Return the result of one of the run's studies."""
+    path = run.study(study) / "result.json"
+    return SearchResult.from_json(read_json(path, "search result"), f"search result '{path}'")
+
+
+def draw_study(run: RunDirectory, study: str, output: Path | None = None) -> list[Path]:
+    """Draw a study's Pareto front (``pareto``) and progress (``progress``) as PNG and SVG; return the files.
+
+    Raises
+    ------
+    InputError
+        If the study has no result.
+    RunError
+        If nothing was evaluated in it.
+    """
+    result = load_result(run, study)
+    folder = output / study if output is not None else run.study(study)
+    names: dict[str, Record] = {"chosen": result.best()}
+    title = f"{run.recipe.name}: {len(result.evaluated)} networks evaluated"
+    made = [*plot_front(result, folder / "pareto", chosen=names, title=title)]
+    return [*made, *plot_progress(result, folder / "progress")]
