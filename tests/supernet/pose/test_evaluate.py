@@ -1,0 +1,469 @@
+"""Evaluation: official AP values, pycocotools on random cases, and a network that knows the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torch.nn import functional
+
+from search_spaces.errors import InputError
+from supernet.pose.evaluate import EvalConfig, evaluate, keypoint_ap, predict_dataset, predict_maps
+from supernet.pose.skeleton import COCO17, CROWDPOSE14, Skeleton
+from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_for_eval
+
+COCO_NAMES = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("case", ["coco1", "coco4", "crowdpose4"])
+def test_ap_equals_the_official_values(shared: Path, case: str) -> None:
+    folder = shared / "data" / "eval_cases"
+    expected = load(folder / "expected.json")[case]
+    skeleton = COCO17 if expected["protocol"] == "coco" else CROWDPOSE14
+    stats = keypoint_ap(
+        load(folder / case / expected["gt"]),
+        load(folder / case / expected["dt"]),
+        skeleton.sigmas,
+        protocol=expected["protocol"],
+    )
+    if expected["protocol"] == "coco":
+        assert stats == pytest.approx(dict(zip(COCO_NAMES, expected["stats"])), abs=6e-6)
+    else:  # the official tool rounds its three levels to four digits
+        for name, value in expected["stats"].items():
+            digits = 5.1e-5 if name in ("AP_easy", "AP_medium", "AP_hard") else 6e-6
+            assert stats[name] == pytest.approx(value, abs=digits), name
+
+
+def random_case(seed: int, joints: int, images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return ground truth with crowds, unlabelled people and small ones, and detections of mixed quality."""
+    rng = np.random.default_rng(seed)
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for image in range(1, images + 1):
+        for _ in range(rng.integers(0, 5)):
+            side = float(rng.choice([20.0, 60.0, 200.0]))
+            corner = rng.uniform(0, 300, 2)
+            points = corner + rng.uniform(0, side, (joints, 2))
+            visible = (rng.random(joints) < rng.choice([0.0, 0.5, 1.0])) * rng.integers(1, 3, joints)
+            keypoints = np.column_stack([points, visible]) * (visible > 0)[:, None]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": 1,
+                    "bbox": [*corner.tolist(), side, side],
+                    "area": side * side * 0.6,
+                    "iscrowd": int(rng.random() < 0.15),
+                    "keypoints": keypoints.ravel().tolist(),
+                    "num_keypoints": int((visible > 0).sum()),
+                }
+            )
+            for _ in range(rng.integers(0, 3)):
+                noise = rng.normal(0, side * rng.choice([0.005, 0.05, 0.2]), points.shape)
+                guess = np.column_stack([points + noise, np.ones(joints)])
+                detections.append(
+                    {
+                        "image_id": image,
+                        "category_id": 1,
+                        "keypoints": guess.ravel().tolist(),
+                        "score": float(rng.random()),
+                    }
+                )
+    category = {"id": 1, "name": "person", "keypoints": [str(j) for j in range(joints)], "skeleton": []}
+    truth = {
+        "info": {},
+        "images": [{"id": i, "height": 400, "width": 400} for i in range(1, images + 1)],
+        "annotations": annotations,
+        "categories": [category],
+    }
+    return truth, detections
+
+
+def official(
+    truth: dict[str, Any], detections: list[dict[str, Any]], sigmas: Sequence[float]
+) -> dict[str, float]:
+    """AP by pycocotools."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(truth)
+        coco.createIndex()
+        runner = COCOeval(coco, coco.loadRes(copy.deepcopy(detections)), "keypoints")
+        runner.params.kpt_oks_sigmas = np.asarray(sigmas)
+        runner.evaluate()
+        runner.accumulate()
+        runner.summarize()
+    return dict(zip(COCO_NAMES, runner.stats.tolist()))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_ap_equals_pycocotools_on_random_cases(seed: int) -> None:
+    truth, detections = random_case(seed, 6, 6)
+    people = [each for each in truth["annotations"] if each["num_keypoints"] and not each["iscrowd"]]
+    if not people or not detections:
+        return
+    sigmas = np.random.default_rng(seed).uniform(0.03, 0.1, 6).tolist()
+    untouched = copy.deepcopy((truth, detections))
+    stats = keypoint_ap(truth, detections, sigmas)
+    assert stats == pytest.approx(official(truth, detections, sigmas), abs=1e-9)
+    assert (truth, detections) == untouched
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_scoring_some_joints_equals_a_data_set_that_has_no_others(seed: int) -> None:
+    truth, detections = random_case(seed, 8, 6)
+    joints = [1, 2, 5, 6]
+    fewer, guesses = copy.deepcopy((truth, detections))
+    for entry in [*fewer["annotations"], *guesses]:
+        kept = np.reshape(entry["keypoints"], (8, 3))[joints]
+        entry["keypoints"] = kept.ravel().tolist()
+        if "num_keypoints" in entry:
+            entry["num_keypoints"] = int((kept[:, 2] > 0).sum())
+    if not guesses or not any(each["num_keypoints"] and not each["iscrowd"] for each in fewer["annotations"]):
+        return
+    sigmas = np.linspace(0.03, 0.1, 8)
+    stats = keypoint_ap(truth, detections, sigmas.tolist(), joints)
+    assert stats == pytest.approx(official(fewer, guesses, sigmas[joints].tolist()), abs=1e-9)
+
+
+def test_annotation_id_zero_counts_like_any_other() -> None:
+    truth, detections = random_case(11, 6, 6)
+    sigmas = [0.07] * 6
+    expected = keypoint_ap(truth, detections, sigmas)
+    for each in truth["annotations"]:
+        each["id"] -= 1
+    assert keypoint_ap(truth, detections, sigmas) == expected
+
+
+def test_no_detections_give_zeros() -> None:
+    truth, _ = random_case(11, 6, 6)
+    stats = keypoint_ap(truth, [], [0.07] * 6)
+    assert set(stats) == set(COCO_NAMES)
+    assert set(stats.values()) == {0.0}
+
+
+def test_a_range_without_people_is_undefined() -> None:
+    truth, detections = random_case(11, 6, 6)
+    for each in truth["annotations"]:
+        each["area"] = 200.0**2
+    stats = keypoint_ap(truth, detections, [0.07] * 6)
+    assert stats["AP_medium"] == stats["AR_medium"] == -1.0
+    assert stats["AP_large"] > 0.0
+
+
+Change = Callable[[dict[str, Any], list[dict[str, Any]]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda truth, _: truth["annotations"].clear(), "no person with a labelled joint"),
+        (lambda truth, _: truth.pop("annotations"), "a list 'annotations'"),
+        (
+            lambda truth, _: truth["annotations"][0].pop("area"),
+            "annotation 1 needs a finite number as 'area'",
+        ),
+        (lambda truth, _: truth["annotations"][0].pop("bbox"), "annotation 1 needs a 'bbox'"),
+        (lambda truth, _: truth["annotations"][0]["keypoints"].pop(), r"annotation 1 must have 18 .* not 17"),
+        (lambda _, found: found[0].update(image_id=99), "detection 1 is on image 99"),
+        (lambda _, found: found[0].update(category_id=7), "detection 1 has category_id 7"),
+        (lambda _, found: found[0].update(score=float("nan")), "'score'"),
+        (lambda _, found: found[0]["keypoints"].__setitem__(0, float("inf")), "finite"),
+        (lambda _, found: found[0].pop("keypoints"), "not none"),
+    ],
+)
+def test_bad_annotations_and_detections_are_named(change: Change, words: str) -> None:
+    truth, detections = random_case(11, 6, 6)
+    change(truth, detections)
+    with pytest.raises(InputError, match=words) as caught:
+        keypoint_ap(truth, detections, [0.07] * 6)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"joints": [0, 6]}, r"0\.\.5"),
+        ({"joints": []}, "must be different ones"),
+        ({"protocol": "mpii"}, "one of coco, crowdpose, not 'mpii'"),
+        ({"protocol": "crowdpose"}, "image 1 needs a 'crowdIndex'"),
+    ],
+)
+def test_bad_options_are_named(arguments: dict[str, Any], words: str) -> None:
+    truth, detections = random_case(11, 6, 6)
+    with pytest.raises(InputError, match=words):
+        keypoint_ap(truth, detections, [0.07] * 6, **arguments)
+
+
+# --- A data set whose images carry their number in red and their left half in green, and a network that
+# --- reads both and draws the maps of the people it knows to be there.
+
+SKELETON = Skeleton(
+    name="kite",
+    joints=("top", "left", "right", "tail"),
+    flip_pairs=((1, 2),),
+    sigmas=(0.05, 0.05, 0.05, 0.05),
+    limbs=((0, 1), (0, 2), (1, 3), (2, 3)),
+)
+SIZES = ((120, 200), (200, 120), (120, 200), (150, 150), (128, 192), (120, 200), (97, 131))
+
+
+class Kites:
+    """Seven images of different sizes with two kites each, one of them small."""
+
+    skeleton = SKELETON
+    labelled = np.array([True, True, True, True])
+    ids = tuple(10 + 7 * number for number in range(len(SIZES)))
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        shape = np.array([(0.0, -1.0), (-0.8, 0.0), (0.8, 0.0), (0.0, 1.0)])
+        self.people = []
+        for height, width in SIZES:
+            # Whatever lies beyond the short side's band survives resizing too: the long side is padded.
+            centres = np.array([(0.3, 0.4), (0.7, 0.6)]) * (width, height)
+            radii = np.array([0.25, 0.15])[:, None, None] * min(height, width)
+            self.people.append(centres[:, None] + radii * shape + rng.uniform(-1, 1, (2, 4, 2)))
+
+    def load_image(self, index: int) -> NDArray[np.uint8]:
+        image = np.zeros((*SIZES[index], 3), np.uint8)
+        image[..., 0] = 20 * (index + 1)
+        image[:, : SIZES[index][1] // 2, 1] = 200
+        return image
+
+    def ground_truth(self, ids: Sequence[int] | None = None) -> dict[str, Any]:
+        wanted = [self.ids.index(image_id) for image_id in (self.ids if ids is None else ids)]
+        annotations = []
+        for index in wanted:
+            for person in self.people[index]:
+                low, high = person.min(axis=0), person.max(axis=0)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": self.ids[index],
+                        "category_id": 5,
+                        "bbox": [*low.tolist(), *(high - low).tolist()],
+                        "area": float((high - low).prod()),
+                        "keypoints": np.column_stack([person, np.full(4, 2.0)]).ravel().tolist(),
+                        "num_keypoints": 4,
+                    }
+                )
+        return {
+            "images": [{"id": self.ids[index]} for index in wanted],
+            "annotations": annotations,
+            "categories": [{"id": 5, "name": "kite"}],
+        }
+
+
+class Oracle(nn.Module):
+    """Returns the ideal maps of whatever image it is shown, mirrored ones included."""
+
+    def __init__(self, data: Kites, resolution: int) -> None:
+        super().__init__()
+        self.forth = [
+            resize_for_eval(data.load_image(i), resolution)[1].inverse()(people)
+            for i, people in enumerate(data.people)
+        ]
+        self.batches: list[int] = []
+        self.modes: list[bool] = []
+
+    def maps(
+        self, people: NDArray[np.float64], height: int, width: int, stride: int
+    ) -> tuple[Tensor, Tensor]:
+        y, x = np.mgrid[: height // stride, : width // stride] + 0.5
+        det, tag = np.zeros((2, 4, *x.shape))
+        for number, person in enumerate(people):
+            for joint, (px, py) in enumerate(person / stride):
+                blob = np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * 2.0**2))
+                tag[joint][blob > np.maximum(det[joint], 0.01)] = 4.0 * number
+                det[joint] = np.maximum(det[joint], blob)
+        return torch.from_numpy(det), torch.from_numpy(tag)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.batches.append(len(images))
+        self.modes.append(self.training)
+        height, width = images.shape[2:]
+        quarter, half = [], []
+        for image in images:
+            pixels = image.permute(1, 2, 0) * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
+            row = pixels[height // 2] * 255.0
+            index = round(float(row[width // 2, 0]) / 20.0) - 1
+            people = self.forth[index]
+            if row[width // 4, 1] < 100.0:  # the mirrored image: left is right
+                people = people[:, SKELETON.flip_index] * (-1, 1) + (width, 0)
+            det, tag = self.maps(people, height, width, 4)
+            quarter.append(torch.cat([det, tag]))
+            half.append(self.maps(people, height, width, 2)[0])
+        return torch.stack(quarter).float(), torch.stack(half).float()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("project", [False, True])
+def test_a_network_that_knows_the_answers_is_found_right(flip: bool, project: bool) -> None:
+    data = Kites()
+    network = Oracle(data, 128)
+    config = EvalConfig(128, flip=flip, project=project, batch_size=2)
+    result = evaluate(network, data, config)
+    assert result.images == len(SIZES)
+    assert [each["image_id"] for each in result.detections] == [i for i in data.ids for _ in range(2)]
+    assert {each["category_id"] for each in result.detections} == {5}
+    assert result.stats["AP"] > 0.99
+    assert result.seconds_network > 0.0 and result.seconds_decode > 0.0
+    for index, people in enumerate(data.people):
+        pixel = min(SIZES[index]) / 128 * (1 if project else 2)  # a cell of the map, in pixels of the image
+        found = np.array(
+            [np.reshape(each["keypoints"], (4, 3)) for each in result.detections[2 * index :][:2]]
+        )
+        order = np.abs(found[:, None, 0, :2] - people[None, :, 0]).max(axis=2).argmin(axis=1)
+        assert sorted(order) == [0, 1]
+        assert np.abs(found[:, :, :2] - people[order]).max() < 0.8 * pixel
+
+
+def test_results_do_not_depend_on_batches_or_the_order_of_images() -> None:
+    data = Kites()
+    network = Oracle(data, 128)
+    network.train()
+    one = predict_dataset(network, data, EvalConfig(128, batch_size=1, flip=True))
+    assert set(network.batches) == {1}
+    assert not any(network.modes) and network.training  # evaluated in eval mode, given back as it was
+    steps: list[tuple[int, int]] = []
+    network.batches.clear()
+    many = predict_dataset(
+        network,
+        data,
+        EvalConfig(128, batch_size=3, flip=True),
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert max(network.batches) == 3 and sum(network.batches) == 2 * len(SIZES)
+    assert steps[-1] == (len(SIZES), len(SIZES)) and steps == sorted(steps)
+    assert len(one) == len(many)
+    for a, b in zip(one, many):
+        assert (a["image_id"], a["score"]) == (b["image_id"], pytest.approx(b["score"], abs=1e-6))
+        np.testing.assert_allclose(a["keypoints"], b["keypoints"], atol=1e-4)
+
+    some = [data.ids[4], data.ids[1]]
+    chosen = predict_dataset(network, data, EvalConfig(128, flip=True), ids=some)
+    assert [each["image_id"] for each in chosen] == [some[0]] * 2 + [some[1]] * 2
+    by_image = {image_id: [each for each in one if each["image_id"] == image_id] for image_id in some}
+    np.testing.assert_allclose(chosen[0]["keypoints"], by_image[some[0]][0]["keypoints"], atol=1e-4)
+
+
+def test_joints_that_the_data_lacks_are_not_scored() -> None:
+    data = Kites()
+    full = evaluate(Oracle(data, 128), data, EvalConfig(128))
+
+    class Part(Kites):
+        labelled = np.array([True, False, True, False])
+
+        def ground_truth(self, ids: Sequence[int] | None = None) -> dict[str, Any]:
+            truth = super().ground_truth(ids)
+            for each in truth["annotations"]:
+                kept = np.reshape(each["keypoints"], (4, 3)) * self.labelled[:, None]
+                each.update(keypoints=kept.ravel().tolist(), num_keypoints=2)
+            return truth
+
+    part = evaluate(Oracle(data, 128), Part(), EvalConfig(128))
+    assert part.stats["AP"] > 0.99
+    assert part.detections == full.detections
+    only = evaluate(Oracle(data, 128), data, EvalConfig(128), joints=[0, 2])
+    assert only.stats == part.stats
+
+
+def test_only_the_best_detections_are_kept() -> None:
+    data = Kites()
+    everyone = predict_dataset(Oracle(data, 128), data, EvalConfig(128))
+    best = predict_dataset(Oracle(data, 128), data, EvalConfig(128, max_detections=1))
+    assert best == everyone[::2]
+    scores = [each["score"] for each in everyone]
+    assert all(first >= second for first, second in zip(scores[::2], scores[1::2]))
+
+
+class Convolutions(nn.Module):
+    """A small random network of the right output shapes."""
+
+    def __init__(self, joints: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.low = nn.Conv2d(3, 2 * joints, 5, stride=4, padding=2)
+        self.high = nn.Conv2d(3, joints, 3, stride=2, padding=1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.low(images), self.high(images)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+
+def test_maps_are_merged_as_stated(images: Tensor) -> None:
+    network = Convolutions(4)
+    with torch.no_grad():
+        quarter, half = network(images)
+    up = functional.interpolate(quarter, scale_factor=2, mode="bilinear", align_corners=False)
+    det, tags = predict_maps(network, images, None, EvalConfig(32))
+    torch.testing.assert_close(det, (up[:, :4] + half) / 2)
+    torch.testing.assert_close(tags, up[:, 4:, :, :, None])
+    assert not det.requires_grad
+
+    large, large_tags = predict_maps(network, images, None, EvalConfig(32, project=True))
+    expected = functional.interpolate(det, size=(32, 48), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(large, expected)
+    assert large_tags.shape == (2, 4, 32, 48, 1)
+
+
+@pytest.mark.parametrize("project", [False, True])
+def test_the_flip_test_treats_both_directions_alike(images: Tensor, project: bool) -> None:
+    network, index = Convolutions(4), SKELETON.flip_index
+    config = EvalConfig(32, flip=True, project=project)
+    det, tags = predict_maps(network, images, index, config)
+    mirrored, mirrored_tags = predict_maps(network, images.flip(3), index, config)
+    torch.testing.assert_close(mirrored.flip(3)[:, index], det)
+    torch.testing.assert_close(mirrored_tags.flip(3)[:, index].flip(4), tags)
+    plain, plain_tags = predict_maps(network, images, index, EvalConfig(32, project=project))
+    torch.testing.assert_close(tags[..., :1], plain_tags)
+    assert (det - plain).abs().max() > 0.01
+
+
+def test_networks_and_ids_that_do_not_fit_are_named(images: Tensor) -> None:
+    data = Kites()
+    with pytest.raises(InputError, match=r"finds 6 joints, but .* 'kite' has 4"):
+        predict_dataset(Convolutions(6), data, EvalConfig(64))
+    with pytest.raises(InputError, match="no image with id 3"):
+        predict_dataset(Convolutions(4), data, EvalConfig(64), ids=[3])
+    with pytest.raises(InputError, match="flip test needs one mirrored joint for each"):
+        predict_maps(Convolutions(4), images, None, EvalConfig(64, flip=True))
+    with pytest.raises(InputError, match="batch_size must be a positive integer, not 0"):
+        EvalConfig(64, batch_size=0)
+
+
+def test_an_untrained_and_a_broken_network_give_no_crash() -> None:
+    data = Kites()
+    network = Convolutions(4)
+    stats = evaluate(network, data, EvalConfig(64)).stats
+    assert 0.0 <= stats["AP"] < 0.2
+    for parameter in network.parameters():
+        parameter.data.fill_(float("nan"))
+    result = evaluate(network, data, EvalConfig(64))
+    assert result.detections == [] and result.stats["AP"] == 0.0
