@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,14 @@ def load_network(path: str | Path) -> tuple[Subnet, dict[str, Any]]:
     return net.eval(), metadata
 
 
-def _fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Give a network on the meta device its tensors, after checking every name, shape and value."""
-    own = net.state_dict()
+def _fill(
+    net: nn.Module, tensors: Mapping[str, Tensor], where: str, name_of: Callable[[str], str] = str
+) -> None:
+    """Give a network on the meta device its tensors, after checking every name, shape and value.
+
+    ``name_of`` returns the file's name of one of the network's tensors.
+    """
+    own = {name_of(name): tensor for name, tensor in net.state_dict().items()}
     absent = [name for name in own if name not in tensors and not name.endswith(_COUNTER)]
     if absent:
         raise InputError(f"{where} lacks {_listed(absent)}; it is incomplete, or of another network")
@@ -119,8 +124,8 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             raise InputError(f"{where}: tensor '{name}' holds values that are not finite real numbers")
     net.to_empty(device="cpu")
     for name, tensor in net.state_dict().items():
-        if name in tensors:
-            tensor.copy_(tensors[name])
+        if name_of(name) in tensors:
+            tensor.copy_(tensors[name_of(name)])
         else:
             tensor.zero_()
 
@@ -203,20 +208,13 @@ def import_research(path: str | Path, resolution: int | None = None) -> LitePose
     arch, joints = _infer(tensors, resolution, where)
     with torch.device("meta"):
         net = LitePose(arch, joints)
-    ours = {
-        theirs: name
-        for name, theirs in _research_names(arch.number(f"stage{i}.depth") for i in range(STAGES)).items()
-    }
-    renamed, odd = {}, []
-    for key, tensor in tensors.items():
+    names = _research_names(arch.number(f"stage{i}.depth") for i in range(STAGES))
+
+    def name_of(key: str) -> str:
         layer, _, part = key.rpartition(".")
-        if layer in ours:
-            renamed[f"{ours[layer]}.{part}"] = tensor
-        else:
-            odd.append(key)
-    if odd:
-        raise InputError(f"{where} has unknown {_listed(odd)}; LitePose's research code writes none such")
-    _fill(net, renamed, where)
+        return f"{names[layer]}.{part}"
+
+    _fill(net, tensors, where, name_of)
     return net.eval()
 
 

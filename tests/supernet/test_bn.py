@@ -1,0 +1,125 @@
+"""Recalibration against statistics computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from search_spaces import InputError
+from supernet.bn import recalibrate
+from supernet.registry import build_supernet
+from tests.supernet.networks import SPACES, images, randomise, relative_error
+
+
+class TwoNorms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.BatchNorm2d(3, momentum=0.3)
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.second = nn.BatchNorm2d(4)
+        self.unused = nn.BatchNorm2d(2)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(self.second(self.conv(F.relu(self.first(x)))))
+
+
+def by_hand(tensors):
+    """Return mean and unbiased variance of every channel over all values of all batches."""
+    values = torch.cat([t.double().transpose(0, 1).flatten(1) for t in tensors], dim=1)
+    return values.mean(1), values.var(1, correction=1)
+
+
+def test_statistics_are_those_of_all_images_pooled():
+    torch.manual_seed(0)
+    net = randomise(TwoNorms())
+    x = 3 * images(11, 9, 7) + 2
+    batches = [x[:4], x[4:8], x[8:]]  # the last one is smaller
+    with torch.no_grad():
+        inner = []
+        for batch in batches:  # the second layer sees what the first normalises by the batch
+            mean = batch.mean((0, 2, 3), keepdim=True)
+            var = batch.var((0, 2, 3), keepdim=True, correction=0)
+            scale, shift = net.first.weight.view(1, -1, 1, 1), net.first.bias.view(1, -1, 1, 1)
+            normal = (batch - mean) / torch.sqrt(var + net.first.eps) * scale + shift
+            inner.append(net.conv(F.relu(normal)))
+    unused = net.unused.running_mean.clone()
+    assert recalibrate(net, iter(batches)) == 11
+    for layer, seen in ((net.first, batches), (net.second, inner)):
+        mean, var = by_hand(seen)
+        torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(layer.running_var.double(), var, rtol=1e-5, atol=1e-6)
+    assert not any(module.training for module in net.modules())
+    assert (net.first.momentum, net.second.momentum) == (0.3, 0.1)
+    assert torch.equal(net.unused.running_mean, unused)
+
+
+def test_unequal_batches_weigh_by_their_images():
+    """Not the plain average of batch statistics: a batch of one constant image would otherwise dominate."""
+    net = nn.Sequential(nn.BatchNorm2d(1))
+    zeros, ones = torch.zeros(9, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    assert recalibrate(net, [zeros, ones]) == 10
+    assert net[0].running_mean.item() == pytest.approx(0.1)
+    assert net[0].running_var.item() == pytest.approx(40 * 0.1 * 0.9 / 39)
+
+
+def test_first_layers_statistics_do_not_depend_on_the_batches():
+    x = images(12, 32, 32)
+    found = []
+    for size in (1, 5, 12):
+        net = randomise(TwoNorms())
+        recalibrate(net, x.split(size))
+        found.append(net.first.running_var.clone())
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
+def test_same_images_give_the_same_bits_whatever_was_there_before():
+    net = randomise(build_supernet(SPACES["native"]))
+    arch, x = SPACES["native"].sample(np.random.default_rng(0)), images(6, 64, 64)
+    first = net.extract(arch)
+    recalibrate(first, x.split(4))
+    with torch.no_grad():
+        net.train()(5 * x, SPACES["native"].largest())  # shared statistics move on
+    second = net.extract(arch)
+    recalibrate(second, x.split(4))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_subnet_then_works_on_its_own_statistics():
+    """On the one batch it was recalibrated on, evaluation equals training mode."""
+    net = randomise(build_supernet(SPACES["extended"]))
+    arch, x = SPACES["extended"].sample(np.random.default_rng(1)), images(16, 64, 64)
+    plain = net.extract(arch)
+    with torch.no_grad():
+        expected = plain.train()(x)
+        assert relative_error(net.eval()(x, arch), expected) > 0.1
+        assert recalibrate(plain, [x]) == 16
+        assert relative_error(plain(x), expected) < 0.01  # unbiased against biased variance
+
+
+@pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 8, 8)]])
+def test_no_images_are_refused_and_change_nothing(batches):
+    net = randomise(TwoNorms())
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(InputError, match="at least one image"):
+        recalibrate(net, batches)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_an_interrupted_recalibration_changes_nothing():
+    def interrupted():
+        yield images(2, 9, 9)
+        raise KeyboardInterrupt
+
+    net = randomise(TwoNorms())
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        recalibrate(net, interrupted())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert net.first.momentum == 0.3
+    assert not net.first._forward_hooks

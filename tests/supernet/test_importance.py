@@ -1,0 +1,77 @@
+"""Re-ordered channels: the same function, the important channels first."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from search_spaces import litepose_arch, litepose_extended
+from supernet.checkpoint import import_research
+from supernet.importance import order_channels_by_importance
+from supernet.registry import build_network, build_supernet
+from tests.supernet.networks import SPACES, edge_archs, images, randomise, relative_error
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("name", list(SPACES))
+def test_function_is_unchanged(name, seed):
+    space = SPACES[name]
+    for arch in (space.sample(np.random.default_rng(seed)), edge_archs(space)[seed % len(edge_archs(space))]):
+        net = randomise(build_network(arch, space.joints), seed % 999).double().eval()
+        ordered = order_channels_by_importance(net)
+        x = images(1, 47, 64).double()
+        with torch.no_grad():
+            assert relative_error(ordered(x), net(x)) < 1e-12
+        moved = sum(
+            not torch.equal(a, b) for a, b in zip(net.parameters(), ordered.parameters(), strict=True)
+        )
+        assert moved > 20
+
+
+def test_every_channel_is_in_exactly_one_set():
+    """Each convolution is written and read once, each per-channel layer kept once; only the ends are not."""
+    for space in SPACES.values():
+        for arch in edge_archs(space):
+            net = build_network(arch, space.joints)
+            sets = net.channels()
+            written = [name for group in sets for name in group.written]
+            read = [name for group in sets for name in group.read]
+            kept = [name for group in sets for name in group.kept]
+            convs = {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)}
+            depthwise = {n for n, m in convs.items() if m.groups > 1}
+            norms = {n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+            dense = set(convs) - depthwise
+            assert sorted(written) == sorted(dense - {"stem.conv", *net.output_layers})
+            assert sorted(read) == sorted(dense - {"stem.conv", "stem.project"})
+            assert sorted(kept) == sorted(
+                (depthwise | norms) - {"stem.depthwise", "stem.conv_norm", "stem.depthwise_norm"}
+            )
+
+
+def test_importance_descends_and_narrow_subnets_keep_the_best():
+    arch = litepose_arch(64, 16, (16, 16, 24, 32), (16, 16, 16), depths=(2, 1, 2, 2), expansions=2)
+    net = randomise(build_network(arch, 4)).eval()
+    with torch.no_grad():  # hidden channel 30 of 32 is what matters in this block
+        net.get_submodule("stage0.block1.project").weight[:, 30] *= 100
+    ordered = order_channels_by_importance(net)
+    weight = ordered.get_submodule("stage0.block1.project").weight
+    strength = weight.abs().sum((0, 2, 3))
+    assert torch.all(strength[:-1] >= strength[1:])
+    space = litepose_extended(
+        4, base=arch, resolutions=(64,), kernels=(7,), depths=[[2], [1], [2], [2]], expansions=(1, 2)
+    )
+    supernet = build_supernet(space)
+    supernet.load_plain(ordered)
+    narrow = supernet.extract(space.arch({"stage0.expansion": 1, "stage0.width": 16}))
+    best = net.get_submodule("stage0.block1.depthwise").weight[30]
+    assert torch.equal(narrow.get_submodule("stage0.block1.depthwise").weight[0], best)
+
+
+def test_reference_network_is_unchanged(shared):
+    net = import_research(shared / "weights" / "litepose-m-crowdpose.reference.pth").double()
+    x = images(1, 96, 128).double()
+    with torch.no_grad():
+        assert relative_error(order_channels_by_importance(net)(x), net(x)) < 1e-12

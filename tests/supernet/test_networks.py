@@ -1,0 +1,300 @@
+"""The contract of every family's networks: plain == supernet == what the search space says."""
+
+import numpy as np
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from search_spaces import InputError, get_arch, litepose_extended, litepose_native
+from supernet.base import param_count
+from supernet.litepose import LitePose, LitePoseSupernet
+from supernet.registry import NETWORKS, SUPERNETS, build_network, build_supernet
+from tests.supernet.networks import SPACES, edge_archs, images, randomise, relative_error
+
+TOLERANCE = 1e-5
+_NETS: dict[str, nn.Module] = {}
+
+
+def supernet_of(name):
+    """Return the space's supernet with weights that matter; made once."""
+    if name not in _NETS:
+        _NETS[name] = randomise(build_supernet(SPACES[name]))
+    return _NETS[name]
+
+
+# -- supernet == extracted -----------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32 - 1), height=st.integers(32, 75), width=st.integers(32, 75))
+@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("name", list(SPACES))
+def test_extracted_equals_supernet(name, seed, height, width):
+    space, net = SPACES[name], supernet_of(name).eval()
+    arch, x = space.sample(np.random.default_rng(seed)), images(2, height, width, seed)
+    with torch.no_grad():
+        out = net(x, arch)
+        plain = net.extract(arch)
+        assert relative_error(plain(x), out) < TOLERANCE
+    half = (-(-height // 2), -(-width // 2))
+    assert out[0].shape == (2, 2 * space.joints, -(-half[0] // 2), -(-half[1] // 2))
+    assert out[1].shape == (2, space.joints, *half)
+    assert plain.arch == arch
+    assert not plain.training
+
+
+@pytest.mark.parametrize("name", list(SPACES))
+def test_edge_archs_agree_in_evaluation_and_in_training(name):
+    for arch in edge_archs(SPACES[name]):
+        net = randomise(build_supernet(SPACES[name]), seed=1)
+        x = images(3, 65, 47)
+        with torch.no_grad():
+            net.eval()
+            assert relative_error(net.extract(arch)(x), net(x, arch)) < TOLERANCE
+            net.train()
+            plain = net.extract(arch)
+            assert plain.training
+            assert relative_error(plain(x), net(x, arch)) < TOLERANCE
+            # Both updated their running statistics alike.
+            again = net.extract(arch)
+            for (key, own), theirs in zip(plain.named_buffers(), again.buffers(), strict=True):
+                if "running" in key:
+                    torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_residual_follows_the_active_widths():
+    """Stages 2 and 3 add where their active widths agree, whatever the widest ones are."""
+    space, net = SPACES["extended"], supernet_of("extended")
+    assert space.largest()["stage2.width"] != space.largest()["stage3.width"]
+    same = space.arch({"stage2.width": 24, "stage3.width": 24})
+    apart = space.arch({"stage2.width": 24, "stage3.width": 16})
+    assert net.extract(same).get_submodule("stage3.block0").residual
+    assert not net.extract(apart).get_submodule("stage3.block0").residual
+    added = {layer.name for layer in same.layers(4) if layer.add} - {
+        layer.name for layer in apart.layers(4) if layer.add
+    }
+    assert added == {"stage3.block0.project"}
+
+
+def test_widest_kernel_and_channels_matter():
+    """Growing any single choice changes the output: nothing is ignored."""
+    space, net = SPACES["extended"], supernet_of("extended").eval()
+    x, smallest = images(1, 64, 64), space.smallest()
+    with torch.no_grad():
+        base = net(x, smallest)
+        for choice in space.searched:
+            if choice.name == "resolution":
+                continue
+            grown = smallest.replace(**{choice.name.replace(".", "__"): choice.values[-1]})
+            assert relative_error(net(x, grown), base) > 1e-3, choice.name
+
+
+def test_extracted_network_is_a_copy():
+    net = randomise(build_supernet(SPACES["native"]))
+    plain = net.extract(SPACES["native"].smallest())
+    before = [p.clone() for p in net.parameters()]
+    with torch.no_grad():
+        for tensor in (*plain.parameters(), *plain.buffers()):
+            tensor.fill_(3)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_channels_last_changes_nothing():
+    name = "extended"
+    net = randomise(build_supernet(SPACES[name])).eval()
+    arch, x = SPACES[name].sample(np.random.default_rng(5)), images(2, 50, 64)
+    with torch.no_grad():
+        expected = net(x, arch)
+        net.to(memory_format=torch.channels_last)
+        last = x.to(memory_format=torch.channels_last)
+        assert relative_error(net(last, arch), expected) < TOLERANCE
+        assert relative_error(net.extract(arch)(last), expected) < TOLERANCE
+
+
+def test_only_active_weights_get_gradients():
+    space, net = SPACES["extended"], randomise(build_supernet(SPACES["extended"]))
+    arch = space.smallest()
+    sum(out.square().mean() for out in net(images(2, 64, 64), arch)).backward()
+    reached = {name: part for name, _, part in net._pairs(net.extract(arch)) if "running" not in name}
+    for name, parameter in net.named_parameters():
+        if name not in reached:
+            assert parameter.grad is None or not parameter.grad.any(), name
+        else:
+            count = int(torch.count_nonzero(parameter.grad))
+            assert 0 < count <= reached[name].numel(), name
+
+
+# -- plain -> supernet ---------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=8, deadline=None)
+@pytest.mark.parametrize("name", list(SPACES))
+def test_load_plain_gives_that_network_and_keeps_the_rest(name, seed):
+    space = SPACES[name]
+    arch = space.sample(np.random.default_rng(seed))
+    plain = randomise(build_network(arch, space.joints), seed % 1000).eval()
+    net = build_supernet(space).eval()
+    fresh = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    net.load_plain(plain)
+    x = images(1, 45, 64)
+    with torch.no_grad():
+        assert relative_error(net(x, arch), plain(x)) < TOLERANCE
+    changed = sum(
+        int(torch.count_nonzero(tensor != fresh[key]))
+        for key, tensor in net.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    )
+    held = sum(t.numel() for key, t in plain.state_dict().items() if not key.endswith("num_batches_tracked"))
+    assert 0.99 * held < changed <= held
+
+
+def test_load_plain_takes_a_network_of_another_resolution():
+    space = SPACES["native"]
+    plain = build_network(space.largest().replace(resolution=448), space.joints).eval()
+    net = build_supernet(space).eval()
+    net.load_plain(plain)
+    x = images(1, 64, 64)
+    with torch.no_grad():
+        assert relative_error(net(x, space.largest()), plain(x)) < TOLERANCE
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    space = SPACES["native"]
+    net = build_supernet(space)
+    before = [t.clone() for t in net.state_dict().values()]
+    wide = space.largest().replace(stage1__width=40, stage2__depth=5)
+    with pytest.raises(InputError, match=r"stage1\.width = 40 > 24; stage2\.depth = 5 > 2"):
+        net(images(1, 64, 64), wide)
+    with pytest.raises(InputError, match=r"stage1\.width = 40 > 24"):
+        net.extract(wide)
+    with pytest.raises(InputError, match=r"stage1\.width = 40 > 24"):
+        net.load_plain(LitePose(wide, space.joints))
+    with pytest.raises(InputError, match="predicts 5 joints, the network 7"):
+        net.load_plain(LitePose(space.largest(), 7))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.state_dict().values(), strict=True))
+
+
+# -- network == layers ---------------------------------------------------------------------------------------
+
+
+def executed(net, size):
+    """Return what ``stated`` does, of every convolution that really runs."""
+    found = []
+
+    def hook(name):
+        def record(module, inputs, output):
+            kind = "deconv" if isinstance(module, nn.ConvTranspose2d) else "conv"
+            if kind == "conv" and module.groups == module.in_channels > 1:
+                kind = "dwconv"
+            found.append((
+                name, kind, module.in_channels, module.out_channels, *set(module.kernel_size),
+                *set(module.stride), module.groups, *inputs[0].shape[-2:], *output.shape[-2:],
+                module.bias is not None,
+            ))  # fmt: skip
+
+        return record
+
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(hook(name))
+    with torch.no_grad():
+        net.eval()(torch.empty(1, 3, *size, device=next(net.parameters()).device))
+    return found
+
+
+def stated(arch, joints, size):
+    """Return name, kind, channels, kernel, stride, groups, sizes in and out, and bias of every layer."""
+    return [
+        (
+            x.name, x.kind, x.c_in, x.c_out, x.kernel, x.stride, x.groups,
+            x.h_in, x.w_in, x.h_out, x.w_out, x.bias,
+        )
+        for x in arch.layers(joints, size)
+    ]  # fmt: skip
+
+
+def meta_network(arch, joints):
+    with torch.device("meta"):
+        return LitePose(arch, joints)
+
+
+@pytest.mark.parametrize("joints", [14, 17])
+@pytest.mark.parametrize("name", ["litepose-xs", "litepose-s", "litepose-m", "litepose-l"])
+def test_named_networks_are_what_their_layers_say(name, joints):
+    arch = get_arch(name)
+    net = meta_network(arch, joints)
+    assert executed(net, arch.size) == stated(arch, joints, arch.size)
+    assert param_count(net) == arch.cost(joints).params
+
+
+@given(seed=st.integers(0, 2**32 - 1), height=st.integers(32, 200), width=st.integers(32, 200))
+@settings(max_examples=5, deadline=None)
+@pytest.mark.parametrize("space", [litepose_native(17), litepose_extended()], ids=lambda space: space.name)
+def test_random_networks_are_what_their_layers_say(space, seed, height, width):
+    arch, size = space.sample(np.random.default_rng(seed)), (height, width)
+    net = meta_network(arch, space.joints)
+    assert sorted(executed(net, size)) == sorted(stated(arch, space.joints, size))
+    assert param_count(net) == space.cost(arch).params
+    normed = {layer.name for layer in arch.layers(space.joints) if layer.norm}
+    assert {sources[-1] for sources in net.norm_sources().values()} == normed
+
+
+def fvcore_macs(arch, joints, size):
+    count = FlopCountAnalysis(LitePose(arch, joints).eval(), torch.zeros(1, 3, *size))
+    return count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()["conv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "joints"),
+    [("litepose-xs", 14), ("litepose-xs", 17), ("litepose-s", 17), ("litepose-m", 14), ("litepose-l", 14)],
+)
+def test_fvcore_counts_the_same_macs(name, joints):
+    arch = get_arch(name)
+    assert fvcore_macs(arch, joints, arch.size) == arch.cost(joints).macs
+
+
+@pytest.mark.parametrize("name", list(SPACES))
+@pytest.mark.parametrize("size", [(64, 64), (53, 70)])
+def test_fvcore_counts_the_same_macs_of_random_networks(name, size):
+    space = SPACES[name]
+    arch = space.sample(np.random.default_rng(3))
+    assert fvcore_macs(arch, space.joints, size) == space.cost(arch, size).macs
+
+
+# -- registry and initialisation -----------------------------------------------------------------------------
+
+
+def test_initialisation_is_deterministic_and_sensible():
+    space = SPACES["extended"]
+    first, second = (build_supernet(space, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = build_supernet(space, torch.Generator().manual_seed(4))
+    assert not torch.equal(first.stem.conv.weight, other.stem.conv.weight)
+    for name, module in first.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            assert module.weight.std() > 0
+            assert (module.weight.std() < 2e-3) == (name in first.output_layers), name
+    with torch.no_grad():  # activations neither vanish nor explode, and heatmaps start near zero
+        quarter, half = first.train()(images(4, 64, 64), space.largest())
+    assert 0 < quarter.abs().max() < 0.1
+    assert 0 < half.abs().max() < 0.1
+
+
+def test_initialisation_leaves_a_training_signal_at_every_depth():
+    net = build_network(get_arch("litepose-xs"), 14).train()
+    sum(out.mean() for out in net(images(2, 64, 64))).backward()
+    norms = [float(p.grad.norm()) for p in net.parameters() if p.dim() > 1]
+    assert min(norms) > 0
+    assert all(value == value for value in norms)
+
+
+def test_registry_builds_by_family():
+    space = SPACES["native"]
+    assert set(NETWORKS) == set(SUPERNETS)
+    assert isinstance(build_supernet(space), LitePoseSupernet)
+    assert isinstance(build_network(space.smallest(), 5), LitePose)
+    with pytest.raises(InputError, match="joints is at least 1, not 0"):
+        build_network(space.smallest(), 0)
