@@ -100,7 +100,7 @@ def emit(
     try:
         weights, skeleton = building / "model.safetensors", data.skeleton.to_json()
         network = evaluator.subnet(arch).to("cpu")
-        save_network(weights, network, {"skeleton": skeleton, "recipe": run.recipe.name})  # type: ignore[arg-type]
+        save_network(weights, network, {"skeleton": skeleton, "recipe": run.recipe.name})
         reloaded, _ = load_network(weights)
         export = export_onnx(reloaded, building / "model.onnx", metadata={"skeleton": skeleton})
         config = replace(evaluator.config, resolution=arch.number("resolution"))
@@ -236,7 +236,6 @@ def emit_from_run(
     if arch is None:
         record, name = choose_record(run, constraints, study)
         arch = record.arch
-        targets += [target for target in record.latency_ms if target not in targets and target in known]
         budget = [str(c) for c in constraints]
         found = {"by": f"search '{name}'", "budget": budget, "search_ap": record.ap, "trial": record.trial}
     elif constraints or study:
@@ -245,6 +244,9 @@ def emit_from_run(
         opened = data or open_datasets(run.recipe)
         predictors = load_predictors(targets, tables, run)
         layers = arch.layers(len(opened.skeleton))
+        for name, predictor in load_predictors(known, tables, run).items():
+            if not predictor.table.missing(layers):  # further tables are told where they can be
+                predictors.setdefault(name, predictor)
         latencies = {n: prediction_json(p, p.predict(layers)) for n, p in predictors.items()}
         where = folder or run.folder / "emitted" / arch.id
         with progress_bar("evaluating", len(opened.val)) as bar:

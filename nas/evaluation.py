@@ -78,7 +78,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _skeleton_of(joints: int, metadata: dict[str, Any], wanted: str | None) -> Skeleton:
-    """Return the joints that a model predicts: as asked, as its file says, or the only known one that fits."""
+    """Return the joints that a model predicts: as asked, as its file says, or the only ones that fit."""
     if wanted is not None:
         skeleton = get_skeleton(wanted)
     elif isinstance(metadata.get("skeleton"), dict):

@@ -220,7 +220,8 @@ class _Search:
 
     def go(self) -> Stopped:
         """Run generation after generation until the budget is used, or nothing new is left."""
-        self.store.settle()
+        with self.store.journal.batch():
+            self.store.settle()
         self._report(None)
         with ExitStack() as stack:
             session: Session | None = None
@@ -233,7 +234,9 @@ class _Search:
                     left = self.trials - len(self.store.to_evaluate)
                     if left <= 0:
                         return "budget"
-                    if not self._plan(left):
+                    with self.store.journal.batch():
+                        found = self._plan(left)
+                    if not found:
                         return "exhausted"
             except KeyboardInterrupt:
                 return "interrupted"

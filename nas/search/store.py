@@ -1,17 +1,18 @@
 """The Optuna study on disk: the one record of a search, from which a killed search continues.
 
-A generation is written in three steps, so that a kill at any moment leaves one of three states behind:
+A generation takes three steps, so that a kill at any moment leaves a state from which the search goes on alike:
 
-1. its trials are asked and priced (running trials without a plan: abandoned on resume, and asked again with
-   the same seed);
-2. its plan, the list of its trials, is one attribute of the study: from now on its trials are final;
-3. each trial's evaluation is stored as an attribute, then the trial is told (an evaluation that was stored
-   but not told is told on resume, without evaluating again).
+1. its trials are asked and priced; a trial that is left without a plan is given up on resume, and the generation
+   asked again with the same seed;
+2. its plan, the list of its trials, becomes an attribute of the study: from now on its trials are final;
+3. each evaluation becomes an attribute of its trial, then the trial is told; an evaluation that was stored but
+   not told is told on resume, without evaluating again.
+
+Steps 1 and 2 are written as one batch, and so is each evaluation.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.search.evaluator import Evaluation
@@ -151,30 +152,76 @@ def repair(path: Path) -> int:
         return size - end
 
 
-class _Journal(JournalFileBackend):
-    """A journal file that is forced to the disk at commit points, not after each of a trial's thirty lines.
+class Journal(BaseJournalBackend):
+    """Optuna's journal file, written in batches and kept in memory.
 
-    Lines reach the system in order, so what survives a loss of power is a prefix of the journal; what
-    survives a kill is all of it.
+    One process searches at a time (:func:`exclusive`), so its own copy is the truth; Optuna's lock is still
+    taken around each write, for the sake of a dashboard that writes a note. A batch reaches the disk as one
+    piece: where a kill or a loss of power cuts it, a prefix of its lines survives, as if the search had been
+    stopped there.
+
+    Raises
+    ------
+    RunError
+        If the file has a line that is no journal entry.
     """
 
     def __init__(self, path: Path) -> None:
-        self._exclusion = JournalFileSymlinkLock(str(path), grace_period=_LOCK_GRACE_SECONDS)
-        super().__init__(str(path), lock_obj=self._exclusion)
         self._path = path
+        self._lock = JournalFileSymlinkLock(str(path), grace_period=_LOCK_GRACE_SECONDS)
+        self._entries: list[dict[str, Any]] = []
+        self._pending: list[str] = []
+        self._depth = 0
+        with path.open("a+") as stream:
+            stream.seek(0)
+            for number, line in enumerate(stream, start=1):
+                try:
+                    self._entries.append(json.loads(line))
+                except ValueError:
+                    raise RunError(
+                        f"the study file {path} is damaged in line {number}; restore it, or start anew"
+                    ) from None
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """Return the entries from a number on."""
+        return self._entries[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._exclusion.acquire()
-        try:
-            with self._path.open("ab") as stream:
-                stream.write(lines.encode())
-        finally:
-            self._exclusion.release()
+        """Append entries; they reach the disk at once, or when the batch ends."""
+        for log in logs:
+            line = json.dumps(log, separators=(",", ":"))
+            self._entries.append(json.loads(line))
+            self._pending.append(line + "\n")
+        if self._depth == 0:
+            self._flush()
 
-    def sync(self) -> None:
-        """Return once everything that was appended is on the disk."""
-        with self._path.open("rb") as stream:
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Collect what is appended, and force it to the disk on leaving the outermost batch."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._flush()
+
+    def _flush(self) -> None:
+        text, self._pending = "".join(self._pending).encode(), []
+        if not text:
+            return
+        try:
+            self._lock.acquire()
+            try:
+                self._write(text)
+            finally:
+                self._lock.release()
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror or error}") from None
+
+    def _write(self, text: bytes) -> None:
+        with self._path.open("ab", buffering=0) as stream:
+            stream.write(text)
             os.fsync(stream.fileno())
 
 
@@ -183,7 +230,7 @@ class Store:
     """A study and the candidates planned in it so far. Open one with :func:`open_store`."""
 
     study: optuna.Study
-    journal: _Journal
+    journal: Journal
     space: SearchSpace
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
@@ -296,18 +343,16 @@ class Store:
         """Make the generation final, and tell what needs no evaluation."""
         self.study.set_user_attr(_PLAN.format(self.generations), [c.number for c in generation])
         self.generations += 1
-        self.journal.sync()
         self.settle()
 
     # -- telling ----------------------------------------------------------------------------------------
 
     def record(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Store an evaluation; from now on it is never repeated."""
-        trial_id = self._trial_id(candidate)
-        self.storage.set_trial_user_attr(trial_id, "result", evaluation.to_json())
-        self.journal.sync()
-        candidate.evaluation = evaluation
-        self.settle()
+        with self.journal.batch():
+            self.storage.set_trial_user_attr(self._trial_id(candidate), "result", evaluation.to_json())
+            candidate.evaluation = evaluation
+            self.settle()
 
     def settle(self) -> None:
         """Tell every trial whose outcome is known, in the order of asking, up to the first that is not."""
@@ -363,34 +408,32 @@ def open_store(
         If the file is damaged, or holds a study of the same name that searches something else; the message
         lists the differences.
     """
-    repair(path)
     try:
-        journal = _Journal(path)
-        storage = optuna.storages.JournalStorage(journal)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=study_name,
-            directions=[objective.direction for objective in objectives],
-            load_if_exists=True,
-        )
+        repair(path)
+        journal = Journal(path)
+        with journal.batch():
+            study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(journal),
+                study_name=study_name,
+                directions=[objective.direction for objective in objectives],
+                load_if_exists=True,
+            )
+            recorded = study.user_attrs.get(_IDENTITY)
+            if recorded is None and not study.get_trials(deepcopy=False):
+                recorded = dict(identity)
+                study.set_user_attr(_IDENTITY, recorded)
+                study.set_metric_names([str(objective) for objective in objectives])
     except OSError as error:
         raise RunError(f"cannot use the study file {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise RunError(
             f"the study file {path} is damaged ({type(error).__name__}: {error}); restore it, or start anew"
         ) from None
-    recorded = study.user_attrs.get(_IDENTITY)
     if recorded is None:
-        if study.get_trials(deepcopy=False):
-            raise RunError(
-                f"the study '{study_name}' in {path} was not made by this search; take another name"
-            )
-        study.set_user_attr(_IDENTITY, dict(identity))
-        with contextlib.suppress(ValueError):
-            study.set_metric_names([str(objective) for objective in objectives])
-    else:
-        _compare(recorded, identity, f"the study '{study_name}' in {path}")
-    return Store(study, journal, space, objectives, constraints)
+        raise RunError(f"the study '{study_name}' in {path} was not made by this search; take another name")
+    _compare(recorded, identity, f"the study '{study_name}' in {path}")
+    with journal.batch():
+        return Store(study, journal, space, objectives, constraints)
 
 
 def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
