@@ -50,14 +50,15 @@ def layer_tensors(layer: Layer, rng: np.random.Generator) -> LayerTensors:
         shape = (layer.c_out, own, layer.kernel, layer.kernel)
         fan = own * layer.kernel**2
 
-    def normal(*size: int) -> Array:
-        return rng.standard_normal(size, dtype=np.float32)
+    def unit(*size: int) -> Array:
+        """Uniform with mean 0 and variance 1: three times faster to draw than normal ones."""
+        return (rng.random(size, dtype=np.float32) - np.float32(0.5)) * np.float32(12**0.5)
 
     return LayerTensors(
-        x=normal(1, layer.c_in, layer.h_in, layer.w_in),
-        weight=normal(*shape) / np.float32(np.sqrt(max(fan, 1.0))),
-        bias=normal(layer.c_out) if layer.bias or layer.norm else None,
-        other=normal(1, layer.c_out, layer.h_out, layer.w_out) if layer.add else None,
+        x=unit(1, layer.c_in, layer.h_in, layer.w_in),
+        weight=unit(*shape) / np.float32(np.sqrt(max(fan, 1.0))),
+        bias=unit(layer.c_out) if layer.bias or layer.norm else None,
+        other=unit(1, layer.c_out, layer.h_out, layer.w_out) if layer.add else None,
     )
 
 

@@ -1,0 +1,185 @@
+"""Tables: files that survive a round trip, validation that names the culprit, strict sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latency_tables import Calibration, LatencyTable, Row, Target, available_tables, find_table
+from latency_tables.table import COLUMNS, Provenance, weakest
+from search_spaces import InputError, Layer, MissingLayerError, litepose_native
+
+PI = Target("raspberry-pi-4", "Cortex-A72 1.5 GHz", "ncnn", "fp32", 4)
+LAYERS = litepose_native(joints=14, resolutions=(256,)).distinct_layers()
+CALIBRATION = Calibration(0.5, 1.1, 12, 0.02, 0.05, 0.2, 0.04, 0.9)
+
+
+def row(ms: float = 1.0, provenance: Provenance = "measured-here", **changes: Any) -> Row:
+    return Row(**{
+        **{"median_ms": ms, "p10_ms": 0.9 * ms, "p90_ms": 1.2 * ms},
+        **{"runs": 20, "provenance": provenance, "source": "ncnn 1.0", **changes},
+    })  # fmt: skip
+
+
+milliseconds = st.floats(1e-6, 1e5, allow_nan=False)
+
+
+def ordered_row(numbers: tuple[float, ...], runs: int, provenance: Provenance, source: str) -> Row:
+    low, middle, high = sorted(numbers)
+    return Row(middle, low, high, runs, provenance, source)
+
+
+rows = st.builds(
+    ordered_row,
+    st.tuples(milliseconds, milliseconds, milliseconds),
+    st.integers(1, 10**6),
+    st.sampled_from(("measured-here", "measured-by-others", "calibrated-estimate")),
+    st.text(st.characters(exclude_categories=("C", "Z"))),
+)
+
+
+@given(st.dictionaries(st.sampled_from(LAYERS), rows, min_size=1, max_size=8), st.booleans())
+def test_files_round_trip_exactly(
+    tmp_path_factory: pytest.TempPathFactory, found: dict[Layer, Row], calibrated: bool
+) -> None:
+    path = tmp_path_factory.mktemp("tables") / "pi.csv"
+    session = {"date": "2026-01-01T00:00:00+00:00", "canary_ms": 0.25, "canary_by_round": [0.0, 0.01]}
+    table = LatencyTable(PI, found, (session,), CALIBRATION if calibrated else None)
+    table.save(path)
+    assert LatencyTable.load(path) == table
+    assert LatencyTable.load(path.with_suffix(".yaml")) == table
+    before = path.read_bytes()
+    LatencyTable.load(path).save(path)
+    assert path.read_bytes() == before
+
+
+def test_the_csv_is_sorted_whatever_the_order_of_measuring(tmp_path: Path) -> None:
+    one, other = LAYERS[:10], LAYERS[9::-1]
+    LatencyTable(PI, dict.fromkeys(one, row())).save(tmp_path / "one.csv")
+    LatencyTable(PI, dict.fromkeys(other, row())).save(tmp_path / "other.csv")
+    text = (tmp_path / "one.csv").read_text()
+    assert text == (tmp_path / "other.csv").read_text()
+    keys = [line.partition(",")[0] for line in text.splitlines()[1:]]
+    assert keys == sorted(keys)
+    assert len(keys) == 10
+
+
+KEY = "conv_k1_s1_g1_16x64x64_96+bn+relu6"
+GOOD = f"{KEY},1.0,0.9,1.2,20,measured-here,ncnn 1.0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([GOOD.replace("1.0,0.9", "fast,0.9")], ["line 2", "median_ms", "'fast'"]),
+        ([GOOD.replace("1.0,0.9", "-1.0,-2")], ["line 2", "median_ms", "-1.0"]),
+        ([GOOD.replace("1.0,0.9", "nan,0.9")], ["line 2", "median_ms", "nan"]),
+        ([GOOD.replace("1.0,0.9", "0,0")], ["line 2", "median_ms", "0"]),
+        ([GOOD.replace("1.0,0.9", "1.0,1.1")], ["line 2", "p10_ms <= median_ms", "1.1"]),
+        ([GOOD.replace("1.2", "inf")], ["line 2", "p90_ms", "inf"]),
+        ([GOOD.replace(",20,", ",many,")], ["line 2", "runs", "'many'"]),
+        ([GOOD.replace(",20,", ",0,")], ["line 2", "runs", "0"]),
+        ([GOOD.replace("measured-here", "measured")], ["line 2", "provenance", "did you mean"]),
+        ([GOOD.replace("conv_k1", "pool_k1")], ["line 2", "pool_k1", "not a layer key"]),
+        ([GOOD + ",more"], ["line 2", "8 fields, not 7"]),
+        ([GOOD, GOOD], ["line 3", KEY, "twice"]),
+        ([], ["no rows"]),
+    ],
+)
+def test_every_row_is_validated(tmp_path: Path, lines: list[str], words: list[str]) -> None:
+    path = tmp_path / "pi.csv"
+    LatencyTable(PI, {Layer.from_key(KEY): row()}).save(path)
+    path.write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+    with pytest.raises(InputError) as caught:
+        LatencyTable.load(path)
+    for word in ["pi.csv", *words]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "pi.csv"
+    path.write_text(",".join(c for c in COLUMNS if c != column) + "\n")
+    with pytest.raises(InputError, match=f"line 1 lacks the column '{column}'"):
+        LatencyTable.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("format: 1", "format: 7"), ["format", "7"]),
+        (("threads: 4", "threads: none"), ["target", "threads", "none"]),
+        (("networks: 12", "networks: -1"), ["calibration", "networks", "-1"]),
+        (("  b: 1.1\n", ""), ["calibration", "lacks 'b'"]),
+        (("b: 1.1", "b: .nan"), ["calibration", "b is a finite number"]),
+        (("sessions:", "session:"), ["session", "did you mean 'sessions'"]),
+    ],
+)
+def test_metadata_is_validated(tmp_path: Path, change: tuple[str, str], words: list[str]) -> None:
+    path = tmp_path / "pi.csv"
+    LatencyTable(PI, {LAYERS[0]: row()}, calibration=CALIBRATION).save(path)
+    text = path.with_suffix(".yaml").read_text()
+    assert change[0] in text
+    path.with_suffix(".yaml").write_text(text.replace(*change))
+    with pytest.raises(InputError) as caught:
+        LatencyTable.load(path)
+    for word in ["pi.yaml", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_table_without_its_metadata_is_refused(tmp_path: Path) -> None:
+    path = LatencyTable(PI, {LAYERS[0]: row()}).save(tmp_path / "pi.csv")
+    path.with_suffix(".yaml").unlink()
+    with pytest.raises(InputError, match=r"pi\.yaml' does not exist"):
+        LatencyTable.load(path)
+
+
+def test_sums_count_repeated_layers_and_never_missing_ones() -> None:
+    table = LatencyTable(PI, {LAYERS[0]: row(1.5), LAYERS[1]: row(0.25)})
+    assert table.latency_ms([LAYERS[0], LAYERS[1], LAYERS[0]]) == 3.25
+    with pytest.raises(MissingLayerError) as caught:
+        table.latency_ms(LAYERS[:10])
+    message = str(caught.value)
+    for word in (table.name, "lacks 8 of the 10", LAYERS[2].key, LAYERS[2].name, "3 more", "nas profile"):
+        assert word in message
+
+
+def test_provenance_is_that_of_the_weakest_row() -> None:
+    table = LatencyTable(
+        PI, {LAYERS[0]: row(), LAYERS[1]: row(), LAYERS[2]: row(1.0, "calibrated-estimate", runs=0)}
+    )
+    assert table.provenances == {"measured-here": 2, "calibrated-estimate": 1}
+    assert table.provenance == "calibrated-estimate"
+    assert weakest(["measured-by-others", "measured-here"]) == "measured-by-others"
+
+
+def test_merging_keeps_the_first_tables_rows_and_calibration() -> None:
+    first = LatencyTable(PI, {LAYERS[0]: row(1.0)}, ({"date": "a"},), CALIBRATION)
+    second = LatencyTable(PI, {LAYERS[0]: row(9.0), LAYERS[1]: row(2.0)}, ({"date": "b"},))
+    merged = first.merge(second)
+    assert merged.latency_ms(LAYERS[:2]) == 3.0
+    assert merged.calibration == CALIBRATION
+    assert [session["date"] for session in merged.sessions] == ["a", "b"]
+    other = LatencyTable(Target("pi", "x", "ncnn"), {LAYERS[2]: row()})
+    with pytest.raises(InputError, match="different targets"):
+        first.merge(other)
+
+
+def test_tables_are_found_by_name_in_folders_and_by_path(tmp_path: Path) -> None:
+    table = LatencyTable(PI, {LAYERS[0]: row()})
+    path = table.save(tmp_path / "mine" / f"{PI.name}.csv")
+    (tmp_path / "mine" / "notes.csv").write_text("not a table: no YAML beside it")
+    folders = [tmp_path / "absent", tmp_path / "mine"]
+    assert available_tables(folders)[PI.name] == path
+    assert "notes" not in available_tables(folders)
+    assert find_table(PI.name, folders) == table
+    assert find_table(path) == table
+    with pytest.raises(InputError, match=f"did you mean '{PI.name}'"):
+        find_table("raspbery-pi-4-ncnn-fp32-4t", folders)
+    with pytest.raises(InputError, match="does not exist"):
+        find_table(tmp_path / "absent.csv")

@@ -1,0 +1,63 @@
+"""Targets: names, YAML, and honest words about this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latency_tables import Target, local_target, read_target, write_target
+from latency_tables.target import available_threads, processor_name
+from search_spaces import InputError
+
+
+def test_the_name_tells_everything_that_timings_depend_on() -> None:
+    assert Target("raspberry-pi-4", "Cortex-A72", "ncnn", "int8", 4).name == "raspberry-pi-4-ncnn-int8-4t"
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    target = Target("jetson-nano", "128 Maxwell cores: 0.92 GHz", "tensorrt", "fp16", 1)
+    write_target(tmp_path / "target.yaml", target)
+    assert read_target(tmp_path / "target.yaml") == target
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "My Machine"}, ["device", "My Machine"]),
+        ({"runtime": ""}, ["runtime"]),
+        ({"processor": "two\nlines"}, ["processor"]),
+        ({"threads": 0}, ["threads", "0"]),
+        ({"threads": True}, ["threads", "True"]),
+        ({"threads": "2"}, ["threads", "'2'"]),
+        ({"thread": 2}, ["thread", "did you mean 'threads'"]),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    given = {"device": "pi", "processor": "Cortex", "runtime": "ncnn", **changes}
+    with pytest.raises(InputError) as caught:
+        Target.from_dict(given, "target file 'x.yaml'")
+    for word in ["x.yaml", *words]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["device", "processor", "runtime"])
+def test_a_missing_field_is_named(key: str) -> None:
+    given = {"device": "pi", "processor": "Cortex", "runtime": "ncnn"}
+    del given[key]
+    with pytest.raises(InputError, match=f"lacks '{key}'"):
+        Target.from_dict(given)
+
+
+def test_the_local_target_describes_this_machine() -> None:
+    target = local_target("onnxruntime")
+    assert target.threads == available_threads()
+    assert target.processor == processor_name()
+    assert target.name == f"this-machine-onnxruntime-fp32-{target.threads}t"
+
+
+def test_more_threads_than_processors_are_refused() -> None:
+    with pytest.raises(InputError, match=rf"at most {available_threads()} threads, not 4096"):
+        local_target("onnxruntime", threads=4096)
