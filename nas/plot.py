@@ -14,7 +14,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 
 from nas.search.objectives import MACS, Constraint, Objective
 from search_spaces import InputError, RunError
@@ -315,11 +314,10 @@ def _front_panel(
         spot = _spot(item, objective)
         if spot is not None:
             panel.scatter(*spot, marker="D", s=30, color="white", edgecolors=_INK, linewidths=1.1, zorder=6)
-            label = panel.annotate(
+            panel.annotate(
                 name, spot, xytext=(7, -3), textcoords="offset points", fontsize=8, color=_INK, va="top",
-                zorder=7,
+                zorder=7, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8},
             )  # fmt: skip
-            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     for name, record in marked.items():
         _callout(panel, name, place(record), objective.format(record.value(objective)), record)
 

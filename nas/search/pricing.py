@@ -231,6 +231,8 @@ class Pricing:
             If there is none (or, in a space too large to be priced whole, none was found); the message names
             the smallest achievable value and the network that attains it.
         """
+        if not self.constraints:
+            return np.zeros(len(self.space.shape), dtype=np.int64)
         if self.exact:
             numbers, _, (_, nearest) = self._survey
             found = np.array(self._genotypes(np.array([numbers[0] if len(numbers) else nearest]))[0])

@@ -1,12 +1,13 @@
 """The Optuna study on disk: the one record of a search, from which a killed search continues.
 
-A generation takes three steps, so that a kill at any moment leaves a state from which the search goes on alike:
+A generation takes three steps, so that a kill at any moment leaves a state from which the search goes on as
+if nothing had happened:
 
-1. its trials are asked and priced; a trial that is left without a plan is given up on resume, and the generation
-   asked again with the same seed;
+1. its trials are asked and priced; a trial that is left without a plan is given up on resume, and its
+   generation is asked again with the same seed;
 2. its plan, the list of its trials, becomes an attribute of the study: from now on its trials are final;
-3. each evaluation becomes an attribute of its trial, then the trial is told; an evaluation that was stored but
-   not told is told on resume, without evaluating again.
+3. each evaluation becomes an attribute of its trial, then the trial is told; an evaluation that was stored
+   but not told is told on resume, without evaluating again.
 
 Steps 1 and 2 are written as one batch, and so is each evaluation.
 """
