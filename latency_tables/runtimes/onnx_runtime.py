@@ -5,15 +5,16 @@ convolutions, and converts at the edges of a network. A model of a single convol
 conversions cost as much as the layer itself (measured for LitePose-XS: the sum over layers came out 1.6 times
 the network's time). So a layer is timed like this:
 
-1. build ``x -> 1x1 depthwise -> layer -> 1x1 depthwise -> y``, so that the layer has neighbours;
+1. build ``convolution -> layer -> convolution``, so that the layer has neighbours;
 2. let ONNX Runtime optimise it, which fuses activation and addition and picks the layouts;
 3. cut the neighbours and the edges' conversions off; what remains is the layer as a network executes it, fed
    in the layout that its neighbour would hand it.
 
-A conversion that the layer itself needs stays in: a transposed convolution has no blocked form, so it pays
-for turning its input into the plain layout, as in a network. (Its output is not charged: it is added to
-another one's before the next conversion.) A layer with at most 4 input channels reads the picture, so it has
-no neighbour before it.
+A conversion that the layer itself needs stays in. A transposed convolution has no blocked form, so it pays
+for turning its input into the plain layout, as in a network; its output is not charged, for it is added to
+another's before the next conversion. A layer with at most 4 input channels reads the picture, so it has no
+neighbour before it; one whose output channels are no multiple of 4 has no blocked consumer (it is a
+network's output), so it pays for turning its output into the plain layout.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _OPSET, _IR_VERSION = 18, 10
 _BLOCKED = "com.microsoft.nchwc"
 _PICTURE_CHANNELS = 4
+_CONSUMER_CHANNELS = 4
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -163,22 +165,21 @@ def _tensor_info(name: str, shape: Sequence[int]) -> Any:
 def _layer_model(layer: Layer, tensors: LayerTensors) -> tuple[onnx.ModelProto, frozenset[str]]:
     """Return the layer between neighbours, and the names of the inputs and outputs that have none.
 
-    A neighbour is a 1x1 depthwise convolution that passes its input on.
+    The neighbour before is a 1x1 convolution of three channels, the one after a 1x1 depthwise convolution:
+    both take or give the blocked layout wherever there is one.
     """
     graph = _Graph()
     bare: set[str] = set()
-    # One channel cannot be depthwise: ONNX Runtime would take the neighbour for an ordinary convolution.
-    alone = layer.kind == "deconv" or layer.c_out == 1
 
-    def neighbour(x: str, channels: int) -> str:
-        ones = graph.constant(np.ones((channels, 1, 1, 1), dtype=np.float32))
-        return graph.node("Conv", [x, ones], kernel_shape=[1, 1], group=channels)
+    def before(name: str, channels: int, height: int, width: int) -> str:
+        weight = graph.constant(np.ones((channels, 3, 1, 1), dtype=np.float32))
+        return graph.node("Conv", [graph.input(name, (1, 3, height, width)), weight], kernel_shape=[1, 1])
 
-    x = graph.input("x", tensors.x.shape)
-    if layer.c_in > _PICTURE_CHANNELS:
-        x = neighbour(x, layer.c_in)
-    else:
-        bare.add(x)
+    def alone(name: str, channels: int, height: int, width: int) -> str:
+        bare.add(name)
+        return graph.input(name, (1, channels, height, width))
+
+    x = (before if layer.c_in > _PICTURE_CHANNELS else alone)("x", layer.c_in, layer.h_in, layer.w_in)
     operands = [x, graph.constant(tensors.weight)]
     if tensors.bias is not None:
         operands.append(graph.constant(tensors.bias))
@@ -193,26 +194,22 @@ def _layer_model(layer: Layer, tensors: LayerTensors) -> tuple[onnx.ModelProto, 
             "ConvTranspose", operands, pads=[padding] * 4, output_padding=[extra] * 2, **attributes
         )
     else:
-        before, after = conv_padding(layer)
-        y = graph.node("Conv", operands, pads=[before, before, after, after], **attributes)
-    shape = (1, layer.c_out, layer.h_out, layer.w_out)
+        first, last = conv_padding(layer)
+        y = graph.node("Conv", operands, pads=[first, first, last, last], **attributes)
+    output = (layer.c_out, layer.h_out, layer.w_out)
     if layer.add:
-        other = graph.input("other", shape)
-        if alone:
-            bare.add(other)
-        else:
-            other = neighbour(other, layer.c_out)
-        y = graph.node("Add", [y, other])
+        y = graph.node("Add", [y, (alone if layer.kind == "deconv" else before)("other", *output)])
     if layer.activation == "relu":
         y = graph.node("Relu", [y])
     elif layer.activation == "relu6":
         limits = [graph.constant(np.array(v, dtype=np.float32)) for v in (0.0, 6.0)]
         y = graph.node("Clip", [y, *limits])
-    if alone:
+    if layer.kind == "deconv" or layer.c_out % _CONSUMER_CHANNELS:
         bare.add(y)
     else:
-        y = neighbour(y, layer.c_out)
-    graph.output(y, shape)
+        ones = graph.constant(np.ones((layer.c_out, 1, 1, 1), dtype=np.float32))
+        y = graph.node("Conv", [y, ones], kernel_shape=[1, 1], group=layer.c_out)
+    graph.output(y, (1, *output))
     return graph.model(), frozenset(bare)
 
 
@@ -273,7 +270,7 @@ def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Piece:
             dropped.add(node.output[0])
         batch, _, height, width = (d.dim_value for d in info.type.tensor_type.shape.dim)
         beyond = node.output[0] if forward else node.input[0]
-        # The neighbour's weights have one row per channel, padded to whole blocks where it is blocked.
+        # Both neighbours' weights have one row per channel of the layer, padded to whole blocks if blocked.
         info.CopyFrom(_tensor_info(beyond, (batch, padded[node.input[1]], height, width)))
         return bool(node.domain == _BLOCKED)
 

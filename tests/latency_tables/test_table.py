@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency_tables import Calibration, LatencyTable, Row, Target, available_tables, find_table
@@ -42,6 +42,7 @@ rows = st.builds(
 )
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.dictionaries(st.sampled_from(LAYERS), rows, min_size=1, max_size=8), st.booleans())
 def test_files_round_trip_exactly(
     tmp_path_factory: pytest.TempPathFactory, found: dict[Layer, Row], calibrated: bool

@@ -1,0 +1,280 @@
+"""One contract for every runtime: the layer it times is the layer that was asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from latency_tables import RUNTIMES, Runtime, get_runtime, measure_model
+from latency_tables.runtimes import LayerTensors, layer_tensors, onnx_runtime
+from latency_tables.timing import take_samples
+from search_spaces import InputError, Layer, UnavailableError, get_arch, litepose_extended
+
+Array = npt.NDArray[np.float64]
+
+KEYS = (
+    "conv_k3_s2_g1_3x32x40_32+bn+relu6",  # reads the picture
+    "conv_k1_s1_g1_24x16x16_144+bn+relu6",  # channels that are no whole block
+    "conv_k1_s1_g1_144x16x16_24+add+bn",  # residual
+    "conv_k1_s1_g1_8x16x16_48+bn+relu6",  # fewer channels than a block
+    "conv_k1_s1_g1_48x7x9_8+add+bn",  # odd sizes
+    "dwconv_k7_s1_g96_96x8x8_96+bn+relu6",
+    "dwconv_k5_s2_g24_24x17x16_24+bn+relu",
+    "dwconv_k9_s1_g8_8x5x6_8",  # kernel larger than the map, no bias
+    "dwconv_k1_s1_g16_16x4x4_16",
+    "conv_k1_s1_g1_24x16x16_14+add",  # output head without bias
+    "conv_k1_s1_g1_40x8x8_1+bias+add+relu",  # a single channel
+    "conv_k3_s1_g4_32x8x8_64+bias",  # grouped
+    "conv_k4_s2_g1_20x15x16_24+bias",  # even kernel
+    "deconv_k4_s2_g1_32x8x8_16",
+    "deconv_k4_s2_g1_80x8x6_16+add+bn+relu",
+    "deconv_k3_s2_g1_24x5x7_16+bn",
+    "deconv_k2_s2_g1_40x4x4_8+bias+relu6",
+)
+
+
+def reference(layer: Layer, tensors: LayerTensors) -> Array:
+    """The layer computed tap by tap in float64, from its definition."""
+    x, weight = tensors.x[0].astype(np.float64), tensors.weight.astype(np.float64)
+    k, s, groups = layer.kernel, layer.stride, layer.groups
+    own_in, own_out = layer.c_in // groups, layer.c_out // groups
+    y = np.zeros((layer.c_out, layer.h_out, layer.w_out))
+    if layer.kind == "deconv":
+        # Every input pixel adds a k x k stamp; then the margins that exceed size * stride are cut.
+        full = np.zeros((layer.c_out, (layer.h_in - 1) * s + k + s, (layer.w_in - 1) * s + k + s))
+        for i in range(k):
+            for j in range(k):
+                rows, columns = slice(i, i + layer.h_in * s, s), slice(j, j + layer.w_in * s, s)
+                full[:, rows, columns] += np.einsum("chw,cd->dhw", x, weight[:, :, i, j])
+        cut = (k - s + 1) // 2
+        y = full[:, cut : cut + layer.h_out, cut : cut + layer.w_out]
+    else:
+        before = (k - 1) // 2
+        padded = np.pad(x, ((0, 0), (before, k), (before, k)))
+        for i in range(k):
+            for j in range(k):
+                seen = padded[:, i : i + layer.h_out * s : s, j : j + layer.w_out * s : s]
+                for g in range(groups):
+                    inputs, outputs = (
+                        slice(g * own_in, (g + 1) * own_in),
+                        slice(g * own_out, (g + 1) * own_out),
+                    )
+                    y[outputs] += np.einsum("chw,dc->dhw", seen[inputs], weight[outputs, :, i, j])
+    if tensors.bias is not None:
+        y = y + tensors.bias[:, None, None]
+    if tensors.other is not None:
+        y = y + tensors.other[0]
+    if layer.activation != "none":
+        y = np.clip(y, 0, 6 if layer.activation == "relu6" else None)
+    return y[None]
+
+
+@pytest.fixture(params=sorted(RUNTIMES))
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return RUNTIMES[request.param]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_it_computes_the_layer(runtime: Runtime, key: str) -> None:
+    layer = Layer.from_key(key)
+    tensors = layer_tensors(layer, np.random.default_rng(1))
+    with runtime.prepare(layer, 1, tensors) as prepared:
+        (y,) = prepared.outputs()
+    assert y.shape == (1, layer.c_out, layer.h_out, layer.w_out)
+    np.testing.assert_allclose(y, reference(layer, tensors), rtol=1e-4, atol=2e-5)
+
+
+def test_it_computes_layers_of_a_whole_space(runtime: Runtime) -> None:
+    space = litepose_extended(joints=17, resolutions=(64,))
+    layers = space.distinct_layers()
+    for i in np.random.default_rng(2).permutation(len(layers))[:25]:
+        tensors = layer_tensors(layers[i], np.random.default_rng(3))
+        with runtime.prepare(layers[i], 1, tensors) as prepared:
+            (y,) = prepared.outputs()
+        np.testing.assert_allclose(
+            y, reference(layers[i], tensors), rtol=1e-3, atol=5e-5, err_msg=layers[i].key
+        )
+
+
+def test_running_again_changes_nothing(runtime: Runtime) -> None:
+    layer = Layer.from_key("conv_k1_s1_g1_24x8x8_24+add+bn+relu")
+    with runtime.prepare(layer, 1) as prepared:
+        (first,) = prepared.outputs()
+        for _ in range(3):
+            prepared.run()
+        (second,) = prepared.outputs()
+    assert np.ptp(first) > 0
+    np.testing.assert_array_equal(first, second)
+
+
+def test_times_are_positive_and_larger_for_what_is_much_larger(runtime: Runtime) -> None:
+    """A thousand times the work takes longer, on however busy a machine."""
+    small, large = Layer("conv", 8, 8, 1, 1, 1, 4, 4), Layer("conv", 96, 96, 3, 1, 1, 48, 48)
+    fastest = []
+    for layer in (small, large):
+        with runtime.prepare(layer, 1) as prepared:
+            samples = take_samples(prepared.run, seconds=0.02, min_runs=3)
+        assert min(samples.ms) > 0
+        fastest.append(min(samples.ms))
+    assert fastest[1] > fastest[0]
+
+
+def test_thread_settings_hold_inside_and_are_restored(runtime: Runtime) -> None:
+    former = torch.get_num_threads()
+    layer = Layer("conv", 8, 8, 1, 1, 1, 4, 4)
+    for threads in (1, 2):
+        with runtime.prepare(layer, threads) as prepared:
+            if runtime.name == "torch":
+                assert torch.get_num_threads() == threads
+                assert torch.is_inference_mode_enabled()
+            prepared.run()
+        with runtime.prepare_empty(threads) as nothing:
+            nothing.run()
+    with pytest.raises(ZeroDivisionError), runtime.prepare(layer, 2):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == former
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_onnx_runtime_gets_the_number_of_threads() -> None:
+    assert onnx_runtime._options(3).intra_op_num_threads == 3
+    with (
+        pytest.raises(InputError, match="at least 1, not 0"),
+        RUNTIMES["onnxruntime"].prepare(Layer("conv", 8, 8, 1, 1, 1, 4, 4), 0),
+    ):
+        pass  # pragma: no cover
+
+
+@pytest.mark.parametrize("arch", ["litepose-xs", "litepose-m"])
+def test_onnx_runtime_times_one_fused_operation_per_convolution(arch: str) -> None:
+    """No layout conversion and no separate activation or addition is timed with a convolution."""
+    if onnx_runtime._block() == 1:
+        pytest.skip("ONNX Runtime has no blocked layout on this processor")
+    for layer in dict.fromkeys(get_arch(arch).layers(14, size=(64, 64))):
+        model, bare = onnx_runtime._layer_model(layer, layer_tensors(layer, np.random.default_rng(0)))
+        piece = onnx_runtime._cut_edges(onnx_runtime._optimised(model), bare)
+        operators = [node.op_type for node in piece.model.graph.node]
+        if layer.kind == "deconv":
+            assert operators.count("ConvTranspose") == 1
+        else:
+            # Fewer input channels than a block are read in the plain layout; a network's outputs leave in it.
+            convert = (layer.c_in < onnx_runtime._block() and layer.c_in > 3) or layer.c_out % 4 != 0
+            assert operators in (
+                ["Conv"],
+                *([["Conv", "ReorderOutput"], ["ReorderOutput", "Conv"]] * convert),
+            )
+
+
+@pytest.mark.parametrize("channels", [1, 8, 16, 24, 48])
+def test_the_blocked_layout_round_trips(channels: int) -> None:
+    array = np.random.default_rng(0).random((1, channels, 3, 5), dtype=np.float32)
+    blocked = onnx_runtime._to_blocks(array)
+    assert blocked.shape[1] % onnx_runtime._block() == 0
+    np.testing.assert_array_equal(onnx_runtime._from_blocks(blocked, channels), array)
+
+
+# -- whole networks ------------------------------------------------------------------------------------
+
+
+class Doubler(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) * 2
+
+
+def save_doubler(runtime: str, path: Path) -> None:
+    if runtime == "torch":
+        torch.export.save(torch.export.export(Doubler().eval(), (torch.zeros(1, 3, 8, 12),)), path)
+        return
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Add", ["r", "r"], ["y"])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 8, "width"]) for n in "xy")
+    graph = helper.make_graph(nodes, "network", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+@pytest.fixture(scope="module")
+def doublers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A network that doubles what is positive, 1x3x8x12, in each runtime's own format."""
+    folder = tmp_path_factory.mktemp("networks")
+    paths = {"torch": folder / "network.pt2", "onnxruntime": folder / "network.onnx"}
+    for name, path in paths.items():
+        save_doubler(name, path)
+    return paths
+
+
+@pytest.fixture
+def network(runtime: Runtime, doublers: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copy(doublers[runtime.name], tmp_path))
+
+
+def test_it_runs_whole_networks(runtime: Runtime, network: Path) -> None:
+    with runtime.prepare_model(network, (8, 12), 1) as prepared:
+        (y,) = prepared.outputs()
+    assert y.shape == (1, 3, 8, 12)
+    assert y.min() == 0 < y.max()
+    timing = measure_model(runtime, network, (8, 12), 1, seconds=0.02, min_runs=5)
+    assert 0 < timing.p10_ms <= timing.median_ms <= timing.p90_ms
+    assert timing.runs >= 5
+
+
+def test_a_network_of_another_size_is_refused(runtime: Runtime, network: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        measure_model(runtime, network, (9, 12), 1)
+    assert str(network) in str(caught.value)
+    assert "9x12" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_network_is_refused(runtime: Runtime, network: Path) -> None:
+    network.write_bytes(network.read_bytes()[:-20])
+    with pytest.raises(InputError) as caught:
+        measure_model(runtime, network, (8, 12), 1)
+    assert str(network) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_network_is_named(runtime: Runtime, network: Path) -> None:
+    network.unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        measure_model(runtime, network, (8, 12), 1)
+
+
+def test_torch_points_to_the_right_runtime_for_onnx_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\.pt2.*onnxruntime"):
+        measure_model(RUNTIMES["torch"], tmp_path / "network.onnx", (8, 12), 1)
+
+
+# -- the registry --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_runtime_gets_the_nearest_name() -> None:
+    with pytest.raises(InputError, match="did you mean 'onnxruntime'"):
+        get_runtime("onnx-runtime")
+
+
+def test_a_runtime_that_is_not_installed_says_how_to_get_it(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+
+    def without(name: str, *args: Any) -> ModuleSpec | None:
+        return None if name == runtime.name else find_spec(name, *args)
+
+    assert runtime.unavailable() is None
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(UnavailableError, match=rf"'{runtime.name}' is not available.*pip install"):
+        runtime.check(1)
+
+
+def test_a_precision_that_is_not_offered_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(UnavailableError, match=r"fp32, not in 'int8'"):
+        runtime.check(1, "int8")
