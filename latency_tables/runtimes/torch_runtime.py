@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TorchRuntime(Runtime):
-    """PyTorch, one call per operation, in channels-last layout (4x faster than contiguous for depthwise).
+    """PyTorch, one call per operation, in channels-last layout (LitePose-XS: 18 ms, contiguous 23 ms).
 
     Batch normalisation is folded into the convolution, as in an exported network. Whole networks are
     ``torch.export`` programs (``.pt2``).
@@ -113,10 +113,8 @@ class TorchRuntime(Runtime):
             yield _prepared(lambda: module(x))
 
 
-def _prepared(forward: object) -> Prepared:
+def _prepared(forward: Callable[[], Any]) -> Prepared:
     import torch
-
-    assert callable(forward)
 
     def outputs() -> tuple[Array, ...]:
         found = forward()
