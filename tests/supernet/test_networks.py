@@ -78,6 +78,21 @@ def test_residual_follows_the_active_widths():
     assert added == {"stage3.block0.project"}
 
 
+def test_doubled_maps_lose_their_last_rows_and_columns_at_odd_sizes():
+    """Cropped at the bottom and right, where rounding up added; the top left pixel stays the origin."""
+    space = SPACES["extended"]
+    net = randomise(build_network(space.largest(), space.joints)).eval()
+    seen = {}
+    for name in ("refined", "raw", "norm"):
+        layer = net.get_submodule(f"head.deconv1.{name}")
+        layer.register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+    with torch.no_grad():
+        net(images(1, 33, 52))
+    doubled = seen["refined"][1] + seen["raw"][1]
+    assert doubled.shape[-2:] == (10, 14)
+    assert torch.equal(seen["norm"][0], doubled[..., :9, :13])
+
+
 def test_widest_kernel_and_channels_matter():
     """Growing any single choice changes the output: nothing is ignored."""
     space, net = SPACES["extended"], supernet_of("extended").eval()
