@@ -1,4 +1,4 @@
-"""Re-ordering channels by importance, so that narrower subnets keep what matters most."""
+"""Re-ordering channels by importance, so that narrower subnets start from the most important ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def order_channels_by_importance(net: Subnet) -> Subnet:
     """Return a copy of ``net`` that computes the same function with its channels in order of importance.
 
     A channel's importance is the L1 norm of the weights that read it, the criterion of once-for-all
-    networks (arXiv 1908.09791, section 3.3), which LitePose's training recipe uses too. Subnets keep first
-    channels; a supernet that starts from the copy therefore starts with subnets that keep the best ones.
+    networks (arXiv 1908.09791, section 3.3), which LitePose's training recipe uses too. Subnets take the
+    first channels, so those of a supernet that starts from the copy take the ones of largest norm. That is
+    a start for training: cut without any, they are about as poor as those of the unordered network.
     """
     ordered = copy.deepcopy(net)
     with torch.no_grad():
