@@ -172,7 +172,7 @@ def run_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
             studies.append(run_search(run, data=data, name=name, **budget))
     emitted = {}
     with clock.part("emit", "emitting the two networks"):
-        for study, name in zip(studies, ("macs", "latency"), strict=True):
+        for name in ("macs", "latency"):
             emitted[name] = emit_from_run(run, study=name, folder=run.folder / "emitted" / name, data=data)
         merged = _together(studies, space, predictor)
         chosen = {

@@ -139,7 +139,7 @@ def emit(
             },
             "chosen": dict(found or {}),
             "supernet": {"run": run.recipe.name, "seed": run.recipe.seed, "space": space.config()},
-            "calibration_images": len(evaluator.calibration.indices),
+            "calibration_images": len(evaluator.calibration),
             "onnx": {
                 "opset": export.opset,
                 "batch": export.batch,
@@ -215,7 +215,7 @@ def emit_from_run(
     folder: Path | None = None,
     data: Datasets | None = None,
 ) -> Emitted:
-    """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, and measure where the target is here.
+    """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, measure where possible.
 
     The card's latency holds for each target the prediction with its interval and provenance; where the
     target is this very machine, the exported file is timed too.

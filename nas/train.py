@@ -16,6 +16,7 @@ from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
 from supernet.checkpoint import import_research, load_network
 from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.importance import order_channels_by_importance
 from supernet.registry import build_supernet
 from supernet.state import load_weights
 from supernet.training import Progress, Trainer, TrainReport, pick_device
@@ -55,7 +56,8 @@ def initialise(run: RunDirectory, space: SearchSpace) -> Supernet:
         # Any resolution of the space will do: weights do not depend on it.
         resolution = space.largest().number("resolution")
         network = load_plain_network(run.recipe.init, resolution)
-        supernet.load_plain(network)
+        # Narrow subnets take the first channels: put the important ones there. The function stays the same.
+        supernet.load_plain(order_channels_by_importance(network))
     return supernet
 
 
@@ -68,7 +70,9 @@ def make_evaluator(
     supernet.to(device)
     return SubnetEvaluator(
         supernet,
-        CalibrationImages(data.train, recipe.evaluate.calibration_images, recipe.seed),
+        CalibrationImages(
+            data.train, recipe.evaluate.calibration_images, recipe.seed, recipe.train.augmentation
+        ),
         data.search if on == "search" else data.val,
         recipe.evaluate.at(64),
         device,

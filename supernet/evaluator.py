@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces import Arch, InputError
@@ -19,44 +21,64 @@ __all__ = ["CalibrationImages", "SubnetEvaluator"]
 
 
 class CalibrationImages:
-    """Training images for BN statistics: a fixed random choice, centre-cropped, decoded once.
+    """Training images for BN statistics: a fixed random choice, varied as in training, made once.
+
+    A layer sees inputs that the layers before it normalised by the batch, so batches must be large for the
+    statistics to be those of the population; they hold up to ``batch_pixels``.
 
     Parameters
     ----------
     dataset
         Training images; never those that AP is measured on.
     count
-        How many are used (all, if there are fewer).
+        How many are used. Where the data set has fewer, images are used again, varied anew.
     seed
-        Picks them.
-    batch_size
-        Images per forward pass; the statistics do not depend on it, but for rounding.
+        Picks and varies them.
+    augmentation
+        How they vary; the training's own gives the statistics that the weights were trained with. None takes
+        the centred square of each.
+    batch_pixels
+        Most input pixels per forward pass; bounds the memory (about 1.6 kB a pixel for LitePose-M).
     """
 
-    def __init__(self, dataset: PoseDataset, count: int, seed: int, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        dataset: PoseDataset,
+        count: int,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        batch_pixels: int = 128 * 192 * 192,
+    ) -> None:
         if count < 1 or len(dataset) == 0:
             raise InputError(
                 f"BN recalibration needs at least one training image; got {count} of {len(dataset)}"
             )
-        self.dataset, self.batch_size = dataset, batch_size
+        self.dataset, self.seed, self.batch_pixels = dataset, seed, batch_pixels
+        self.augmentation = augmentation or Augmentation.none()
         order = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))
-        self.indices = np.sort(order[:count]).tolist()
-        self._images: dict[int, np.ndarray] = {}
+        self.indices: list[int] = [int(order[i % len(order)]) for i in range(count)]
+        self._images: dict[int, NDArray[np.uint8]] = {}
 
-    def _at(self, resolution: int) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _at(self, resolution: int) -> NDArray[np.uint8]:
         if resolution not in self._images:
-            plain, rng = Augmentation.none(), np.random.default_rng(0)
             flip = self.dataset.skeleton.flip_index
-            self._images[resolution] = np.stack(
-                [augment(self.dataset.load(i), resolution, plain, rng, flip)[0] for i in self.indices]
-            )
+            made = []
+            for place, index in enumerate(self.indices):
+                rng = np.random.default_rng([self.seed, place, index])
+                sample = self.dataset.load(index)
+                made.append(augment(sample, resolution, self.augmentation, rng, flip)[0])
+            self._images[resolution] = np.stack(made)
         return self._images[resolution]
 
     def batches(self, resolution: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Yield normalised images (N, 3, R, R), the same ones every time."""
+        """Yield normalised images (N, 3, R, R), the same ones every time, in batches of equal size (+-1)."""
         images = self._at(resolution)
-        for start in range(0, len(images), self.batch_size):
-            yield normalise(images[start : start + self.batch_size]).to(device)
+        parts = max(1, -(-images.size // 3 // self.batch_pixels))
+        for part in np.array_split(images, min(parts, len(images))):
+            yield normalise(part).to(device)
 
 
 class SubnetEvaluator:
