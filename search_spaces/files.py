@@ -17,6 +17,7 @@ from search_spaces.errors import InputError, RunError, did_you_mean
 __all__ = [
     "atomic_path",
     "check_keys",
+    "parse_yaml",
     "read_json",
     "read_text",
     "read_yaml",
@@ -108,6 +109,8 @@ def read_text(path: str | Path, what: str = "file") -> str:
         raise InputError(f"{what} '{path}' is not a UTF-8 text file (byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from None
 
 
 def read_json(path: str | Path, what: str = "file") -> Any:
@@ -119,22 +122,31 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise InputError(
             f"{what} '{path}' is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{what} '{path}' is not usable JSON: {error}") from None
     except RecursionError:
         raise InputError(f"{what} '{path}' is not usable JSON: it is nested too deeply") from None
 
 
 def read_yaml(path: str | Path, what: str = "file") -> Any:
     """Return the YAML value in ``path`` (safe subset); an :class:`InputError` names file and line."""
-    text = read_text(path, what)
+    return parse_yaml(read_text(path, what), f"{what} '{path}'")
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the YAML value in ``text`` (safe subset); errors name ``where`` and the line (InputError)."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"{what} '{path}' is not valid YAML: {problem}{where}") from None
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = " ".join(str(getattr(error, "problem", None) or "cannot be parsed").split())
+        raise InputError(f"{where} is not valid YAML: {problem}{line}") from None
     except RecursionError:
-        raise InputError(f"{what} '{path}' is not usable YAML: it is nested too deeply") from None
+        raise InputError(f"{where} is not usable YAML: it is nested too deeply") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML lets its constructors' errors through: '2024-13-45' is no date, '!!bool x' no boolean.
+        raise InputError(f"{where} is not usable YAML: a value does not fit its tag ({error})") from None
 
 
 def check_keys(mapping: object, known: Mapping[str, object] | set[str], where: str) -> dict[str, Any]:
