@@ -116,6 +116,8 @@ def save_state(folder: Path, state: TrainingState) -> None:
 def load_state(folder: Path, identity: Mapping[str, str]) -> TrainingState | None:
     """Return the newest readable training state of the folder, None if there is none at all.
 
+    Where the last one is damaged, the previous one takes its place.
+
     Raises
     ------
     RunError
@@ -143,6 +145,8 @@ def load_state(folder: Path, identity: Mapping[str, str]) -> TrainingState | Non
                 f"'{path}' belongs to another training ({'; '.join(differing)});"
                 " use the recipe that it was begun with, or another run directory"
             )
+        if damaged:  # or the next checkpoint would push the damaged one over the good one
+            path.replace(folder / "last.safetensors")
         best = meta.get("best")
         return TrainingState(
             tensors, int(meta["step"]), float("nan") if best is None else float(best), identity

@@ -16,7 +16,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Protocol, Self
@@ -46,6 +47,8 @@ METRIC_COLUMNS: Final = (
     "grad_norm",
     "images_per_s",
 )
+_FREE: Final = ("device", "workers", "checkpoint_seconds")
+"""Settings that may change when a training is resumed."""
 _RESOLUTION_STREAM, _ARCH_STREAM, _ORDER_STREAM = 1, 2, 3
 
 
@@ -352,7 +355,8 @@ class Trainer:
         Raises
         ------
         RunError
-            If the checkpoint is of another space, seed or schedule, or none of the checkpoints can be read.
+            If the checkpoint is of another space, seed, data set or recipe of training (the differences are
+            listed), or none of the checkpoints can be read.
         """
         state = load_state(self.checkpoints, self._identity())
         if state is None:
@@ -366,8 +370,12 @@ class Trainer:
             "space": self.space.fingerprint,
             "seed": str(self.seed),
             "steps": str(self.steps),
-            "optimizer": self.config.optimizer,
-            "ema": "yes" if self.config.ema else "no",
+            "images": str(len(self.dataset)),
+            **{
+                entry.name: str(getattr(self.config, entry.name))
+                for entry in fields(self.config)
+                if entry.name not in _FREE
+            },
         }
 
     def _save(self) -> None:
@@ -404,12 +412,13 @@ class Trainer:
             (losses["total"] / len(archs)).backward()  # type: ignore[no-untyped-call]
             for name in LOSS_TERMS:
                 sums[name] += float(losses[name].detach()) / len(archs)
-        if not math.isfinite(sums["total"]):
-            raise RunError(
-                f"the loss is {sums['total']} at step {step}; the checkpoint of an earlier step is kept."
-                " Lower train.learning_rate or set train.clip_norm, and start anew"
-            )
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm or math.inf)
+        for what, value in (("loss", sums["total"]), ("gradient's norm", float(norm))):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the {what} is {value} at step {step + 1}; earlier checkpoints are kept."
+                    " Lower train.learning_rate or set train.clip_norm, and start anew"
+                )
         self.optimizer.step()
         self._move_average(step)
         return {"learning_rate": rate, **sums, "grad_norm": float(norm)}
@@ -449,8 +458,12 @@ class Trainer:
         )
         self.network.train()
         saved, clock = time.monotonic(), time.perf_counter()
-        with MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step) as metrics, _Stop() as stop:
-            for batch in loader:
+        with (
+            MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step) as metrics,
+            closing(iter(loader)) as batches,
+            _Stop() as stop,
+        ):
+            for batch in batches:
                 step = self.step
                 resolution, archs = step_archs(self.space, self.seed, step, self.config)
                 batch = batch.to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -179,7 +179,7 @@ class BatchLoader:
         indices, resolution, epoch = job
         return collate(self.dataset, indices, resolution, self.augmentation, self.seed, epoch, self.sigma)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         if self.workers == 0:
             for job in self.schedule:
                 yield self._make(job)
