@@ -6,17 +6,21 @@ at once.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
-from search_spaces import Arch, InputError, LitePoseNasError, get_arch, named_archs
+from search_spaces import Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
 from search_spaces.litepose import litepose_extended, litepose_native
 
 if TYPE_CHECKING:
+    from nas.recipe import Recipe
     from nas.run import RunDirectory
     from nas.search.result import SearchResult
 
@@ -140,7 +144,10 @@ def spaces(
     joints: Joints = 14,
     as_json: Json = False,
 ) -> None:
-    """The search spaces and the named networks, with their costs."""
+    """The search spaces and the named networks, with their costs.
+
+    Example: nas spaces --joints 17
+    """
     from nas.console import print_json, print_table
 
     offered = (litepose_native(joints), litepose_extended(joints))
@@ -196,7 +203,6 @@ def train(
     from nas.console import print_json, show
     from nas.recipe import load_recipe
     from nas.run import RunDirectory
-    from search_spaces import RunError
 
     loaded = load_recipe(recipe, sets)
     folder = output or Path("runs") / loaded.name
@@ -204,9 +210,7 @@ def train(
         raise RunError(
             f"'{folder}' holds a run already; continue it with --resume, or choose another --output"
         )
-    run = RunDirectory.create(folder, loaded)
-    with run.locked():
-        summary = _train(run)
+    run, summary = _train(folder, loaded)
     report = {"run": str(run.folder), **summary}
     if as_json:
         print_json(report)
@@ -214,25 +218,30 @@ def train(
         show(report)
 
 
-def _train(run: RunDirectory) -> dict[str, Any]:
+def _train(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
+    """Train the recipe in a run directory, new or begun; nothing is written if it cannot begin."""
     from nas.console import note, progress_bar
-    from nas.data import open_datasets
+    from nas.run import RunDirectory
+    from nas.train import prepare
     from nas.train import train as train_run
 
-    data = open_datasets(run.recipe)
+    RunDirectory.find(folder, recipe)
+    prepared = prepare(recipe)
+    data = prepared.data
+    run = RunDirectory.create(folder, recipe)
     note(
         f"{len(data.train)} training, {len(data.search)} search and {len(data.val)} val images,"
         f" {len(data.skeleton)} joints; run directory {run.folder}"
     )
-    with progress_bar("training") as bar:
+    with run.locked(), progress_bar("training") as bar:
         latest: dict[str, float] = {}
 
         def show_step(step: int, steps: int, row: Mapping[str, float]) -> None:
             ap = f"  AP {latest['AP_smallest']:.3f}..{latest['AP_largest']:.3f}" if latest else ""
             bar.update(step, steps, f"loss {row['total']:.5f}  {row['images_per_s']:.0f} images/s{ap}")
 
-        report = train_run(run, data, progress=show_step, validated=latest.update)
-    return {
+        report = train_run(run, prepared, progress=show_step, validated=latest.update)
+    return run, {
         "steps": report.steps,
         "best_validation_AP": None if report.best != report.best else round(report.best, 5),
         "seconds": round(report.seconds, 1),
@@ -310,10 +319,10 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
     if path.is_dir():
         return RunDirectory.open(path, sets)
     recipe = load_recipe(path, sets)
-    run = RunDirectory.create(Path("runs") / recipe.name, recipe)
-    if not run.trained:
-        with run.locked():
-            _train(run)
+    folder = Path("runs") / recipe.name
+    run = RunDirectory.find(folder, recipe)
+    if run is None or not run.trained:
+        run, _ = _train(folder, recipe)
     return run
 
 
@@ -363,6 +372,19 @@ def profile(
         int,
         typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of layers; 0: none."),
     ] = 12,
+    seconds_per_layer: Annotated[
+        float, typer.Option(min=0.001, help="Time spent on each layer, all rounds together.")
+    ] = 0.25,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Visits to each layer, each round in another order.")
+    ] = 5,
+    on_drift: Annotated[
+        str,
+        typer.Option(
+            metavar="refuse|warn",
+            help="If the machine's speed changed meanwhile: save nothing, or save and say so.",
+        ),
+    ] = "refuse",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
     as_json: Json = False,
 ) -> None:
@@ -373,6 +395,7 @@ def profile(
 
     Example: nas profile this-machine --for runs/synthetic --threads 2
     """
+    from latency_tables import ProfileSettings
     from nas.console import print_json, show
     from nas.latency import run_profile
 
@@ -384,6 +407,9 @@ def profile(
         threads=threads,
         networks=networks,
         folder=output,
+        settings=ProfileSettings(
+            seconds_per_layer=seconds_per_layer, rounds=rounds, on_drift=_drift(on_drift)
+        ),
     )
     if as_json:
         print_json(report)
@@ -400,7 +426,10 @@ def plot(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the Pareto fronts and the progress of a run's searches (PNG and SVG)."""
+    """Draw the Pareto fronts and the progress of a run's searches (PNG and SVG).
+
+    Example: nas plot runs/synthetic
+    """
     from nas.console import print_json
     from nas.run import RunDirectory
     from nas.searching import draw_study
@@ -498,11 +527,15 @@ def evaluate(
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
     project: Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")] = False,
-    protocol: Annotated[str, typer.Option(help="coco or crowdpose.")] = "coco",
+    protocol: Annotated[
+        str | None, typer.Option(help="coco or crowdpose; default: the recipe's, else coco.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     as_json: Json = False,
 ) -> None:
     """AP of a model on a data set; joints that the data set lacks are left out of the score.
+
+    On a recipe's or run's val images, AP is measured as the recipe says.
 
     Example: nas eval mynet annotations/val.json --images images/val --flip
     """
@@ -564,11 +597,13 @@ def demo(
     """The main job end to end on drawn people: train, profile, search twice, plot, emit. Under ten minutes.
 
     Stopped? The same command continues.
+
+    Example: nas demo --output runs/demo
     """
     from nas.console import print_json
     from nas.demo import run_demo
 
-    report = run_demo(output, sets or [])
+    report = run_demo(output, sets or [], quiet=as_json)
     if as_json:
         print_json(report)
 
@@ -584,11 +619,18 @@ def _plain_cost(arch: Arch, joints: int) -> dict[str, int]:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.strip().isdigit() for part in parts):
+    match = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text.strip())
+    if match is None:
         raise InputError(f"--size is HEIGHTxWIDTH in pixels such as 448x448, not '{text}'")
-    numbers = [int(part) for part in parts]
-    return numbers[0], numbers[-1]
+    height, width = match.groups()
+    return int(height), int(width or height)
+
+
+def _drift(text: str) -> Literal["refuse", "warn"]:
+    match text:
+        case "refuse" | "warn":
+            return text
+    raise InputError(f"--on-drift is 'refuse' or 'warn', not '{text}'")
 
 
 def _latency_line(value: dict[str, Any]) -> str:
@@ -598,15 +640,47 @@ def _latency_line(value: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a mistake of the user's is one line on standard error and exit code 2."""
+    """Run the command and exit: 0, 2 after a mistake of the user's, 130 after Ctrl-C.
+
+    A mistake is one line on standard error, whoever found it: this toolkit, the option parser or the system.
+    """
     try:
-        app(args=None if arguments is None else list(arguments), standalone_mode=True)
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except LitePoseNasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except _ClickException as error:
+        _fail(_usage(error))
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of our output left: `nas spaces | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        named = "" if error.filename is None else f"'{error.filename}': "
+        _fail(f"{named}{error.strerror or error}")
+    if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this
         print("stopped; the same command continues (nas train: with --resume)", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> str:
+    """Return an error of the option parser's as one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # `nas` alone
+        return "a command is needed; see 'nas --help'"
+    context = getattr(error, "ctx", None)
+    command = "nas" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')}; see '{command} --help'"
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+_INTERRUPTED = 130
+_ClickException = cast(
+    "type[Exception]",
+    next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"),
+)
+"""Root of the option parser's errors, wherever typer keeps its copy of click."""
 
 
 if __name__ == "__main__":

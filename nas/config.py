@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from search_spaces.errors import InputError, did_you_mean
-from search_spaces.files import check_keys
+from search_spaces.files import check_keys, parse_yaml
 
 __all__ = ["apply_overrides", "build", "to_plain"]
 
@@ -30,6 +28,14 @@ def _describe(kind: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     return names.get(kind, "a mapping" if dataclasses.is_dataclass(kind) else str(kind))
+
+
+def _is_text(value: str) -> bool:
+    """Return whether files can hold the text and be named by it: no NUL, and nothing that UTF-8 lacks."""
+    try:
+        return b"\0" not in value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -79,12 +85,17 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
                 number = float(value)
             except ValueError:
                 number = None
-        if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
-            return float(number)
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            try:
+                number = float(number)
+            except OverflowError:
+                number = math.inf
+            if math.isfinite(number):
+                return number
     elif kind is str:
-        if isinstance(value, str):
+        if isinstance(value, str) and _is_text(value):
             return value
-    elif kind is Path and isinstance(value, str | Path) and str(value):
+    elif kind is Path and isinstance(value, str | Path) and str(value) and _is_text(str(value)):
         return Path(value)
     raise InputError(f"{where} is {_describe(kind)}, not {value!r}")
 
@@ -109,7 +120,12 @@ def build(cls: type[T], values: Any, where: str) -> T:
         if required and name not in given:
             raise InputError(f"{where or 'the recipe'} lacks '{name}' ({_describe(hints[name])})")
     arguments = {name: _convert(value, hints[name], f"{prefix}{name}") for name, value in given.items()}
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except InputError as error:
+        # A class that does not know where it stands says what is wrong, but not where.
+        told = str(error).removeprefix(f"{where.rpartition('.')[2]}: ")
+        raise InputError(told if told.startswith(where) else f"{where}: {told}") from None
 
 
 def to_plain(value: Any) -> Any:
@@ -136,14 +152,13 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         key, equals, raw = text.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
             raise InputError(f"--set takes key=value with a dotted key such as train.epochs=20, not '{text}'")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
-            raise InputError(f"--set {key}: '{raw}' is not a YAML value") from None
+        value = parse_yaml(raw, f"--set {key}: the value '{raw}'")
         *path, last = (part.strip() for part in key.split("."))
         place = result
         for part in path:
-            place = place.setdefault(part, {})
+            if place.get(part) is None:  # absent, or a default written out as null
+                place[part] = {}
+            place = place[part]
             if not isinstance(place, dict):
                 raise InputError(f"--set {key}: '{part}' is not a mapping in the recipe")
         place[last] = value

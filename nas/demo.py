@@ -27,7 +27,7 @@ from nas.run import RunDirectory
 from nas.search import SearchResult
 from nas.search.result import Record
 from nas.searching import Study, run_search
-from nas.train import make_evaluator, train
+from nas.train import make_evaluator, prepare, train
 from search_spaces import SearchSpace, arch_from_json
 from search_spaces.files import write_bytes, write_json
 from supernet.checkpoint import load_network
@@ -121,7 +121,7 @@ def draw_predictions(run: RunDirectory, data: Datasets, emitted: Emitted, path: 
     write_bytes(path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
-def run_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict[str, Any]:
     """Carry out the demo in a run directory; the same call continues one that was stopped.
 
     Returns
@@ -143,7 +143,7 @@ def run_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
             with run.locked(), progress_bar("training") as bar:
                 train(
                     run,
-                    data,
+                    prepare(run.recipe, data),
                     progress=lambda step, steps, row: bar.update(
                         step, steps, f"loss {row['total']:.5f}  {row['images_per_s']:.0f} images/s"
                     ),
@@ -186,7 +186,8 @@ def run_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
         run, clock, emitted, untrained, {"macs": max_macs, "latency": max_latency}, predictor.name
     )
     write_json(run.folder / "demo.json", report)
-    _show(report, predictor.name)
+    if not quiet:
+        _show(report, predictor.name)
     return report
 
 

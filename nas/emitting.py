@@ -13,7 +13,7 @@ import torch
 
 from nas.console import progress_bar
 from nas.data import Datasets, open_datasets
-from nas.latency import known_targets, load_predictors, measure_onnx, prediction_json
+from nas.latency import is_here, known_targets, load_predictors, measure_onnx, prediction_json
 from nas.run import RunDirectory, environment
 from nas.search import Constraint, parse_constraints
 from nas.search.result import Record
@@ -150,9 +150,11 @@ def emit(
         }
         write_json(building / "card.json", card)
         building.chmod(0o755)
+        former = building.with_name(f"{building.name}-former")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(former)
         building.replace(folder)
+        shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise RunError(f"cannot write '{folder}': {error.strerror or error}") from None
     finally:
@@ -218,7 +220,7 @@ def emit_from_run(
     """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, measure where possible.
 
     The card's latency holds for each target the prediction with its interval and provenance; where the
-    target is this very machine, the exported file is timed too.
+    target is ONNX Runtime on this very machine, the exported file is timed too.
 
     Raises
     ------
@@ -259,11 +261,9 @@ def emit_from_run(
                 found=found,
                 progress=lambda d, n: bar.update(d, n),
             )
-    from latency_tables import local_target
-
     for name, predictor in predictors.items():
         target = predictor.table.target
-        if target == local_target(target.runtime, target.threads):
+        if target.runtime == "onnxruntime" and is_here(target):
             measured = measure_onnx(emitted.folder / "model.onnx", arch.size, target)
             emitted.card["latency"][name]["measured_here"] = measured
     write_json(emitted.folder / "card.json", emitted.card)

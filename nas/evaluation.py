@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nas.console import progress_bar
 from nas.data import open_source
-from nas.recipe import DataSource, SyntheticData, load_recipe
+from nas.recipe import DataSource, EvaluateConfig, SyntheticData, load_recipe
 from nas.run import RunDirectory
 from nas.train import load_plain_network
 from search_spaces import InputError
@@ -131,17 +131,19 @@ def load_model(path: Path, skeleton: str | None = None) -> tuple[nn.Module, Skel
     return plain, _skeleton_of(plain.joints, metadata, skeleton), plain.arch.number("resolution")
 
 
-def _dataset(text: str, images: Path | None, skeleton: Skeleton) -> PoseDataset:
+def _dataset(text: str, images: Path | None, skeleton: Skeleton) -> tuple[PoseDataset, EvaluateConfig | None]:
+    """Return the data set, and how AP is measured on it where a recipe says so."""
     path = Path(text)
     if text == "synthetic":
-        return open_source(DataSource(synthetic=SyntheticData(images=200, seed=10_001)), skeleton)
-    if RunDirectory.is_run(path):
-        return open_source(RunDirectory.open(path).recipe.data.val, skeleton)
-    if path.suffix in (".yaml", ".yml"):
-        return open_source(load_recipe(path).data.val, skeleton)
+        return open_source(DataSource(synthetic=SyntheticData(images=200, seed=10_001)), skeleton), None
+    if RunDirectory.is_run(path) or path.suffix in (".yaml", ".yml"):
+        recipe = RunDirectory.open(path).recipe if path.is_dir() else load_recipe(path)
+        return open_source(recipe.data.val, skeleton), recipe.evaluate
+    if path.is_dir():
+        raise InputError(f"the data set '{text}' is a folder, but no run directory; name the annotation file")
     if images is None:
         raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
-    return PoseDataset(path, images, skeleton)
+    return PoseDataset(path, images, skeleton), None
 
 
 def evaluate_model(
@@ -153,26 +155,40 @@ def evaluate_model(
     resolution: int | None = None,
     flip: bool = False,
     project: bool = False,
-    protocol: str = "coco",
+    protocol: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Carry out ``nas eval``; return the stats and how they were measured.
+
+    On the val images of a recipe or run, what is not asked for is done as the recipe says.
 
     Raises
     ------
     InputError
         If the model or the data set cannot be read, or they do not fit each other.
     """
-    if protocol not in PROTOCOLS:
+    if protocol is not None and protocol not in PROTOCOLS:
         raise InputError(f"--protocol: unknown '{protocol}'{did_you_mean(protocol, PROTOCOLS)}")
     network, joints, own = load_model(model, skeleton)
-    data = _dataset(dataset, images, joints)
+    data, settings = _dataset(dataset, images, joints)
     if limit is not None and limit < len(data):
         data = data.subset(data.ids[:limit])
     network.eval()
-    config = EvalConfig(resolution or own, flip=flip, project=project, batch_size=1, multiple=64)
-    if config.resolution % 64:
-        config = replace(config, multiple=32 if config.resolution % 32 == 0 else 16)
+    side = resolution or own
+    if side % 16:
+        raise InputError(f"--resolution is a multiple of 16 pixels, not {side}")
+    config = EvalConfig(side) if settings is None else settings.at(side)
+    if side % config.multiple:
+        config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
+    if settings is not None:
+        flip, project, protocol = (
+            flip or config.flip,
+            project or config.project,
+            protocol or settings.protocol,
+        )
+    # One image at a time, as the network will run: its time is then that of batch 1.
+    config = replace(config, flip=flip, project=project, batch_size=1)
+    protocol = protocol or "coco"
     with progress_bar("evaluating", len(data)) as bar:
         result = evaluate(
             network,

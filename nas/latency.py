@@ -28,6 +28,7 @@ from latency_tables import (
     profile,
     read_target,
 )
+from latency_tables.target import available_threads
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
@@ -38,6 +39,8 @@ from supernet.registry import build_network
 
 __all__ = [
     "UpperEnd",
+    "is_here",
+    "known_targets",
     "load_predictors",
     "measure_onnx",
     "prediction_json",
@@ -138,6 +141,11 @@ def _recipe_space(recipe: Any) -> SearchSpace:
     return space
 
 
+def is_here(target: Target) -> bool:
+    """Return whether the target is this very machine."""
+    return target.threads <= available_threads() and target == local_target(target.runtime, target.threads)
+
+
 def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: float = 2.0) -> dict[str, float]:
     """Return the measured milliseconds of a whole network on this machine: median, p10, p90, runs."""
     timing = measure_model(get_runtime(target.runtime), path, size, target.threads, seconds=seconds)
@@ -224,6 +232,7 @@ def run_profile(
     threads: int | None,
     networks: int,
     folder: Path,
+    settings: ProfileSettings | None = None,
 ) -> dict[str, Any]:
     """Carry out ``nas profile``; return what it made and how far it can be believed.
 
@@ -249,7 +258,7 @@ def run_profile(
         rng = np.random.default_rng(0)
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
     note(f"{len(layers)} distinct layers, {len(archs)} whole networks on {described.name}")
-    table = profile_space(described, layers, archs, folder)
+    table = profile_space(described, layers, archs, folder, settings=settings)
     report: dict[str, Any] = {
         "target": table.name,
         "table": str(folder / f"{table.name}.csv"),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nas.config import apply_overrides, build, to_plain
-from search_spaces import InputError, SearchSpace, space_from_config
+from search_spaces import InputError, SearchSpace, get_arch, space_from_config
 from search_spaces.files import check_keys, read_yaml
 from supernet.pose.decode import GroupingConfig
 from supernet.pose.evaluate import EvalConfig
 from supernet.pose.skeleton import Skeleton
+from supernet.pose.synthetic import MAX_FIGURES
 from supernet.training import TrainConfig
 
 __all__ = [
@@ -47,6 +48,16 @@ class SyntheticData:
     size: tuple[int, int] = (192, 192)
     people: tuple[int, int] = (1, 3)
 
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.seed < 0:
+            raise InputError(f"at least 1 image and seed 0 are needed, not {self.images} and {self.seed}")
+        if min(self.size) < 32:
+            raise InputError(f"'size' is height and width, at least 32 pixels each, not {list(self.size)}")
+        if not 1 <= self.people[0] <= self.people[1] <= MAX_FIGURES:
+            raise InputError(
+                f"'people' is the least and the largest number, 1 to {MAX_FIGURES}, not {list(self.people)}"
+            )
+
 
 @dataclass(frozen=True)
 class DataSource:
@@ -66,6 +77,15 @@ class DataSource:
     images: Path | None = None
     category: str | None = None
     synthetic: SyntheticData | None = None
+
+    def shows_images_of(self, other: DataSource) -> bool:
+        """Whether images of ``other`` are shown: it is the same file, or people drawn from the same seed."""
+        if self.synthetic is not None and other.synthetic is not None:
+            return self.synthetic.seed == other.synthetic.seed
+        if self.annotations is None or other.annotations is None:
+            return False
+        mine, theirs = self.annotations.resolve(), other.annotations.resolve()
+        return mine == theirs and self.category == other.category
 
     def __post_init__(self) -> None:
         files = self.annotations is not None and self.images is not None
@@ -103,9 +123,12 @@ class DataConfig:
             raise InputError(f"data.search_fraction lies between 0 and 1, not {self.search_fraction}")
         sources = {"train": self.train, "val": self.val, "search": self.search}
         for name, other in (("train", "val"), ("train", "search"), ("search", "val")):
-            if sources[name] == sources[other]:
+            first, second = sources[name], sources[other]
+            if first is not None and second is not None and first.shows_images_of(second):
+                way = "file" if first.synthetic is None else "seed"
                 raise InputError(
-                    f"data.{name} and data.{other} are the same images; AP on them would be no evidence"
+                    f"data.{name} and data.{other} show the same images; AP on them would be no evidence:"
+                    f" give each its own {way}"
                 )
 
 
@@ -173,13 +196,13 @@ class SearchConfig:
 
     evaluations: int = 64
     population: int = 16
-    sampler: str = "nsga2"
+    sampler: Literal["nsga2", "random"] = "nsga2"
     seed_archs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "population"):
-            if getattr(self, name) < 1:
-                raise InputError(f"search.{name} is at least 1, not {getattr(self, name)}")
+        for name, least in (("evaluations", 1), ("population", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"search.{name} is at least {least}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -210,8 +233,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
             raise InputError(f"the recipe's 'name' names a folder; '{self.name}' cannot")
-        if self.seed < 0:
-            raise InputError(f"the recipe's 'seed' is at least 0, not {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"the recipe's 'seed' lies between 0 and {2**32 - 1}, not at {self.seed}")
 
     def build_space(self, skeleton: Skeleton) -> SearchSpace:
         """Return the search space for the skeleton's joints."""
@@ -247,7 +270,17 @@ def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
         base = space.get("base")
         if isinstance(base, str) and base.endswith(".json"):
             space["base"] = str(folder / base)
-        space_from_config(space)  # a mistake is told before any data is read
+        # A mistake is told before any data is read.
+        sides = next(c.values for c in space_from_config(space).choices if c.name == "resolution")
+        odd = [side for side in sides if int(side) % recipe.evaluate.multiple]
+        if odd:
+            raise InputError(
+                f"evaluate.multiple is {recipe.evaluate.multiple}, so the space's resolution {odd[0]}"
+                " would be evaluated larger than it costs; take a divisor of every resolution, such as 32"
+            )
+        seeds = tuple(str(folder / s) if s.endswith(".json") else s for s in recipe.search.seed_archs)
+        for seed in seeds:
+            get_arch(seed)
         data = replace(
             recipe.data,
             train=_absolute(recipe.data.train, folder),
@@ -258,7 +291,11 @@ def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
         if skeleton is not None and skeleton.endswith((".json", ".yaml", ".yml")):
             data = replace(data, skeleton=str(folder / skeleton))
         return replace(
-            recipe, data=data, space=space, init=None if recipe.init is None else folder / recipe.init
+            recipe,
+            data=data,
+            space=space,
+            search=replace(recipe.search, seed_archs=seeds),
+            init=None if recipe.init is None else folder / recipe.init,
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -277,6 +314,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(values, dict):
         raise InputError(f"recipe '{path}' must be a mapping of names to values, not {type(values).__name__}")
     values.setdefault("name", path.stem)
-    return recipe_from_mapping(
-        apply_overrides(values, overrides or []), f"recipe '{path}'", path.resolve().parent
-    )
+    try:
+        changed = apply_overrides(values, overrides or [])
+    except RecursionError:
+        raise InputError(f"recipe '{path}' contains itself through a YAML alias") from None
+    return recipe_from_mapping(changed, f"recipe '{path}'", path.resolve().parent)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,23 @@ class RunDirectory:
         RunError
             If the folder holds a run of another recipe (the differences are listed) or something else.
         """
+        run = cls.find(folder, recipe)
+        if run is None:
+            run = cls(Path(folder), recipe)
+            write_yaml(run.folder / "recipe.yaml", recipe.to_plain())
+        if not (run.folder / "environment.json").exists():
+            write_json(run.folder / "environment.json", environment(sys.argv))
+        return run
+
+    @classmethod
+    def find(cls, folder: str | Path, recipe: Recipe) -> RunDirectory | None:
+        """Return the run of this very recipe in ``folder``, None where a new one can be made; write nothing.
+
+        Raises
+        ------
+        RunError
+            As :meth:`create`.
+        """
         folder = Path(folder)
         if cls.is_run(folder):
             found = cls.open(folder)
@@ -126,9 +144,7 @@ class RunDirectory:
             return found
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"'{folder}' exists and is no run directory; choose another --output")
-        write_json(folder / "environment.json", environment(sys.argv))
-        write_yaml(folder / "recipe.yaml", recipe.to_plain())
-        return cls(folder, recipe)
+        return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -167,7 +183,15 @@ class RunDirectory:
         write_json(self.folder / "trained.json", summary)
 
     def study(self, name: str) -> Path:
-        """Return the folder of one search."""
+        """Return the folder of one search.
+
+        Raises
+        ------
+        InputError
+            If the name is no name of a folder.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9.@_-]{0,199}", name):
+            raise InputError(f"a study's name is letters, digits and any of '.@_-', not '{name}'")
         return self.folder / "search" / name
 
     def studies(self) -> list[str]:

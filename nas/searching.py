@@ -143,7 +143,12 @@ def run_search(
         space = run.recipe.build_space(supernet_data.skeleton)
         evaluator = make_evaluator(run, supernet_data, open_supernet(run, space))
         folder = run.study(name or study_name(constraints, sampler, seed))
+        if not run.trained:
+            note(f"training of '{run.folder}' is not finished; its best weights so far are searched")
         seeds = [get_arch(text) for text in settings.seed_archs]
+        for text, arch in zip(settings.seed_archs, seeds, strict=True):
+            if arch not in space:
+                note(f"search.seed_archs: '{text}' is left out; it is not in the space")
         context = {
             "supernet": _fingerprint(run.best),
             "evaluation": str(to_plain(run.recipe.evaluate)),

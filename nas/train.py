@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from nas.data import Datasets, open_datasets
+from nas.recipe import Recipe
 from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
@@ -21,7 +23,15 @@ from supernet.registry import build_supernet
 from supernet.state import load_weights
 from supernet.training import Progress, Trainer, TrainReport, pick_device
 
-__all__ = ["initialise", "load_plain_network", "make_evaluator", "open_supernet", "train"]
+__all__ = [
+    "Prepared",
+    "initialise",
+    "load_plain_network",
+    "make_evaluator",
+    "open_supernet",
+    "prepare",
+    "train",
+]
 
 
 def load_plain_network(path: str | Path, resolution: int | None = None) -> Subnet:
@@ -42,7 +52,7 @@ def load_plain_network(path: str | Path, resolution: int | None = None) -> Subne
     return import_research(path, resolution)
 
 
-def initialise(run: RunDirectory, space: SearchSpace) -> Supernet:
+def initialise(recipe: Recipe, space: SearchSpace) -> Supernet:
     """Return a fresh supernet of the space, started from the recipe's ``init`` where it names one.
 
     Raises
@@ -50,12 +60,12 @@ def initialise(run: RunDirectory, space: SearchSpace) -> Supernet:
     InputError
         If the checkpoint cannot be read or is no network of the space.
     """
-    generator = torch.Generator().manual_seed(run.recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     supernet = build_supernet(space, generator)
-    if run.recipe.init is not None:
+    if recipe.init is not None:
         # Any resolution of the space will do: weights do not depend on it.
         resolution = space.largest().number("resolution")
-        network = load_plain_network(run.recipe.init, resolution)
+        network = load_plain_network(recipe.init, resolution)
         # Narrow subnets take the first channels: put the important ones there. The function stays the same.
         supernet.load_plain(order_channels_by_importance(network))
     return supernet
@@ -96,6 +106,37 @@ def open_supernet(run: RunDirectory, space: SearchSpace) -> Supernet:
     return supernet
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, opened and checked before anything is written.
+
+    Attributes
+    ----------
+    data
+        The recipe's data sets.
+    supernet
+        Fresh, or started from the recipe's ``init``.
+    """
+
+    data: Datasets
+    supernet: Supernet
+
+
+def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
+    """Open what a recipe names; every mistake in it that can be found without training is found here.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or malformed, or the parts do not fit together.
+    UnavailableError
+        If its device is not there.
+    """
+    pick_device(recipe.train.device)
+    data = data or open_datasets(recipe)
+    return Prepared(data, initialise(recipe, recipe.build_space(data.skeleton)))
+
+
 def probes(space: SearchSpace) -> dict[str, Arch]:
     """Return the archs whose AP is followed during training."""
     return {"AP_largest": space.largest(), "AP_smallest": space.smallest()}
@@ -103,7 +144,7 @@ def probes(space: SearchSpace) -> dict[str, Arch]:
 
 def train(
     run: RunDirectory,
-    data: Datasets | None = None,
+    prepared: Prepared | None = None,
     *,
     progress: Progress | None = None,
     validated: Callable[[Mapping[str, float]], None] | None = None,
@@ -114,8 +155,8 @@ def train(
     ----------
     run
         A run directory; call this within its lock.
-    data
-        Its data sets, if they are open already.
+    prepared
+        What :func:`prepare` gives for its recipe, if that was done already. The supernet is trained in place.
     progress
         Called after every step.
     validated
@@ -126,9 +167,9 @@ def train(
     RunError
         If a checkpoint does not fit, or the loss is not finite.
     """
-    data = data or open_datasets(run.recipe)
-    space = run.recipe.build_space(data.skeleton)
-    supernet = initialise(run, space)
+    prepared = prepared or prepare(run.recipe)
+    data, supernet = prepared.data, prepared.supernet
+    space = supernet.space
     evaluator = make_evaluator(run, data, supernet)
 
     def validate(network: nn.Module) -> dict[str, float]:
