@@ -241,8 +241,8 @@ def markdown(report: dict[str, Any]) -> str:
         "*Look-up of all*: `space.costs`, and `LatencyPredictor.predict_genotypes`, on every network,"
         " building their tables included; *again*: with the tables at hand. *One by one*: `arch.cost`, and"
         " `LatencyPredictor.predict`, with archs decoded beforehand. *Ratio*: networks per second, look-up"
-        " over one by one, taken within each repeat: median (least to most). *CPU / wall* is about 1 where one"
-        " thread works. The latency table holds random numbers.",
+        " over one by one, taken within each repeat: median (least to most). *CPU / wall* is about 1 where"
+        " one thread works. The latency table holds random numbers.",
         "",
         f"Machine: {machine['processor']}, {machine['cpus']} logical processors, {machine['system']};"
         f" Python {machine['python']}, NumPy {machine['numpy']}, litepose-nas {machine['litepose-nas']};"

@@ -1,0 +1,287 @@
+"""The pages that users read: every command, snippet, field and figure in them holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from latency_tables import Target
+from nas.cli import app
+from nas.config import to_plain
+from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, recipe_from_mapping
+from nas.search import parse_constraints
+from search_spaces import SPACES, get_arch, litepose_extended, litepose_native
+from supernet.pose.losses import LossWeights
+from supernet.pose.skeleton import Skeleton
+from supernet.pose.transforms import Augmentation
+from supernet.training import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "ARCHITECTURE.md", "experiments/README.md")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND: Any = typer.main.get_command(app)
+
+
+def fences(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Yield (page, command line) of everything that calls ``nas`` with arguments."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for block in fences(text, "sh"):
+            for line in block.splitlines():
+                if line.startswith("nas "):
+                    yield page, line
+        for code in re.findall(r"`(nas [^`]+)`", without_fences(text)):
+            yield page, code
+    for name, command in COMMAND.commands.items():
+        for line in re.findall(r"Example: (nas .+)", command.help or ""):
+            yield f"nas {name} --help", line
+
+
+def parse(line: str) -> tuple[str, dict[str, Any]]:
+    """Parse a command line without running it; return the command's name and its parameters."""
+    words = shlex.split(line, comments=True)[1:]
+    with COMMAND.make_context("nas", list(words)) as context:
+        name, command, rest = COMMAND.resolve_command(context, words)
+        with command.make_context(name, list(rest), parent=context) as inner:
+            return name, dict(inner.params)
+
+
+LINES = sorted({line: page for page, line in command_lines()}.items())
+
+
+@pytest.mark.parametrize(("line", "page"), LINES, ids=[line for line, _ in LINES])
+def test_every_command_line_parses(line: str, page: str) -> None:
+    words = shlex.split(line, comments=True)
+    if len(words) == 2:  # `nas train` in a sentence: the command as such
+        assert words[1] in COMMAND.commands, page
+        return
+    name, values = parse(line)
+    if name in ("search", "emit"):
+        parse_constraints(
+            max_macs=values["max_macs"],
+            max_params=values["max_params"],
+            max_latency=values["max_latency"] or [],
+        )
+    for setting in values.get("sets") or []:
+        key, _, value = setting.partition("=")
+        assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key)
+        assert value
+
+
+def test_commands_are_told_apart() -> None:
+    """The check above finds lines, and refuses what does not exist."""
+    pages = {page for page, _ in command_lines()}
+    assert set(PAGES) <= pages
+    assert len(LINES) > 20
+    for wrong in (
+        "nas train",
+        "nas search runs/x --max-mac 1G",
+        "nas fly away",
+        "nas train a.yaml --resume=3",
+    ):
+        with pytest.raises(Exception, match=r"(?i)missing|no such|does not take|unexpected"):
+            parse(wrong)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    shown = {shlex.split(line, comments=True)[1] for page, line in command_lines() if page == "README.md"}
+    assert shown == set(COMMAND.commands)
+
+
+def test_make_targets_exist() -> None:
+    rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        asked = set(re.findall(r"(?:`|^)make ([a-z]+)", text, flags=re.MULTILINE))
+        assert asked <= rules, page
+    assert "make test" in README
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        headings = {
+            re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+            for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+        }
+        for picture, link in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
+            if link.startswith("https://"):
+                continue
+            if link.startswith("#"):
+                assert link[1:] in headings, f"{page}: {link}"
+            # The demo's pictures come with its figures.
+            elif not (picture and "{{DEMO_" in text):
+                assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+# -- figures and fields --------------------------------------------------------------------------------------
+
+
+def table(first: str) -> list[list[str]]:
+    """Return the rows of the README's table whose header starts with ``first``, without the header."""
+    lines = README.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_operations_are_those_of_the_code() -> None:
+    published = {"litepose-xs": "1.2", "litepose-s": "5.0", "litepose-m": "7.8", "litepose-l": "13.7"}
+    expected = []
+    for name, paper in published.items():
+        arch = get_arch(name)
+        cost = arch.cost(joints=14)
+        expected.append(
+            [
+                name,
+                str(arch["resolution"]),
+                f"{cost.params:,}",
+                f"{cost.macs / 1e9:.4f} G",
+                f"{cost.macs_paper / 1e9:.4f} G",
+                f"{paper} G",
+            ]
+        )
+        assert abs(cost.macs_paper / 1e9 / float(paper) - 1) < 0.01
+    assert table("network") == expected
+    assert f"{litepose_native().count():,} networks" in README
+
+
+FIELDS: Mapping[str, type[Any]] = {
+    "train": TrainConfig,
+    "train.augmentation": Augmentation,
+    "train.loss": LossWeights,
+    "evaluate": EvaluateConfig,
+    "search": SearchConfig,
+}
+
+
+def check_default(cell: str, default: Any, field: str) -> None:
+    """Compare a cell with a default; words stand for what cannot be written as a value."""
+    if cell.startswith("`"):
+        assert yaml.safe_load(cell.strip("`")) == to_plain(default), field
+    else:
+        assert default in (None, ()) or dataclasses.is_dataclass(default), field
+
+
+@pytest.mark.parametrize("section", FIELDS)
+def test_fields_and_defaults_are_those_of_the_code(section: str) -> None:
+    described = {row[0].strip("`"): row[1] for row in table(f"`{section}`")}
+    known = FIELDS[section]()
+    nested = {f"{section}.{f.name}" for f in dataclasses.fields(known)} & set(FIELDS)
+    own = {f.name for f in dataclasses.fields(known)} - {name.rpartition(".")[2] for name in nested}
+    assert set(described) == own
+    for name, cell in described.items():
+        check_default(cell, getattr(known, name), f"{section}.{name}")
+
+
+def test_fields_of_recipe_and_data_are_those_of_the_code() -> None:
+    rows = {row[0].strip("`"): row[1] for row in table("field")}
+    sections = {"data", "space", *(name for name in FIELDS if "." not in name)}
+    fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name not in sections}
+    fields |= {f"data.{f.name}": f for f in dataclasses.fields(DataConfig)}
+    assert set(rows) == set(fields)
+    for name, cell in rows.items():
+        needed = fields[name].default is dataclasses.MISSING
+        assert (cell == "needed") == (needed and name != "name"), name
+        if cell.startswith("`"):
+            check_default(cell, fields[name].default, name)
+
+
+def test_fields_of_spaces_are_those_of_the_code() -> None:
+    rows = {row[0].strip("`"): row for row in table("`space`")}
+    extended = inspect.signature(litepose_extended).parameters
+    native = set(inspect.signature(litepose_native).parameters)
+    assert set(rows) == {"kind", *extended} - {"joints"}
+    assert all(kind in rows["kind"][2] for kind in SPACES)
+    for name, (_, cell, meaning) in rows.items():
+        if cell.startswith("`"):
+            assert yaml.safe_load(cell.strip("`")) == list(extended[name].default), name
+        if name != "kind":
+            assert ("extended only" in meaning) == (name not in native), name
+
+
+# -- snippets ------------------------------------------------------------------------------------------------
+
+
+def yaml_block(name: str) -> Any:
+    """Return the content of the README's YAML block that is headed ``# name``."""
+    (block,) = (block for block in fences(README, "yaml") if block.startswith(f"# {name}\n"))
+    return yaml.safe_load(block)
+
+
+def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
+    recipe = recipe_from_mapping(yaml_block("mine.yaml"), "the README's recipe", tmp_path)
+    assert recipe.name == "mine"
+    assert get_arch("litepose-s") in recipe.build_space(Skeleton.from_json(yaml_block("skeleton.yaml")))
+    target = Target.from_dict(yaml_block("kitchen.yaml"))
+    assert f"`{target.name}`" in README
+    assert len(fences(README, "yaml")) == 3
+
+
+TINY = """
+data:
+  train: {synthetic: {images: 24, seed: 1, size: [96, 96], people: [1, 2]}}
+  val: {synthetic: {images: 6, seed: 2, size: [96, 96], people: [1, 2]}}
+space:
+  kind: litepose-extended
+  base: {stem: 8, stages: [8, 16, 16, 24], deconvs: [16, 16, 8], depths: [1, 1, 1, 1]}
+  resolutions: [64, 96]
+  multipliers: [1, 0.5]
+  depths: [1]
+  kernels: [3]
+  expansions: [2]
+  deconv_kernels: [2, 4]
+train: {epochs: 1, batch_size: 8}
+evaluate: {multiple: 32, calibration_images: 8}
+search: {evaluations: 3, population: 2}
+"""
+
+
+def test_python_snippets_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(TINY, encoding="utf-8")
+    first, second = fences(README, "python")
+    names: dict[str, Any] = {}
+    exec(compile(first, "README.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert out.split()[0] == str(get_arch("litepose-s").cost(14).macs)
+    assert re.findall(r"print\(.*# (\d+)", first) == out.split(), "what the comments say is printed"
+    height, width = names["arch"].size
+    assert tuple(names["quarter"].shape) == (1, 34, height // 4, width // 4)
+    assert tuple(names["half"].shape) == (1, 17, height // 2, width // 2)
+    exec(compile(second, "README.md", "exec"), names)
+    assert len(names["study"].result.evaluated) == 3
+    assert list((tmp_path / "runs/mine/emitted").glob("*/model.onnx"))
+    assert "'stats'" in capsys.readouterr().out
+
+
+def test_placeholders_are_known() -> None:
+    """What is filled in by hand after a demo, and nothing else, may be left open."""
+    for page in (*PAGES, "CHANGELOG.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert set(re.findall(r"\{\{.*?\}\}", text)) <= {"{{DEMO_TABLE}}", "{{DEMO_TIME}}"}, page
