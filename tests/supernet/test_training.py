@@ -20,12 +20,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Arch, InputError, RunError, UnavailableError
+from search_spaces import Arch, InputError, RunError, UnavailableError, space_from_config
 from supernet.base import Supernet
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import collate
 from supernet.pose.losses import LossWeights, pose_loss
 from supernet.pose.skeleton import get_skeleton
+from supernet.registry import build_supernet
 from supernet.state import read_tensors
 from supernet.training import (
     MetricLog,
@@ -304,8 +305,8 @@ def test_joints_that_the_data_lack_get_no_gradient(tmp_path: Path) -> None:
     dataset = PoseDataset.from_dict(drawn.ground_truth(), images, skeleton)
     missing = ~dataset.labelled
     assert 0 < missing.sum() < 14
-    space = tiny.space_from_config(tiny.SPACE, joints=14)
-    network = tiny.build_supernet(space, torch.Generator().manual_seed(0))
+    space = space_from_config(tiny.SPACE, joints=14)
+    network = build_supernet(space, torch.Generator().manual_seed(0))
     trainer = Trainer(network, dataset, tiny.config(epochs=1, batch_size=8), seed=0, folder=tmp_path)
     grads: dict[str, Tensor] = {}
 
