@@ -133,10 +133,35 @@ def read_yaml(path: str | Path, what: str = "file") -> Any:
     return parse_yaml(read_text(path, what), f"{what} '{path}'")
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe subset, without what would be lost or could not be shown: keys twice, endless numbers."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{key.value}' stands there twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        value = self.construct_yaml_int(node)
+        if value.bit_length() > _MOST_BITS:
+            raise yaml.constructor.ConstructorError(None, None, "a number is too large", node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+_MOST_BITS = 4096
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Return the YAML value in ``text`` (safe subset); errors name ``where`` and the line (InputError)."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
