@@ -645,7 +645,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A mistake is one line on standard error, whoever found it: this toolkit, the option parser or the system.
     """
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        code = app(args=given, prog_name="nas", standalone_mode=False)
     except LitePoseNasError as error:
         _fail(str(error))
     except _ClickException as error:

@@ -1,0 +1,50 @@
+"""A trained run that the tests of the commands share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.run import RunDirectory
+from nas.train import train
+from tests.nas import tiny
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, for speed on small networks and for equal bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """A trained run that nobody may change; take :func:`trained`."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = RunDirectory.create(folder / "run", tiny.recipe(folder))
+    with run.locked():
+        train(run)
+    return run.folder
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which the command works."""
+    folder = tmp_path / "box"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, box: Path) -> Path:
+    """The folder ``run`` in the box: a trained run of the tiny recipe, which lies beside it."""
+    shutil.copytree(trained_once, box / "run")
+    tiny.write(box)
+    return box / "run"
