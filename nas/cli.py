@@ -373,7 +373,7 @@ def profile(
         typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of layers; 0: none."),
     ] = 12,
     seconds_per_layer: Annotated[
-        float, typer.Option(min=0.001, help="Time spent on each layer, all rounds together.")
+        float, typer.Option(min=0.001, help="Time spent on each layer; four times that on a network.")
     ] = 0.25,
     rounds: Annotated[
         int, typer.Option(min=1, help="Visits to each layer, each round in another order.")

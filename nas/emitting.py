@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nas.console import progress_bar
+from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.latency import is_here, known_targets, load_predictors, measure_onnx, prediction_json
 from nas.run import RunDirectory, environment
@@ -246,9 +246,14 @@ def emit_from_run(
         opened = data or open_datasets(run.recipe)
         predictors = load_predictors(targets, tables, run)
         layers = arch.layers(len(opened.skeleton))
-        for name, predictor in load_predictors(known, tables, run).items():
-            if not predictor.table.missing(layers):  # further tables are told where they can be
-                predictors.setdefault(name, predictor)
+        for name in known:  # what further tables say is told where they can say it
+            try:
+                further = load_predictors([name], tables, run)[name]
+            except InputError as error:
+                note(f"latency table left out: {error}")
+                continue
+            if not further.table.missing(layers):
+                predictors.setdefault(name, further)
         latencies = {n: prediction_json(p, p.predict(layers)) for n, p in predictors.items()}
         where = folder or run.folder / "emitted" / arch.id
         with progress_bar("evaluating", len(opened.val)) as bar:

@@ -50,6 +50,8 @@ __all__ = [
 ]
 
 DEFAULT_FOLDER = Path("tables")
+_NETWORK_SHARE = 4
+"""Time spent on a whole network, in times of that spent on a layer."""
 
 
 class UpperEnd:
@@ -258,7 +260,15 @@ def run_profile(
         rng = np.random.default_rng(0)
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
     note(f"{len(layers)} distinct layers, {len(archs)} whole networks on {described.name}")
-    table = profile_space(described, layers, archs, folder, settings=settings)
+    settings = settings or ProfileSettings()
+    table = profile_space(
+        described,
+        layers,
+        archs,
+        folder,
+        settings=settings,
+        network_seconds=_NETWORK_SHARE * settings.seconds_per_layer,
+    )
     report: dict[str, Any] = {
         "target": table.name,
         "table": str(folder / f"{table.name}.csv"),

@@ -161,7 +161,7 @@ def test_supernet_extracted_reloaded_and_exported_score_alike(
     save_network(tmp_path / "net.safetensors", network)
     reloaded, _ = load_network(tmp_path / "net.safetensors")
     assert score(reloaded.to(memory_format=torch.channels_last)) == chosen.stats  # type: ignore[call-overload]
-    if number in (0, 3):  # an export takes seconds
+    if number == 3:  # an export takes seconds
         export_onnx(reloaded, tmp_path / "net.onnx")
         exported = OnnxModel(tmp_path / "net.onnx")
         assert score(exported, batch_size=1) == pytest.approx(chosen.stats, abs=1e-3)
