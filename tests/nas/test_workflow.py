@@ -479,9 +479,9 @@ def test_ap_is_measured_on_held_out_images_and_statistics_come_from_training_one
 
     run = RunDirectory.open(trained)
     data = open_datasets(run.recipe)
-    for part, images in (("search", data.search), ("val", data.val)):
+    for part, held_out in (("search", data.search), ("val", data.val)):
         evaluator = make_evaluator(run, data, open_supernet(run, tiny_space()), on=part)
-        assert evaluator.dataset is images
+        assert evaluator.dataset is held_out
         assert evaluator.calibration.dataset is data.train
         assert len(evaluator.calibration) == run.recipe.evaluate.calibration_images
 
