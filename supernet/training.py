@@ -3,6 +3,8 @@
 Every step takes one batch, draws one resolution and one or more archs of it, and updates the shared weights:
 
 - ``uniform``: one arch, uniformly from the space (single path; Guo et al., arXiv 1904.00420);
+- ``anchored``: the largest arch in half of the steps, a uniform one in the others: where time is short, the
+  widest weights, which every arch shares, learn first;
 - ``sandwich``: the largest, the smallest and ``random_archs`` uniform ones, gradients accumulated
   (Yu & Huang, arXiv 1903.05134).
 """
@@ -63,7 +65,7 @@ class TrainConfig:
     batch_size
         Images per step; the last, smaller batch of an epoch is dropped unless it is the only one.
     rule
-        ``sandwich`` or ``uniform``.
+        ``sandwich``, ``anchored`` or ``uniform``.
     random_archs
         Archs drawn beside the largest and smallest (sandwich only).
     optimizer
@@ -178,7 +180,12 @@ def _sandwich(space: SearchSpace, rng: np.random.Generator, config: TrainConfig)
     return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(config.random_archs))]
 
 
+def _anchored(space: SearchSpace, rng: np.random.Generator, config: TrainConfig) -> list[Arch]:
+    return [space.largest() if rng.random() < 0.5 else space.sample(rng)]
+
+
 RULES: Final[Mapping[str, Callable[[SearchSpace, np.random.Generator, TrainConfig], list[Arch]]]] = {
+    "anchored": _anchored,
     "sandwich": _sandwich,
     "uniform": _uniform,
 }
