@@ -198,7 +198,7 @@ def train(
 
     Stopped by Ctrl-C, kill -9 or a power cut? The same command with --resume continues to the same result.
 
-    Example: nas train experiments/recipes/synthetic.yaml --set train.epochs=20
+    Example: nas train experiments/recipes/coco-from-crowdpose.yaml --set train.epochs=20
     """
     from nas.console import print_json, show
     from nas.recipe import load_recipe

@@ -84,8 +84,8 @@ def _together(studies: list[Study], space: SearchSpace, predictor: LatencyPredic
     genotypes = np.stack([space.encode(record.arch) for record in known.values()])
     priced = UpperEnd(predictor).latency_ms(space, genotypes)
     records = tuple(
-        replace(record, latency_ms={predictor.name: float(ms)}, feasible=True)
-        for record, ms in zip(known.values(), priced, strict=True)
+        replace(record, trial=i, latency_ms={predictor.name: float(ms)}, feasible=True)
+        for i, (record, ms) in enumerate(zip(known.values(), priced, strict=True))
     )
     constraints = tuple(c for study in studies for c in study.result.constraints)
     return replace(
@@ -179,7 +179,8 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
             f"best under {budget}": next(r for r in merged.records if r.arch == study.result.best().arch)
             for study, budget in zip(studies, (max_macs, max_latency.split("@")[0]), strict=True)
         }
-        plot_front(merged, run.folder / "pareto", chosen=chosen, title="nas demo: LitePose on drawn people")
+        title = "nas demo: LitePose on drawn people"
+        plot_front(merged, run.folder / "pareto", chosen=chosen, title=title, own_budgets=True)
         draw_predictions(run, data, emitted["macs"], run.folder / "predictions.png")
         untrained = _untrained_ap(run, data, space, emitted["macs"])
     report = _report(

@@ -79,6 +79,7 @@ def plot_front(
     budgets: Sequence[Constraint] | None = None,
     named: Mapping[str, Record | Reference] | None = None,
     title: str | None = None,
+    own_budgets: bool = False,
 ) -> tuple[Path, ...]:
     """Draw AP against one or several costs: every evaluated network, the Pareto front, budgets, the choice.
 
@@ -101,6 +102,9 @@ def plot_front(
         Further networks to mark, by name.
     title
         Heading of the picture.
+    own_budgets
+        Judge the networks of each panel by the budget on its own cost only: for a picture that brings
+        searches under different budgets together.
 
     Returns
     -------
@@ -134,7 +138,8 @@ def plot_front(
             panel.set_visible(False)
         colours = _colours(result)
         for panel, objective in zip(panels, axes_of, strict=False):
-            _front_panel(panel, result, objective, budgets, marked, named or {}, colours)
+            judged = [b for b in budgets if b.objective == objective] if own_budgets else budgets
+            _front_panel(panel, result, objective, judged, marked, named or {}, colours)
         figure.suptitle(
             title or f"{result.space}: {len(result.evaluated)} networks evaluated",
             x=0.012,
@@ -318,8 +323,9 @@ def _front_panel(
                 name, spot, xytext=(7, -3), textcoords="offset points", fontsize=8, color=_INK, va="top",
                 zorder=7, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8},
             )  # fmt: skip
-    for name, record in marked.items():
-        _callout(panel, name, place(record), objective.format(record.value(objective)), record)
+    for name, record in sorted(marked.items(), key=lambda item: -item[1].require_ap()):
+        cost = objective.format(record.value(objective))
+        _callout(panel, name, place(record), cost, record, first=record.arch == _highest(marked).arch)
 
 
 def _reach(result: SearchResult, objective: Objective, budgets: Sequence[Constraint]) -> float:
@@ -383,15 +389,23 @@ def _budget_lines(panel: Axes, objective: Objective, budgets: Sequence[Constrain
         )  # fmt: skip
 
 
-def _callout(panel: Axes, name: str, spot: tuple[float, float], cost: str, record: Record) -> None:
+def _highest(marked: Mapping[str, Record]) -> Record:
+    return max(marked.values(), key=Record.require_ap)
+
+
+def _callout(
+    panel: Axes, name: str, spot: tuple[float, float], cost: str, record: Record, first: bool = True
+) -> None:
     panel.scatter(*spot, marker="*", s=230, color=_CHOSEN, edgecolors="white", linewidths=1.0, zorder=8)
     resolution = _resolution(record)
     text = f"{name}: AP {record.require_ap():.3f}\n{cost}" + (f", {resolution} px" if resolution else "")
     low, high = panel.get_xlim()
     # Left of and above a network on the front nothing is drawn; where that leaves no room, right and above.
     left = (spot[0] - low) / (high - low) > 0.36
+    # A lower one hangs below its spot, where a higher one's text cannot reach.
+    away = ((-24, 4) if left else (18, 16)) if first else ((-24, -14) if left else (18, -14))
     panel.annotate(
-        text, spot, xytext=(-24, 4) if left else (18, 16), textcoords="offset points", va="bottom",
+        text, spot, xytext=away, textcoords="offset points", va="bottom" if first else "top",
         ha="right" if left else "left", fontsize=8.5, color=_CHOSEN, zorder=9, linespacing=1.35,
         bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": _CHOSEN, "linewidth": 0.8},
         arrowprops={"arrowstyle": "-", "color": _CHOSEN, "linewidth": 0.8, "shrinkB": 7},

@@ -6,7 +6,7 @@
 >>> space.count()
 245760
 >>> get_arch("litepose-s").cost(joints=14).macs
-3614113792
+3614139648
 >>> space.sample(np.random.default_rng(0)) in space
 True
 """

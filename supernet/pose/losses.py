@@ -36,15 +36,30 @@ class PoseTargets(Protocol):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the terms of :func:`pose_loss`; the defaults are LitePose's published recipe."""
+    """Factors of the terms of :func:`pose_loss`; the defaults are LitePose's published recipe.
+
+    Attributes
+    ----------
+    heatmap_quarter, heatmap_half, push, pull
+        Factors of the terms.
+    foreground
+        Extra weight of a heatmap's error where its target is 1; see :func:`heatmap_loss`.
+    """
 
     heatmap_quarter: float = 1.0
     heatmap_half: float = 1.0
     push: float = 1e-3
     pull: float = 1e-3
+    foreground: float = 0.0
 
 
-def heatmap_loss(pred: Tensor, target: Tensor, mask: Tensor, labelled: Tensor | None = None) -> Tensor:
+def heatmap_loss(
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    labelled: Tensor | None = None,
+    foreground: float = 0.0,
+) -> Tensor:
     """Masked mean squared error of heatmaps.
 
     The mean runs over all images, pixels and labelled joints, masked pixels included (with error 0), as in
@@ -58,6 +73,9 @@ def heatmap_loss(pred: Tensor, target: Tensor, mask: Tensor, labelled: Tensor | 
         Weights (N, H, W); 0 where nothing is known about people.
     labelled
         bool (J,): joints that the data set annotates; the others do not count. ``None``: all do.
+    foreground
+        Squared errors are multiplied by ``1 + foreground * target``. Few of a target's pixels are not zero,
+        so a short training from scratch otherwise finds the joints that vary most (wrists, ankles) last.
 
     Raises
     ------
@@ -69,7 +87,10 @@ def heatmap_loss(pred: Tensor, target: Tensor, mask: Tensor, labelled: Tensor | 
             f"heatmaps, targets and mask must be (N, J, H, W), (N, J, H, W) and (N, H, W), "
             f"not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}"
         )
-    per_joint = ((pred - target).square() * mask[:, None]).mean(dim=(0, 2, 3))
+    errors = (pred - target).square() * mask[:, None]
+    if foreground:
+        errors = errors * (1.0 + foreground * target)
+    per_joint = errors.mean(dim=(0, 2, 3))
     if labelled is None:
         return per_joint.mean()
     weight = labelled.to(per_joint.dtype)
@@ -166,9 +187,9 @@ def pose_loss(
     push, pull = associative_embedding_loss(quarter[:, joints:], batch.tags)
     terms = {
         "heatmap_quarter": heatmap_loss(
-            quarter[:, :joints], batch.heatmaps[0], batch.masks[0], batch.labelled
+            quarter[:, :joints], batch.heatmaps[0], batch.masks[0], labelled, weights.foreground
         ),
-        "heatmap_half": heatmap_loss(half, batch.heatmaps[1], batch.masks[1], labelled),
+        "heatmap_half": heatmap_loss(half, batch.heatmaps[1], batch.masks[1], labelled, weights.foreground),
         "push": push,
         "pull": pull,
     }

@@ -152,6 +152,20 @@ def test_sandwich_is_the_largest_the_smallest_and_k_more_at_one_resolution(k: in
     assert len(seen) >= 30 * min(k, 1)
 
 
+def test_anchored_is_the_largest_in_half_of_the_steps_and_one_of_any_in_the_others() -> None:
+    space, config, steps = tiny.space(), tiny.config(rule="anchored"), 600
+    largest, others = 0, set[Arch]()
+    for step in range(steps):
+        resolution, (arch,) = step_archs(space, 5, step, config)
+        assert arch["resolution"] == resolution and arch in space
+        if arch == space.largest().replace(resolution=resolution):
+            largest += 1
+        else:
+            others.add(arch)
+    assert largest / steps == pytest.approx(0.5, abs=5 * math.sqrt(0.25 / steps))
+    assert len(others) > 150
+
+
 def test_archs_that_coincide_are_trained_once() -> None:
     space = tiny.space(multipliers=[1], deconv_kernels=[4])
     assert space.count() == 2  # two resolutions of one network
@@ -159,7 +173,7 @@ def test_archs_that_coincide_are_trained_once() -> None:
     assert len(archs) == 1
 
 
-@pytest.mark.parametrize(("rule", "runs"), [("uniform", 1), ("sandwich", 4)])
+@pytest.mark.parametrize(("rule", "runs"), [("uniform", 1), ("anchored", 1), ("sandwich", 4)])
 def test_a_step_runs_its_archs_and_no_others(tmp_path: Path, rule: str, runs: int) -> None:
     trainer = tiny.trainer(tmp_path, rule=rule, random_archs=2, epochs=1, validate_every=9)
     ran: list[tuple[int, Arch]] = []

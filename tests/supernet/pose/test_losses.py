@@ -112,6 +112,14 @@ def test_memory_layout_and_half_precision_change_nothing() -> None:
         assert got.item() == pytest.approx(want.item(), rel=1e-5)
 
 
+def test_foreground_weighs_errors_by_their_target() -> None:
+    target = torch.tensor([0.0, 0.5, 1.0, 1.0]).reshape(1, 1, 2, 2)
+    pred, mask = torch.zeros_like(target), torch.ones(1, 2, 2)
+    assert heatmap_loss(pred, target, mask).item() == pytest.approx((0.25 + 1 + 1) / 4)
+    weighed = heatmap_loss(pred, target, mask, foreground=4.0).item()
+    assert weighed == pytest.approx((0.25 * 3 + 5 + 5) / 4)
+
+
 def test_heatmap_loss_is_the_mean_over_pixels_and_labelled_joints() -> None:
     rng = np.random.default_rng(1)
     pred, target = rng.normal(size=(2, 3, JOINTS, HEIGHT, WIDTH))
