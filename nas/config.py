@@ -41,7 +41,7 @@ def _is_text(value: str) -> bool:
 def _convert(value: Any, kind: Any, where: str) -> Any:
     origin = get_origin(kind)
     if kind is Any:
-        return value
+        return to_plain(value)  # keys become texts, as they are once written and read again
     if dataclasses.is_dataclass(kind):
         return build(typing.cast("type[Any]", kind), value, where)
     if origin in (Union, types.UnionType):

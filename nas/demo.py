@@ -112,11 +112,11 @@ def draw_predictions(run: RunDirectory, data: Datasets, emitted: Emitted, path: 
         people = [
             np.array(d["keypoints"], dtype=np.float32).reshape(-1, 3)
             for d in found
-            if d["image_id"] == image_id and d["score"] > 0.2
+            if d["image_id"] == image_id and d["score"] > 0.35
         ]
         drawn = np.stack(people) if people else np.zeros((0, len(data.skeleton), 3), np.float32)
         drawn[..., :2] = drawn[..., :2] * 2 + 0.5
-        tiles.append(draw_people(image, drawn, data.skeleton, threshold=0.15))
+        tiles.append(draw_people(image, drawn, data.skeleton, threshold=0.2))
     sheet = contact_sheet(tiles, 4)
     write_bytes(path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
 

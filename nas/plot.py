@@ -390,7 +390,7 @@ def _budget_lines(panel: Axes, objective: Objective, budgets: Sequence[Constrain
 
 
 def _highest(marked: Mapping[str, Record]) -> Record:
-    return max(marked.values(), key=Record.require_ap)
+    return max(marked.values(), key=lambda record: record.require_ap())
 
 
 def _callout(

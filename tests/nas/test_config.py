@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nas.config import apply_overrides, build, to_plain
@@ -132,7 +132,9 @@ YAML_VALUES = st.recursive(
 """Anything that YAML's safe subset can say."""
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(FULL)), YAML_VALUES)
+@example("table", {"": {0: None}})
 def test_any_value_in_any_field_is_taken_or_refused_in_one_line(name: str, value: Any) -> None:
     try:
         built = build(Outer, {**FULL, name: value}, "here")
@@ -186,6 +188,7 @@ def test_malformed_overrides(text: str, told: str) -> None:
     assert "--set" in str(error.value)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_override_is_applied_or_refused(text: str) -> None:
     try:
