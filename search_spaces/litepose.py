@@ -343,8 +343,14 @@ FULL = litepose_arch(512, 24, (32, 64, 96, 160), (64, 48, 32))
 """The widest network of the paper's supernet: every multiplier 1, at 512 px."""
 
 
+_LARGEST_OPTION = 1_000_000
+"""No option comes near it; what lies beyond, infinity included, could not be computed with."""
+
+
 def _options(values: Sequence[float], what: str) -> tuple[float, ...]:
-    if not values or any(isinstance(v, bool) or not isinstance(v, int | float) or not v > 0 for v in values):
+    if not values or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < _LARGEST_OPTION for v in values
+    ):
         raise InputError(f"'{what}' is a list of positive numbers, not {list(values)!r}")
     return tuple(values)
 

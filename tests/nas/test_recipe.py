@@ -142,6 +142,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"space__resolutions": []}, "space"),
     ({"space__resolutions": [65.5]}, "space"),
     ({"space__multipliers": "1"}, "space"),
+    ({"space__multipliers": [1, float("inf")]}, "'multipliers' is a list of positive numbers, not [1, inf]"),
+    ({"space__multipliers": [10**400]}, "'multipliers' is a list of positive numbers, not [1000"),
     ({"space__kernels": [[3]]}, "space"),
     ({"space__joints": 0}, "space"),
     ({"train__rule": "sandwitch"}, "train.rule: unknown 'sandwitch'; did you mean 'sandwich'?"),
