@@ -38,7 +38,7 @@ class CalibrationImages:
         How they vary; the training's own gives the statistics that the weights were trained with. None takes
         the centred square of each.
     batch_pixels
-        Most input pixels per forward pass; bounds the memory (about 1.6 kB a pixel for LitePose-M).
+        Most input pixels per forward pass; bounds the memory.
     """
 
     def __init__(
