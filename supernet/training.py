@@ -5,12 +5,16 @@ Every step takes one batch, draws one resolution and one or more archs of it, an
 - ``uniform``: one arch, uniformly from the space (single path; Guo et al., arXiv 1904.00420);
 - ``anchored``: the largest arch in half of the steps, a uniform one in the others: where time is short, the
   widest weights, which every arch shares, learn first;
+- ``progressive``: the largest alone for the first ``full_share`` of the run; then as ``anchored``, with more
+  and more of every choice's values opened, from the largest down (progressive shrinking; Cai et al., arXiv
+  1908.09791, who open one dimension after another);
 - ``sandwich``: the largest, the smallest and ``random_archs`` uniform ones, gradients accumulated
   (Yu & Huang, arXiv 1903.05134).
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
@@ -18,6 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,8 +37,8 @@ from search_spaces import Arch, InputError, RunError, SearchSpace, UnavailableEr
 from search_spaces.errors import did_you_mean
 from search_spaces.files import write_text
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.loader import BatchLoader, Job
-from supernet.pose.losses import LossWeights, PoseTargets, pose_loss
+from supernet.pose.loader import Batch, BatchLoader, Job
+from supernet.pose.losses import LossWeights, pose_loss
 from supernet.pose.transforms import Augmentation
 from supernet.state import TrainingState, load_state, save_state, save_weights
 
@@ -64,10 +69,16 @@ class TrainConfig:
         Passes over the training images.
     batch_size
         Images per step; the last, smaller batch of an epoch is dropped unless it is the only one.
+    shards
+        Parts that a batch is cut into. On a CPU they are computed side by side, each by a thread of its own;
+        elsewhere one after another. Gradients are the whole batch's; a batch normalisation sees one part, as
+        in distributed training. Small networks gain: their layers are too small to share among threads.
     rule
-        ``sandwich``, ``anchored`` or ``uniform``.
+        ``sandwich``, ``progressive``, ``anchored`` or ``uniform``.
     random_archs
         Archs drawn beside the largest and smallest (sandwich only).
+    full_share
+        Share of the run that trains the largest arch alone (progressive only).
     optimizer
         ``adamw`` or ``adam``; weight decay is decoupled in the first and L2 in the second.
     learning_rate
@@ -103,8 +114,10 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int = 16
+    shards: int = 1
     rule: str = "sandwich"
     random_archs: int = 1
+    full_share: float = 0.5
     optimizer: str = "adamw"
     learning_rate: float = 4e-3
     schedule: str = "cosine"
@@ -126,6 +139,7 @@ class TrainConfig:
         for name, least in (
             ("epochs", 1),
             ("batch_size", 1),
+            ("shards", 1),
             ("random_archs", 0),
             ("validate_every", 1),
             ("workers", 0),
@@ -142,7 +156,12 @@ class TrainConfig:
         for name in ("weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"train.{name} is at least 0, not {getattr(self, name)}")
-        for name in ("ema", "warmup", "final_rate"):
+        if self.shards > self.batch_size:
+            raise InputError(
+                f"train.shards cuts a batch into that many parts: at most batch_size ({self.batch_size}),"
+                f" not {self.shards}"
+            )
+        for name in ("ema", "warmup", "final_rate", "full_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} lies in 0..1 (1 excluded), not {getattr(self, name)}")
         if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
@@ -172,33 +191,59 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.learning_rate * SCHEDULES[config.schedule](step / steps, config)
 
 
-def _uniform(space: SearchSpace, rng: np.random.Generator, config: TrainConfig) -> list[Arch]:
-    return [space.sample(rng)]
+@dataclass(frozen=True)
+class _Draw:
+    """What a rule draws from: the space, the step's own random numbers, the progress of the run (0..1)."""
+
+    space: SearchSpace
+    rng: np.random.Generator
+    progress: float
+    config: TrainConfig
 
 
-def _sandwich(space: SearchSpace, rng: np.random.Generator, config: TrainConfig) -> list[Arch]:
-    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(config.random_archs))]
+def _uniform(draw: _Draw) -> list[Arch]:
+    return [draw.space.sample(draw.rng)]
 
 
-def _anchored(space: SearchSpace, rng: np.random.Generator, config: TrainConfig) -> list[Arch]:
-    return [space.largest() if rng.random() < 0.5 else space.sample(rng)]
+def _sandwich(draw: _Draw) -> list[Arch]:
+    others = (draw.space.sample(draw.rng) for _ in range(draw.config.random_archs))
+    return [draw.space.largest(), draw.space.smallest(), *others]
 
 
-RULES: Final[Mapping[str, Callable[[SearchSpace, np.random.Generator, TrainConfig], list[Arch]]]] = {
+def _anchored(draw: _Draw) -> list[Arch]:
+    return [draw.space.largest() if draw.rng.random() < 0.5 else draw.space.sample(draw.rng)]
+
+
+def _progressive(draw: _Draw) -> list[Arch]:
+    shrinking = draw.progress - draw.config.full_share
+    if shrinking < 0 or draw.rng.random() < 0.5:
+        return [draw.space.largest()]
+    # All values are open after half of the shrinking, so that the smallest have time to learn.
+    opened = min(1.0, 2 * shrinking / (1 - draw.config.full_share))
+    sizes = np.array(draw.space.shape)
+    least = np.floor((sizes - 1) * (1 - opened)).astype(np.int64)
+    return [draw.space.decode(draw.rng.integers(least, sizes))]
+
+
+RULES: Final[Mapping[str, Callable[[_Draw], list[Arch]]]] = {
     "anchored": _anchored,
+    "progressive": _progressive,
     "sandwich": _sandwich,
     "uniform": _uniform,
 }
 
 
-def step_archs(space: SearchSpace, seed: int, step: int, config: TrainConfig) -> tuple[int, list[Arch]]:
-    """Return the resolution of a step and the archs trained in it, all at that resolution.
+def step_archs(
+    space: SearchSpace, seed: int, step: int, steps: int, config: TrainConfig
+) -> tuple[int, list[Arch]]:
+    """Return the resolution of step ``step`` (from 0) of ``steps`` and the archs trained at it.
 
     A pure function of its arguments. Archs that coincide (in a space of few networks) are trained once.
     """
     resolutions = next(choice.values for choice in space.choices if choice.name == "resolution")
     resolution = int(np.random.default_rng([seed, _RESOLUTION_STREAM, step]).choice(np.array(resolutions)))
-    drawn = RULES[config.rule](space, np.random.default_rng([seed, _ARCH_STREAM, step]), config)
+    rng = np.random.default_rng([seed, _ARCH_STREAM, step])
+    drawn = RULES[config.rule](_Draw(space, rng, step / steps, config))
     return resolution, list(dict.fromkeys(arch.replace(resolution=resolution) for arch in drawn))
 
 
@@ -349,6 +394,7 @@ class Trainer:
         self.average = (
             {name: p.detach().clone() for name, p in self.network.named_parameters()} if config.ema else {}
         )
+        self._shards = _Shards(self.network, config.shards)
         self.step, self.best = 0, float("nan")
 
     @property
@@ -403,22 +449,15 @@ class Trainer:
             epoch, place = divmod(step, self.epoch_steps)
             order = np.random.default_rng([self.seed, _ORDER_STREAM, epoch]).permutation(len(self.dataset))
             chosen = order[place * self.config.batch_size : (place + 1) * self.config.batch_size]
-            resolution, _ = step_archs(self.space, self.seed, step, self.config)
+            resolution, _ = step_archs(self.space, self.seed, step, self.steps, self.config)
             yield chosen.tolist(), resolution, epoch
 
-    def _update(
-        self, step: int, batch: PoseTargets, images: Tensor, archs: Sequence[Arch]
-    ) -> dict[str, float]:
+    def _update(self, step: int, batch: Batch, archs: Sequence[Arch]) -> dict[str, float]:
         rate = learning_rate(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(LOSS_TERMS, 0.0)
-        for arch in archs:
-            losses = pose_loss(self.network(images, arch), batch, self.config.loss)
-            (losses["total"] / len(archs)).backward()  # type: ignore[no-untyped-call]
-            for name in LOSS_TERMS:
-                sums[name] += float(losses[name].detach()) / len(archs)
+        sums = self._shards.backward(batch, archs, self.config.loss)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm or math.inf)
         for what, value in (("loss", sums["total"]), ("gradient's norm", float(norm))):
             if not math.isfinite(value):
@@ -463,7 +502,7 @@ class Trainer:
             workers=self.config.workers,
             sigma=self.config.sigma,
         )
-        self.network.train()
+        self._shards.train()
         saved, clock = time.monotonic(), time.perf_counter()
         with (
             MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step) as metrics,
@@ -472,9 +511,9 @@ class Trainer:
         ):
             for batch in batches:
                 step = self.step
-                resolution, archs = step_archs(self.space, self.seed, step, self.config)
+                resolution, archs = step_archs(self.space, self.seed, step, self.steps, self.config)
                 batch = batch.to(self.device)
-                row = self._update(step, batch, batch.images, archs)
+                row = self._update(step, batch, archs)
                 self.step += 1
                 now = time.perf_counter()
                 row["images_per_s"], clock = len(batch) / (now - clock), now
@@ -508,11 +547,87 @@ class Trainer:
                 save_weights(
                     self.checkpoints / "best.safetensors", self.network, self.space, self.step, scores
                 )
-        self.network.train()
+        self._shards.train()
         if scores:
             with MetricLog(self.folder / "validation.csv", ("step", *scores), self.step - 1) as log:
                 log.add({"step": self.step, **scores})
         self._save()
+
+
+class _Shards:
+    """Forward and backward passes of the parts of a batch, side by side where that is faster.
+
+    Every part has a replica of the network: the same parameters (the same memory), but gradients and running
+    statistics of its own. The running statistics of the first part are the network's.
+    """
+
+    def __init__(self, network: nn.Module, count: int) -> None:
+        self.networks = [network]
+        for _ in range(count - 1):
+            replica = copy.deepcopy(network)
+            for own, shared in zip(replica.parameters(), network.parameters(), strict=True):
+                own.data = shared.data
+            self.networks.append(replica)
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        self._pool = ThreadPoolExecutor(count, "shard") if on_cpu and count > 1 else None
+
+    def train(self) -> None:
+        """Put the network and its replicas in training mode."""
+        for network in self.networks:
+            network.train()
+
+    def backward(self, batch: Batch, archs: Sequence[Arch], weights: LossWeights) -> dict[str, float]:
+        """Set the gradients of the batch's mean loss over the archs; return the terms of that loss."""
+        parts = batch.split(len(self.networks))
+        jobs = [
+            (network, part, archs, weights, len(part) / len(batch))
+            for network, part in zip(self.networks, parts, strict=False)
+        ]
+        if self._pool is None:
+            found = [_backward(*job) for job in jobs]
+        else:
+            threads = torch.get_num_threads()
+            try:
+                found = [each.result() for each in [self._pool.submit(_alone, *job) for job in jobs]]
+            finally:
+                torch.set_num_threads(threads)
+        self._gather()
+        return {name: sum(each[name] for each in found) for name in LOSS_TERMS}
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        """Add the replicas' gradients to the network's, always in the same order."""
+        first = self.networks[0]
+        for replica in self.networks[1:]:
+            mine, theirs = [], []
+            for own, copied in zip(first.parameters(), replica.parameters(), strict=True):
+                if own.grad is not None and copied.grad is not None:
+                    mine.append(own.grad)
+                    theirs.append(copied.grad)
+            if mine:
+                torch._foreach_add_(mine, theirs)
+            replica.zero_grad(set_to_none=True)
+
+
+def _backward(
+    network: nn.Module, batch: Batch, archs: Sequence[Arch], weights: LossWeights, share: float
+) -> dict[str, float]:
+    """Add the gradients of a part of a batch, weighed by its share of it; return the terms, so weighed."""
+    sums = dict.fromkeys(LOSS_TERMS, 0.0)
+    for arch in archs:
+        losses = pose_loss(network(batch.images, arch), batch, weights)
+        (losses["total"] * (share / len(archs))).backward()  # type: ignore[no-untyped-call]
+        for name in LOSS_TERMS:
+            sums[name] += float(losses[name].detach()) * share / len(archs)
+    return sums
+
+
+def _alone(
+    network: nn.Module, batch: Batch, archs: Sequence[Arch], weights: LossWeights, share: float
+) -> dict[str, float]:
+    """Do the same with one thread per operator: the parts already keep the cores busy."""
+    torch.set_num_threads(1)
+    return _backward(network, batch, archs, weights, share)
 
 
 class _Stop:

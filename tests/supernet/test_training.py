@@ -117,9 +117,9 @@ def test_metrics_hold_the_rate_that_the_optimiser_used(tmp_path: Path) -> None:
 
 def test_steps_are_functions_of_seed_and_step_only() -> None:
     space, config = tiny.space(), tiny.config(rule="uniform")
-    drawn = [step_archs(space, 3, step, config) for step in range(50)]
-    assert [step_archs(space, 3, step, config) for step in reversed(range(50))] == drawn[::-1]
-    assert [step_archs(space, 4, step, config) for step in range(50)] != drawn
+    drawn = [step_archs(space, 3, step, 2000, config) for step in range(50)]
+    assert [step_archs(space, 3, step, 2000, config) for step in reversed(range(50))] == drawn[::-1]
+    assert [step_archs(space, 4, step, 2000, config) for step in range(50)] != drawn
     assert len({archs[0] for _, archs in drawn}) > 25
 
 
@@ -127,7 +127,7 @@ def test_uniform_rule_draws_every_value_of_every_choice_equally_often() -> None:
     space, config, steps = tiny.space(), tiny.config(rule="uniform"), 1500
     counts: dict[str, Counter[Any]] = {choice.name: Counter() for choice in space.searched}
     for step in range(steps):
-        resolution, (arch,) = step_archs(space, 0, step, config)
+        resolution, (arch,) = step_archs(space, 0, step, 2000, config)
         assert arch["resolution"] == resolution and arch in space
         for name, counter in counts.items():
             counter[arch[name]] += 1
@@ -143,7 +143,7 @@ def test_sandwich_is_the_largest_the_smallest_and_k_more_at_one_resolution(k: in
     space, config = tiny.space(), tiny.config(rule="sandwich", random_archs=k)
     seen: set[Arch] = set()
     for step in range(40):
-        resolution, archs = step_archs(space, 7, step, config)
+        resolution, archs = step_archs(space, 7, step, 2000, config)
         assert archs[0] == space.largest().replace(resolution=resolution)
         assert archs[1] == space.smallest().replace(resolution=resolution)
         assert all(arch["resolution"] == resolution and arch in space for arch in archs)
@@ -156,7 +156,7 @@ def test_anchored_is_the_largest_in_half_of_the_steps_and_one_of_any_in_the_othe
     space, config, steps = tiny.space(), tiny.config(rule="anchored"), 600
     largest, others = 0, set[Arch]()
     for step in range(steps):
-        resolution, (arch,) = step_archs(space, 5, step, config)
+        resolution, (arch,) = step_archs(space, 5, step, 2000, config)
         assert arch["resolution"] == resolution and arch in space
         if arch == space.largest().replace(resolution=resolution):
             largest += 1
@@ -166,14 +166,44 @@ def test_anchored_is_the_largest_in_half_of_the_steps_and_one_of_any_in_the_othe
     assert len(others) > 150
 
 
+def test_progressive_is_the_largest_alone_and_then_opens_every_choice_from_the_top() -> None:
+    wide = {**tiny.SPACE["base"], "stages": [16, 32, 32, 32]}
+    space = tiny.space(base=wide, multipliers=[1, 0.75, 0.5, 0.25])
+    config, steps = tiny.config(rule="progressive", full_share=0.4), 2000
+    drawn = [step_archs(space, 5, step, steps, config) for step in range(steps)]
+    assert all(arch["resolution"] == resolution and arch in space for resolution, (arch,) in drawn)
+    full = [arch == space.largest().replace(resolution=resolution) for resolution, (arch,) in drawn]
+    assert all(full[:800])
+    assert sum(full[800:]) / 1200 == pytest.approx(0.5, abs=5 * math.sqrt(0.25 / 1200))
+
+    def genes(first: int, last: int) -> np.ndarray[Any, Any]:
+        return np.array([space.encode(arch) for _, (arch,) in drawn[first:last]])
+
+    searched = [i for i, choice in enumerate(space.choices) if len(choice.values) > 1]
+    width = next(i for i in searched if len(space.choices[i].values) == 4)
+    # A third of the opening (half of the shrinking) opens the second of four widths, all of it the last.
+    assert genes(800, 1000)[:, width].min() == 2
+    assert genes(1000, 1200)[:, width].min() == 1
+    last = genes(1400, 2000)
+    for i in searched:
+        assert set(last[:, i]) == set(range(len(space.choices[i].values))), space.choices[i].name
+
+
+def test_progressive_with_nothing_alone_starts_to_shrink_at_once() -> None:
+    space, config = tiny.space(), tiny.config(rule="progressive", full_share=0.0)
+    assert len({step_archs(space, 0, step, 40, config)[1][0] for step in range(40)}) > 10
+
+
 def test_archs_that_coincide_are_trained_once() -> None:
     space = tiny.space(multipliers=[1], deconv_kernels=[4])
     assert space.count() == 2  # two resolutions of one network
-    _, archs = step_archs(space, 0, 0, tiny.config(rule="sandwich", random_archs=5))
+    _, archs = step_archs(space, 0, 0, 1, tiny.config(rule="sandwich", random_archs=5))
     assert len(archs) == 1
 
 
-@pytest.mark.parametrize(("rule", "runs"), [("uniform", 1), ("anchored", 1), ("sandwich", 4)])
+@pytest.mark.parametrize(
+    ("rule", "runs"), [("uniform", 1), ("anchored", 1), ("progressive", 1), ("sandwich", 4)]
+)
 def test_a_step_runs_its_archs_and_no_others(tmp_path: Path, rule: str, runs: int) -> None:
     trainer = tiny.trainer(tmp_path, rule=rule, random_archs=2, epochs=1, validate_every=9)
     ran: list[tuple[int, Arch]] = []
@@ -184,7 +214,7 @@ def test_a_step_runs_its_archs_and_no_others(tmp_path: Path, rule: str, runs: in
 
     trainer.network.register_forward_pre_hook(note)
     trainer.run()
-    drawn = [step_archs(trainer.space, 0, step, trainer.config) for step in range(3)]
+    drawn = [step_archs(trainer.space, 0, step, trainer.steps, trainer.config) for step in range(3)]
     assert ran == [(resolution, arch) for resolution, archs in drawn for arch in archs]
     assert len(ran) == 3 * runs
 
@@ -202,7 +232,7 @@ def test_gradients_of_a_sandwich_are_the_mean_over_its_archs(tmp_path: Path) -> 
 
     network: Any = tiny.supernet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
-    resolution, archs = step_archs(trainer.space, 0, 0, trainer.config)
+    resolution, archs = step_archs(trainer.space, 0, 0, trainer.steps, trainer.config)
     order = np.random.default_rng([0, 3, 0]).permutation(2).tolist()
     batch = collate(trainer.dataset, order, resolution, trainer.config.augmentation, 0, 0)
     assert len(archs) == 3
@@ -214,6 +244,65 @@ def test_gradients_of_a_sandwich_are_the_mean_over_its_archs(tmp_path: Path) -> 
         scale = float(expected.abs().max()) + 1e-9
         assert torch.allclose(found[name] / scale, expected / scale, atol=1e-4), name
     assert any(float(g.abs().max()) > 0 for g in found.values())
+
+
+def test_gradients_of_shards_are_the_batch_s_where_each_shard_normalises_alone(tmp_path: Path) -> None:
+    """Against the definition: the parts one after the other, weighed by their sizes."""
+    trainer = tiny.trainer(tmp_path, images=5, batch_size=5, shards=2, rule="uniform", epochs=1)
+    found: dict[str, Tensor] = {}
+
+    def keep(optimizer: Any, args: Any, kwargs: Any) -> None:
+        for name, p in trainer.network.named_parameters():
+            found[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.run()
+
+    network: Any = tiny.supernet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    resolution, (arch,) = step_archs(trainer.space, 0, 0, 1, trainer.config)
+    order = np.random.default_rng([0, 3, 0]).permutation(5).tolist()
+    total = torch.zeros(())
+    for part in (order[:3], order[3:]):
+        batch = collate(trainer.dataset, part, resolution, trainer.config.augmentation, 0, 0)
+        total = total + pose_loss(network(batch.images, arch), batch, trainer.config.loss)["total"] * (
+            len(part) / 5
+        )
+    total.backward()  # type: ignore[no-untyped-call]
+    for name, p in network.named_parameters():
+        expected = torch.zeros_like(p) if p.grad is None else p.grad
+        scale = float(expected.abs().max()) + 1e-9
+        assert torch.allclose(found[name] / scale, expected / scale, atol=1e-4), name
+    assert any(float(g.abs().max()) > 0 for g in found.values())
+    assert float(rows(tmp_path / "metrics.csv")[0]["total"]) == pytest.approx(float(total.detach()), rel=1e-4)
+
+
+def test_shards_on_threads_give_the_same_bits_every_time_and_leave_torch_s_threads_alone(
+    tmp_path: Path,
+) -> None:
+    threads = torch.get_num_threads()
+    for name in ("one", "two"):
+        tiny.trainer(tmp_path / name, images=6, batch_size=3, shards=2, ema=0.9).run()
+    one, two = (tmp_path / name / "checkpoints" / "last.safetensors" for name in ("one", "two"))
+    assert tiny.same_checkpoint(one, two)
+    assert torch.get_num_threads() == threads
+
+
+def test_weights_stay_shared_by_all_shards_through_validation(tmp_path: Path) -> None:
+    trainer = tiny.trainer(
+        tmp_path, images=4, batch_size=2, shards=2, ema=0.5, epochs=3, validate=lambda network: {"AP": 0.0}
+    )
+    trainer.run()
+    own, replica = trainer._shards.networks
+    for (name, p), q in zip(own.named_parameters(), replica.parameters(), strict=True):
+        assert p.data_ptr() == q.data_ptr(), name
+        assert q.grad is None
+    assert own.training and replica.training
+
+
+def test_batches_smaller_than_the_shards(tmp_path: Path) -> None:
+    report = tiny.trainer(tmp_path, images=2, batch_size=4, shards=4, epochs=1).run()
+    assert report.finished
 
 
 def test_an_image_that_no_epoch_repeats(tmp_path: Path) -> None:
@@ -633,6 +722,9 @@ def test_devices_that_are_none(name: str) -> None:
             ("ema", 1.0),
             ("warmup", -0.1),
             ("final_rate", 2),
+            ("full_share", 1.0),
+            ("shards", 0),
+            ("shards", 17),
         ),
         *(("milestones", (0.9, 0.2)), ("milestones", (0.0,)), ("milestones", (math.nan,))),
     ],
