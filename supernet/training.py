@@ -3,8 +3,8 @@
 Every step takes one batch, draws one resolution and one or more archs of it, and updates the shared weights:
 
 - ``uniform``: one arch, uniformly from the space (single path; Guo et al., arXiv 1904.00420);
-- ``anchored``: the largest arch in half of the steps, a uniform one in the others: where time is short, the
-  widest weights, which every arch shares, learn first;
+- ``anchored``: the largest arch in ``largest_share`` of the steps, a uniform one in the others: where time is
+  short, the widest weights, which every arch shares, learn first;
 - ``progressive``: the largest alone for the first ``full_share`` of the run; then as ``anchored``, with more
   and more of every choice's values opened, from the largest down (progressive shrinking; Cai et al., arXiv
   1908.09791, who open one dimension after another);
@@ -79,6 +79,8 @@ class TrainConfig:
         Archs drawn beside the largest and smallest (sandwich only).
     full_share
         Share of the run that trains the largest arch alone (progressive only).
+    largest_share
+        Share of the other steps that train the largest arch (progressive and anchored).
     optimizer
         ``adamw`` or ``adam``; weight decay is decoupled in the first and L2 in the second.
     learning_rate
@@ -118,6 +120,7 @@ class TrainConfig:
     rule: str = "sandwich"
     random_archs: int = 1
     full_share: float = 0.5
+    largest_share: float = 0.5
     optimizer: str = "adamw"
     learning_rate: float = 4e-3
     schedule: str = "cosine"
@@ -161,7 +164,7 @@ class TrainConfig:
                 f"train.shards cuts a batch into that many parts: at most batch_size ({self.batch_size}),"
                 f" not {self.shards}"
             )
-        for name in ("ema", "warmup", "final_rate", "full_share"):
+        for name in ("ema", "warmup", "final_rate", "full_share", "largest_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} lies in 0..1 (1 excluded), not {getattr(self, name)}")
         if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
@@ -211,12 +214,14 @@ def _sandwich(draw: _Draw) -> list[Arch]:
 
 
 def _anchored(draw: _Draw) -> list[Arch]:
-    return [draw.space.largest() if draw.rng.random() < 0.5 else draw.space.sample(draw.rng)]
+    return [
+        draw.space.largest() if draw.rng.random() < draw.config.largest_share else draw.space.sample(draw.rng)
+    ]
 
 
 def _progressive(draw: _Draw) -> list[Arch]:
     shrinking = draw.progress - draw.config.full_share
-    if shrinking < 0 or draw.rng.random() < 0.5:
+    if shrinking < 0 or draw.rng.random() < draw.config.largest_share:
         return [draw.space.largest()]
     # All values are open after half of the shrinking, so that the smallest have time to learn.
     opened = min(1.0, 2 * shrinking / (1 - draw.config.full_share))
@@ -390,6 +395,7 @@ class Trainer:
         self.optimizer = OPTIMIZERS[config.optimizer](
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=config.learning_rate,
+            fused=True,
         )
         self.average = (
             {name: p.detach().clone() for name, p in self.network.named_parameters()} if config.ema else {}

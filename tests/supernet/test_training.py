@@ -189,6 +189,14 @@ def test_progressive_is_the_largest_alone_and_then_opens_every_choice_from_the_t
         assert set(last[:, i]) == set(range(len(space.choices[i].values))), space.choices[i].name
 
 
+@pytest.mark.parametrize("rule", ["anchored", "progressive"])
+def test_share_of_steps_that_train_the_largest(rule: str) -> None:
+    space, config = tiny.space(), tiny.config(rule=rule, full_share=0.0, largest_share=0.2)
+    drawn = [step_archs(space, 5, step, 800, config) for step in range(400, 800)]
+    full = [arch == space.largest().replace(resolution=resolution) for resolution, (arch,) in drawn]
+    assert sum(full) / 400 == pytest.approx(0.2, abs=5 * math.sqrt(0.16 / 400))
+
+
 def test_progressive_with_nothing_alone_starts_to_shrink_at_once() -> None:
     space, config = tiny.space(), tiny.config(rule="progressive", full_share=0.0)
     assert len({step_archs(space, 0, step, 40, config)[1][0] for step in range(40)}) > 10
@@ -723,6 +731,7 @@ def test_devices_that_are_none(name: str) -> None:
             ("warmup", -0.1),
             ("final_rate", 2),
             ("full_share", 1.0),
+            ("largest_share", -0.5),
             ("shards", 0),
             ("shards", 17),
         ),
