@@ -33,6 +33,8 @@ COLUMNS = ("key", "median_ms", "p10_ms", "p90_ms", "runs", "provenance", "source
 _FORMAT = 1
 _TRUST: tuple[Provenance, ...] = get_args(Provenance)
 _NAMED = 5
+_WIDEST = 10.0
+"""Largest sensible logarithm of an interval's factor; exp of it is 22,000."""
 
 
 def weakest(provenances: Iterable[Provenance]) -> Provenance:
@@ -134,6 +136,8 @@ class Calibration:
             value = getattr(self, what)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(f"a calibration's {what} is a finite number, not {value!r}")
+            if what == "half_width" and value > _WIDEST:
+                raise InputError(f"a calibration's half_width is at most {_WIDEST} (a factor), not {value!r}")
             if value < 0 or (what in ("b", "coverage") and value == 0):
                 raise InputError(
                     f"a calibration's {what} is not negative (b and coverage positive), not {value}"

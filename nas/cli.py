@@ -311,12 +311,23 @@ def search(
         _print_front(result.result, result.folder)
 
 
+_TRAINED_WITH = ("name", "seed", "data", "init", "space", "train")
+"""Parts of a recipe that a trained run cannot change any more."""
+
+
 def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
     """Return the run at ``path``; a recipe's run is trained first where it is not."""
     from nas.recipe import load_recipe
     from nas.run import RunDirectory
 
     if path.is_dir():
+        for item in sets or []:
+            name = item.partition("=")[0].strip()
+            if name.partition(".")[0] in _TRAINED_WITH and name != "train.device":
+                raise InputError(
+                    f"--set {name}: the supernet of '{path}' is trained already; of a run only search.*,"
+                    " evaluate.* and train.device can be changed (the search's own seed is --seed)"
+                )
         return RunDirectory.open(path, sets)
     recipe = load_recipe(path, sets)
     folder = Path("runs") / recipe.name
@@ -334,13 +345,13 @@ def _print_front(result: SearchResult, folder: Path) -> None:
     for record in result.front():
         mark = "chosen" if best is not None and record.arch == best.arch else ""
         latencies = [f"{record.latency_ms[target]:.2f}" for target in result.targets]
-        figures = (f"{record.ap:.4f}", f"{record.macs / 1e9:.4f}", f"{record.params / 1e6:.3f}", *latencies)
+        figures = (f"{record.ap:.4f}", f"{record.macs / 1e6:.1f}", f"{record.params / 1e6:.3f}", *latencies)
         rows.append((record.arch.id, record.arch["resolution"], *figures, mark))
     columns = (
         "network",
         "px",
         "AP (search)",
-        "MACs (G)",
+        "MACs (M)",
         "params (M)",
         *(f"ms {t}" for t in result.targets),
         "",
@@ -672,7 +683,8 @@ def _usage(error: Any) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # One line, whatever was passed on; spaces stay, since they may be a path's.
+    print(f"error: {' '.join(filter(None, map(str.strip, message.splitlines())))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from nas.recipe import DataSource, Recipe
@@ -75,4 +76,16 @@ def open_datasets(recipe: Recipe) -> Datasets:
     for name, part in (("train", train), ("search", search)):
         if len(part) == 0:
             raise InputError(f"the {name} images show no person with keypoints")
-    return Datasets(train, search, open_source(recipe.data.val, train.skeleton))
+    val = open_source(recipe.data.val, train.skeleton)
+    if len(val.with_people()) == 0:
+        raise InputError(f"data.val: {val.where} shows no person with keypoints, so AP is undefined")
+    parts = {"train": train, "search": search, "val": val}
+    for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
+        files = first.files()
+        both = sorted(files[path] for path in files.keys() & second.files().keys())
+        if both:
+            raise InputError(
+                f"the {one} and the {other} data share {len(both)} image files (first '{both[0]}'):"
+                " AP would be measured on images that were learned from; keep them apart"
+            )
+    return Datasets(train, search, val)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from latency_tables import LatencyPredictor
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.latency import is_here, known_targets, load_predictors, measure_onnx, prediction_json
 from nas.run import RunDirectory, environment
-from nas.search import Constraint, parse_constraints
+from nas.search import Constraint, SearchResult, parse_constraints
 from nas.search.result import Record
-from nas.searching import load_result
+from nas.searching import load_result, search_context
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Arch, BudgetError, InputError, RunError, to_research_config, write_arch
 from search_spaces.errors import did_you_mean
@@ -163,9 +164,27 @@ def emit(
 
 
 def choose_record(
-    run: RunDirectory, constraints: Sequence[Constraint], study: str | None = None
+    run: RunDirectory,
+    constraints: Sequence[Constraint],
+    study: str | None = None,
+    *,
+    predictors: Mapping[str, LatencyPredictor] | None = None,
+    context: Mapping[str, str] | None = None,
 ) -> tuple[Record, str]:
     """Return the record with the best AP within the budget among the run's studies, and its study.
+
+    Parameters
+    ----------
+    run, constraints
+        The run, and the budget.
+    study
+        The study to choose from; by default all whose APs can be compared.
+    predictors
+        Of the bounded targets: latencies are predicted anew, at the upper end of the interval, since a table
+        may have changed since the search. Without one a study's own latencies count.
+    context
+        What APs rest on now (:func:`nas.searching.search_context`). Studies of another context are left out
+        with a note, unless ``study`` names one.
 
     Raises
     ------
@@ -178,6 +197,14 @@ def choose_record(
     if study is not None and study not in names:
         raise InputError(f"'{run.folder}' has no study '{study}'{did_you_mean(study, names)}")
     results = {name: load_result(run, name) for name in ([study] if study else names)}
+    for name, result in list(results.items()):
+        changed = sorted(k for k in (context or {}) if result.context.get(k) != (context or {})[k])
+        if result.context and changed:
+            what = f"the study '{name}' was made with another {', another '.join(changed)}"
+            if study is None:
+                del results[name]
+            note(f"{what}{'; it is left out (--study takes it)' if study is None else ''}")
+    results = {name: _priced_now(result, predictors or {}) for name, result in results.items()}
     needed = {c.objective.target for c in constraints} - {None}
     fitting = {n: r for n, r in results.items() if r.evaluated and needed <= set(r.targets)}
     if not fitting:
@@ -199,10 +226,25 @@ def choose_record(
             if all(c.holds(value) for c, value in values.items()):
                 found.append((record.require_ap(), -record.macs, record, name))
     if not found:
-        told = ", ".join(f"{c.objective} {c.objective.format(v)}" for c, v in nearest.items())
-        raise BudgetError(f"no evaluated network meets the budget; the smallest evaluated are at {told}")
+        told = ", ".join(f"{c.objective} {c.objective.format(v, up=True)}" for c, v in nearest.items())
+        raise BudgetError(
+            f"no evaluated network meets the budget; the smallest evaluated are at {told};"
+            f" run 'nas search {run.folder}' with this budget, or raise it"
+        )
     _, _, record, name = max(found, key=lambda item: item[:2])
     return record, name
+
+
+def _priced_now(result: SearchResult, predictors: Mapping[str, LatencyPredictor]) -> SearchResult:
+    """Return the result with its latencies predicted by the present tables."""
+    if not predictors:
+        return result
+    records = []
+    for record in result.records:
+        layers = record.arch.layers(result.joints)
+        ms = {name: predictor.predict(layers).high_ms for name, predictor in predictors.items()}
+        records.append(replace(record, latency_ms={**record.latency_ms, **ms}))
+    return replace(result, records=tuple(records), targets=(*dict.fromkeys((*result.targets, *predictors)),))
 
 
 def emit_from_run(
@@ -235,15 +277,17 @@ def emit_from_run(
     )
     found: dict[str, Any] = {"by": "hand"}
     targets = [c.objective.target for c in constraints if c.objective.target is not None]
+    opened = data or open_datasets(run.recipe)
     if arch is None:
-        record, name = choose_record(run, constraints, study)
+        bounded = load_predictors(targets, tables, run)
+        context = search_context(run, opened) if run.best.is_file() else None
+        record, name = choose_record(run, constraints, study, predictors=bounded, context=context)
         arch = record.arch
         budget = [str(c) for c in constraints]
         found = {"by": f"search '{name}'", "budget": budget, "search_ap": record.ap, "trial": record.trial}
     elif constraints or study:
         raise InputError("--arch names the network itself; leave out the budget and --study")
     with run.locked():
-        opened = data or open_datasets(run.recipe)
         predictors = load_predictors(targets, tables, run)
         layers = arch.layers(len(opened.skeleton))
         for name in known:  # what further tables say is told where they can say it

@@ -71,7 +71,21 @@ class UpperEnd:
 
 
 def table_folders(tables: Sequence[Path] | None = None, run: RunDirectory | None = None) -> list[Path]:
-    """Return the folders in which tables are looked for, first come first served."""
+    """Return the folders in which tables are looked for, first come first served.
+
+    Raises
+    ------
+    InputError
+        If a folder of ``tables`` does not exist, or holds a CSV file without its YAML file.
+    """
+    for folder in tables or []:
+        if not folder.is_dir():
+            raise InputError(f"--tables: '{folder}' does not exist or is no folder")
+        for path in sorted(folder.glob("*.csv")):
+            if not path.with_suffix(".yaml").is_file():
+                raise InputError(
+                    f"--tables: '{path}' has no '{path.stem}.yaml' beside it; a latency table is both files"
+                )
     own = [run.folder / "tables"] if run is not None else []
     return [*(tables or []), *own, DEFAULT_FOLDER]
 

@@ -130,7 +130,7 @@ def choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> Reco
             result.evaluated,
             key=lambda r: (max(c.violation(r.value(c.objective)) for c in constraints), r.trial),
         )
-        costs = ", ".join(f"{c.objective.format(nearest.value(c.objective))}" for c in constraints)
+        costs = ", ".join(f"{c.objective.format(nearest.value(c.objective), up=True)}" for c in constraints)
         raise BudgetError(
             f"none of the {len(result.evaluated)} evaluated networks meets"
             f" {' and '.join(map(str, constraints))}; the nearest is {nearest.arch.id} with {costs}:"

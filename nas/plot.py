@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,9 @@ def plot_front(
         return _save(figure, files)
 
 
-def plot_progress(result: SearchResult, path: str | Path, x: str | Objective = MACS) -> tuple[Path, ...]:
+def plot_progress(
+    result: SearchResult, path: str | Path, x: str | Objective | None = None
+) -> tuple[Path, ...]:
     """Draw the best AP and the hypervolume of (AP, cost) over the evaluations.
 
     Parameters
@@ -169,8 +172,9 @@ def plot_progress(result: SearchResult, path: str | Path, x: str | Objective = M
     path
         A ``.png`` or ``.svg`` file; without a suffix, both are written.
     x
-        The cost of the hypervolume. It is shown as a share of its last value, with AP's reference at 0 and
-        the cost's just beyond the dearest network evaluated.
+        The cost of the hypervolume, by default the first that the search traded off. It is shown as a
+        share of its last value, with AP's reference at 0 and the cost's just beyond the dearest network
+        evaluated.
 
     Raises
     ------
@@ -465,6 +469,8 @@ def _save(figure: Figure, files: Sequence[Path]) -> tuple[Path, ...]:
         canvas = _CANVASES[path.suffix.lower()](figure)
         # A date would make two drawings of the same result differ.
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, warnings.catch_warnings():
+            # A run may be named in any script; a letter that the font lacks is drawn as a box.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             canvas.print_figure(str(temporary), dpi=_DOTS_PER_INCH, metadata=metadata, facecolor="white")
     return tuple(files)

@@ -37,7 +37,7 @@ from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json, write_text
 from supernet.evaluator import SubnetEvaluator
 
-__all__ = ["Study", "draw_study", "load_result", "run_search"]
+__all__ = ["Study", "draw_study", "load_result", "run_search", "search_context"]
 
 EXECUTORS = ("in-process", "ray")
 
@@ -76,10 +76,10 @@ class _Evaluator:
 
 
 def study_name(constraints: Sequence[Constraint], sampler: str, seed: int) -> str:
-    """Return a folder name that says the budget, e.g. ``macs-300M-nsga2-0``."""
+    """Return a folder name that says the budget, e.g. ``macs-300M_nsga2_0``."""
     parts = []
     for c in constraints:
-        value = f"{c.upper / c.objective.scale:g}{c.objective.unit.split(' ')[0]}"
+        value = c.objective.format(c.upper).split("MACs")[0].split(" parameters")[0].replace(" ", "")
         parts.append("-".join(filter(None, (c.objective.kind, value, c.objective.target))))
     text = "_".join([*(parts or ["unbounded"]), sampler, str(seed)])
     return re.sub(r"[^A-Za-z0-9.@_-]", "-", text)
@@ -91,6 +91,16 @@ def _fingerprint(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()[:12]
+
+
+def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
+    """Return what the APs of a search rest on; those of different contexts are not comparable."""
+    return {
+        "supernet": _fingerprint(run.best),
+        "evaluation": str(to_plain(run.recipe.evaluate)),
+        "images": f"{len(data.search)} of {data.search.where} ({data.search.fingerprint})",
+        "calibration": f"{data.train.where} ({data.train.fingerprint})",
+    }
 
 
 def run_search(
@@ -149,11 +159,6 @@ def run_search(
         for text, arch in zip(settings.seed_archs, seeds, strict=True):
             if arch not in space:
                 note(f"search.seed_archs: '{text}' is left out; it is not in the space")
-        context = {
-            "supernet": _fingerprint(run.best),
-            "evaluation": str(to_plain(run.recipe.evaluate)),
-            "images": f"{len(supernet_data.search)} of {supernet_data.search.where}",
-        }
         with progress_bar("searching", evaluations or settings.evaluations) as bar:
             result = search(
                 space,
@@ -169,7 +174,7 @@ def run_search(
                 seeds=[arch for arch in seeds if arch in space],
                 study_name=folder.name,
                 executor=_executor(executor, workers, ray_address),
-                context=context,
+                context=search_context(run, supernet_data),
                 progress=lambda p: bar.update(
                     p.evaluated, p.trials, "" if p.best_ap is None else f"best AP {p.best_ap:.4f}"
                 ),

@@ -99,9 +99,14 @@ def open_supernet(run: RunDirectory, space: SearchSpace) -> Supernet:
         If it is not trained yet, or its weights are of another space.
     """
     if not run.best.is_file():
-        raise RunError(f"'{run.folder}' has no trained supernet yet; run 'nas train' first")
+        raise RunError(
+            f"'{run.folder}' has no trained supernet; run 'nas train' first (with --resume where it was)"
+        )
     supernet = build_supernet(space, torch.Generator().manual_seed(run.recipe.seed))
-    load_weights(run.best, supernet, space)
+    try:
+        load_weights(run.best, supernet, space)
+    except InputError as error:
+        raise InputError(f"{error}; delete it, and 'nas train' with --resume writes it anew") from None
     supernet.eval()
     return supernet
 

@@ -40,7 +40,7 @@ from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import Batch, BatchLoader, Job
 from supernet.pose.losses import LossWeights, pose_loss
 from supernet.pose.transforms import Augmentation
-from supernet.state import TrainingState, load_state, save_state, save_weights
+from supernet.state import TrainingState, load_state, read_tensors, save_state, save_weights
 
 __all__ = ["TrainConfig", "TrainReport", "Trainer", "learning_rate", "pick_device", "step_archs"]
 
@@ -429,7 +429,7 @@ class Trainer:
             "space": self.space.fingerprint,
             "seed": str(self.seed),
             "steps": str(self.steps),
-            "images": str(len(self.dataset)),
+            "images": f"{len(self.dataset)} ({self.dataset.fingerprint})",
             **{
                 entry.name: str(getattr(self.config, entry.name))
                 for entry in fields(self.config)
@@ -536,8 +536,18 @@ class Trainer:
                     saved = time.monotonic()
                 if stop.requested:
                     raise KeyboardInterrupt
+        if self.step >= self.steps and not self._has_best():
+            self.best = float("nan")  # whatever it was, its weights are lost: the last ones take their place
+            self._validate()
         self._save()
         return TrainReport(self.step, self.step >= self.steps, self.best, time.perf_counter() - began)
+
+    def _has_best(self) -> bool:
+        try:
+            read_tensors(self.checkpoints / "best.safetensors")
+        except InputError:
+            return False
+        return True
 
     def _is_validation(self, step: int) -> bool:
         epoch, place = divmod(step, self.epoch_steps)

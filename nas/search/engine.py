@@ -165,6 +165,7 @@ def search(
         stopped=stopped,
         duplicates=sum(c.status == "duplicate" for c in store.candidates),
         records=run.records(),
+        context=dict(context or {}),
     )
 
 

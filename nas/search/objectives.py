@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context
 from typing import Literal
 
 from search_spaces import InputError
@@ -16,6 +17,9 @@ Direction = Literal["minimize", "maximize"]
 
 BYTES_PER_PARAMETER = 4
 """The objective ``size`` counts the weights as 32-bit floats."""
+
+_FEW_MACS = 1e8
+"""Below it MACs are told in millions."""
 
 _KINDS: Mapping[str, tuple[str, float]] = {
     "ap": ("", 1.0),
@@ -103,11 +107,16 @@ class Objective:
         name = {"macs": "MACs (G)", "params": "Parameters (M)", "size": "Weights (MB)"}
         return name[self.kind]
 
-    def format(self, value: float) -> str:
-        """Return the value with its unit, as people read it."""
+    def format(self, value: float, *, up: bool = False) -> str:
+        """Return the value with its unit, as people read it: four digits; with ``up`` never too small."""
         if self.kind == "ap":
             return f"{value:.4f}"
-        return f"{value / self.scale:.4g} {self.unit}"
+        unit, scale = self.unit, self.scale
+        if self.kind == "macs" and abs(value) < _FEW_MACS:
+            unit, scale = "MMACs", 1e6
+        rounding = ROUND_CEILING if up else ROUND_HALF_EVEN
+        shown = Context(prec=4, rounding=rounding).create_decimal(repr(value / scale))
+        return f"{float(shown):.4g} {unit}"
 
     def __str__(self) -> str:
         return self.kind if self.target is None else f"{self.kind}[{self.target}]"

@@ -252,16 +252,18 @@ class Pricing:
                 arch = self.space.decode(least.genotype)
                 return BudgetError(
                     f"no network of this {space} meets {constraint}: the smallest achievable is"
-                    f" {constraint.objective.format(least.value)}{how}, by {arch}; raise the budget to that"
+                    f" {constraint.objective.format(least.value, up=True)}{how}, by the network {arch.id} at"
+                    f" {arch.number('resolution')} px; raise the budget to that"
                 )
         prices = self.prices(nearest[None])
         costs = ", ".join(
-            f"{c.objective} = {c.objective.format(float(prices[c.objective][0]))}" for c in self.constraints
+            f"{c.objective} = {c.objective.format(float(prices[c.objective][0]), up=True)}"
+            for c in self.constraints
         )
         return BudgetError(
             f"no network of this {space} meets {' and '.join(map(str, self.constraints))} together, though"
-            f" each alone can be met; the nearest has {costs}{how}, by {self.space.decode(nearest)};"
-            " loosen a budget"
+            f" each alone can be met; the nearest has {costs}{how}, by the network"
+            f" {self.space.decode(nearest).id}; loosen a budget"
         )
 
     # -- drawing ----------------------------------------------------------------------------------------

@@ -165,6 +165,9 @@ class SearchResult:
         How many proposals repeated a network that was known already; none of them was evaluated.
     records
         The distinct networks looked at, in the order of their trials.
+    context
+        What else AP depends on (weights, images, settings of the evaluation), by name: APs of results that
+        differ in it are not comparable.
     """
 
     study: str
@@ -179,6 +182,7 @@ class SearchResult:
     stopped: Stopped
     duplicates: int
     records: tuple[Record, ...]
+    context: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def evaluated(self) -> tuple[Record, ...]:
@@ -190,14 +194,16 @@ class SearchResult:
         """The networks that were priced only, because they exceed a constraint."""
         return tuple(record for record in self.records if not record.feasible)
 
-    def axis(self, x: str | Objective = MACS) -> Objective:
-        """Return the cost that ``x`` names, after checking that it was priced.
+    def axis(self, x: str | Objective | None = None) -> Objective:
+        """Return the cost that ``x`` names, after checking that it was priced; by default the search's first.
 
         Raises
         ------
         InputError
             If it names no cost, or a target that was not priced.
         """
+        if x is None:
+            return next((objective for objective in self.objectives if objective.is_cost), MACS)
         objective = Objective.parse(x) if isinstance(x, str) else x
         if not objective.is_cost:
             raise InputError("a front is drawn over a cost (macs, params, size, latency[TARGET]), not ap")
@@ -206,7 +212,9 @@ class SearchResult:
             raise InputError(f"the search priced no {objective}; targets priced: {known}")
         return objective
 
-    def front(self, x: str | Objective = MACS, constraints: Sequence[Constraint] = ()) -> tuple[Record, ...]:
+    def front(
+        self, x: str | Objective | None = None, constraints: Sequence[Constraint] = ()
+    ) -> tuple[Record, ...]:
         """Return the networks that no other evaluated network beats in both AP and the cost ``x``.
 
         In ascending order of the cost; of networks equal in both, the one evaluated first.
@@ -214,7 +222,7 @@ class SearchResult:
         Parameters
         ----------
         x
-            The cost.
+            The cost; by default the first that the search traded off.
         constraints
             Only networks that meet these are considered.
         """
@@ -230,13 +238,15 @@ class SearchResult:
         """Return the evaluated network with the highest AP that meets the constraints; see :func:`choose`."""
         return choose(self, constraints)
 
-    def hypervolumes(self, x: str | Objective = MACS, most: float | None = None) -> np.ndarray[Any, Any]:
+    def hypervolumes(
+        self, x: str | Objective | None = None, most: float | None = None
+    ) -> np.ndarray[Any, Any]:
         """Return the hypervolume of (AP, cost) after each evaluation, shape (evaluated,).
 
         Parameters
         ----------
         x
-            The cost.
+            The cost; by default the first that the search traded off.
         most
             The reference cost; AP's reference is 0. By default the largest cost evaluated, a little enlarged
             so that every network counts.
@@ -272,6 +282,7 @@ class SearchResult:
             "trials": self.trials,
             "stopped": self.stopped,
             "duplicates": self.duplicates,
+            "context": dict(self.context),
             "records": [record.to_json() for record in self.records],
         }
 
@@ -304,6 +315,7 @@ class SearchResult:
                 stopped=value["stopped"],
                 duplicates=int(value["duplicates"]),
                 records=tuple(Record.from_json(record) for record in value["records"]),
+                context={str(k): str(v) for k, v in value.get("context", {}).items()},
             )
         except KeyError as error:
             raise RunError(f"{where} lacks {error}: the file is damaged or of another kind") from None

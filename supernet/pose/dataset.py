@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -21,6 +22,8 @@ from supernet.pose.skeleton import Skeleton, joint_map
 
 __all__ = ["BOX_AREA", "PoseDataset", "PoseSample", "read_image"]
 
+_FARTHEST: Final = 1e6
+"""Pixels from the origin beyond which a joint is an error of the file."""
 BOX_AREA: Final = 0.53
 """Area of a person as share of its box where a file gives no area (CrowdPose's evaluation)."""
 
@@ -209,6 +212,24 @@ class PoseDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the image ids, file names, sizes and people (boxes, areas, joints), not of the pixels."""
+        digest = hashlib.sha256(repr(self.skeleton.joints).encode())
+        for image_id in self.ids:
+            entry = self._index[image_id]
+            boxes = [(a["bbox"], a["area"], a["iscrowd"]) for a in entry.annotations]
+            digest.update(repr((image_id, entry.file_name, entry.height, entry.width, boxes)).encode())
+            digest.update(entry.joints.tobytes())
+        return digest.hexdigest()[:12]
+
+    def files(self) -> dict[Path, str]:
+        """Return the file names of the data set by their paths; empty for images in memory."""
+        if not isinstance(self._source, Path):
+            return {}
+        folder = self._source.resolve()
+        return {folder / self.file_name(i): self.file_name(i) for i in range(len(self))}
+
     def file_name(self, index: int) -> str:
         """Return the file name of the ``index``-th image."""
         return self._index[self.ids[index]].file_name
@@ -301,6 +322,7 @@ class PoseDataset:
             if image_id not in self._index:
                 raise InputError(f"image id {image_id} is not in {self.where}")
         other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
         other.ids = tuple(sorted(chosen))
         other._index = {image_id: self._index[image_id] for image_id in other.ids}
         return other
@@ -464,6 +486,10 @@ def _keypoints(annotation: Mapping[str, Any], joints: int, where: str) -> NDArra
         raise InputError(
             f"{label} has a keypoint that is not a finite number: joint {_first(~np.isfinite(array))}"
         )
+    far = np.abs(array[:, :2]).max(axis=1, initial=0.0) > _FARTHEST
+    if far.any():
+        joint = int(np.flatnonzero(far)[0])
+        raise InputError(f"{label} has joint {joint} at {array[joint, :2].tolist()}, far outside any image")
     wrong = ~np.isin(array[:, 2], (0, 1, 2))
     if wrong.any():
         joint = int(np.flatnonzero(wrong)[0])
@@ -516,7 +542,9 @@ def _region(annotation: Mapping[str, Any], height: int, width: int, where: str) 
         x, y, box_width, box_height = annotation["bbox"]
         region = np.zeros((height, width), dtype=np.bool_)
         top, left = max(0, math.floor(y)), max(0, math.floor(x))
-        region[top : math.ceil(y + box_height) + 1, left : math.ceil(x + box_width) + 1] = True
+        # A box that ends left of or above the image must not count from its far side.
+        bottom, right = max(0, math.ceil(y + box_height) + 1), max(0, math.ceil(x + box_width) + 1)
+        region[top:bottom, left:right] = True
         return region
     try:
         if isinstance(segmentation, dict):

@@ -371,7 +371,9 @@ def evaluate(
         joints = [int(joint) for joint in np.flatnonzero(dataset.labelled)]
     truth = dataset.ground_truth(ids)
     result = _predict(network, dataset, config, progress=progress, device=device, ids=ids)
-    stats = keypoint_ap(truth, result.detections, dataset.skeleton.sigmas, joints, protocol)
+    stats = keypoint_ap(
+        truth, result.detections, dataset.skeleton.sigmas, joints, protocol, config.max_detections
+    )
     return EvalResult(stats, result.detections, result.images, result.seconds_network, result.seconds_decode)
 
 

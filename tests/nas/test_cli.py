@@ -349,8 +349,8 @@ RUN: list[tuple[str, str]] = [
     ("train tiny.yaml -o run --resume --set train.epochs=9", "train.epochs: 2 -> 9"),
     ("search gone", "'gone' does not exist"),
     ("search mine", "'mine' is no run directory"),
-    ("search untrained --max-macs 30M", "'untrained' has no trained supernet yet; run 'nas train' first"),
-    ("search run --max-macs 1000", "the smallest achievable is 0.00"),
+    ("search untrained --max-macs 30M", "'untrained' has no trained supernet; run 'nas train' first"),
+    ("search run --max-macs 1000", "the smallest achievable is 2.82 MMACs"),
     ("search run --max-params 10", "the smallest achievable is"),
     ("search run --max-macs lots", "--max-macs takes a number above 0 such as 1.5G or 300M, not 'lots'"),
     ("search run --max-macs -3G", "--max-macs"),
@@ -383,7 +383,7 @@ RUN: list[tuple[str, str]] = [
         "'mine' exists and is no emitted network; choose another --output",
     ),
     ("emit run --arch smallest.json -o file/x", "cannot write to 'file'"),
-    ("emit untrained --arch smallest.json", "'untrained' has no trained supernet yet"),
+    ("emit untrained --arch smallest.json", "'untrained' has no trained supernet"),
     ("eval run/checkpoints/best.safetensors run", "holds a supernet, not a plain network"),
 ]
 

@@ -216,13 +216,55 @@ def test_neighbours_differ_from_a_parent() -> None:
     assert len(np.unique(mutants, axis=0)) > 20
 
 
+@pytest.mark.parametrize(
+    ("objective", "value", "near", "up"),
+    [
+        (MACS, 1_247_879_168, "1.248 GMACs", "1.248 GMACs"),
+        (MACS, 1_234_100_001, "1.234 GMACs", "1.235 GMACs"),
+        (MACS, 24_700_300, "24.7 MMACs", "24.71 MMACs"),
+        (MACS, 99_999_999, "100 MMACs", "100 MMACs"),
+        (latency("pi"), 2.4101, "2.41 ms", "2.411 ms"),
+        (latency("pi"), 2.41, "2.41 ms", "2.41 ms"),
+        (PARAMS, 2_353_496, "2.353 M parameters", "2.354 M parameters"),
+    ],
+)
+def test_values_are_told_with_four_digits_and_upwards_where_they_are_advice(
+    objective: Objective, value: float, near: str, up: str
+) -> None:
+    assert objective.format(value).startswith(near.split(" ")[0])
+    assert objective.format(value, up=True).startswith(up.split(" ")[0])
+    assert objective.format(value).split(" ")[1][:2] == near.split(" ")[1][:2]
+
+
+def test_a_result_s_front_is_over_the_cost_that_was_searched(tmp_path: Path) -> None:
+    class Opposed(MacsPricer):
+        """The more MACs, the faster."""
+
+        def latency_ms(self, space: SearchSpace, genotypes: Any) -> Any:
+            return 1e3 - super().latency_ms(space, genotypes)
+
+    by_latency = run(
+        tmp_path / "a.journal", trials=20, objectives=(AP, latency("toy")), pricers=[Opposed("toy")]
+    )
+    assert by_latency.axis() == latency("toy")
+    assert by_latency.front() == by_latency.front("latency[toy]") != by_latency.front("macs")
+    assert (by_latency.hypervolumes() == by_latency.hypervolumes("latency[toy]")).all()
+    assert run(tmp_path / "b.journal", trials=4).axis() == MACS
+    read = SearchResult.from_json(json.loads(json.dumps(by_latency.to_json())))
+    assert read == by_latency
+
+
 def test_an_impossible_budget_names_the_smallest_and_evaluates_nothing(limit: str, tmp_path: Path) -> None:
     evaluator = Analytic()
     smallest = SPACE.cost(SPACE.smallest()).macs
     with pytest.raises(BudgetError, match=r"meets macs <= 0\.1 GMACs: the smallest achievable is") as caught:
         run(tmp_path / "study.journal", evaluator, constraints=[Constraint(MACS, 1e8)])
-    assert f"{smallest / 1e9:.4g} GMACs" in str(caught.value)
-    assert f"by {SPACE.smallest()}" in str(caught.value)
+    told = MACS.format(smallest, up=True)
+    assert f"the smallest achievable is {told}" in str(caught.value)
+    assert f"by the network {SPACE.smallest().id} at {SPACE.smallest()['resolution']} px" in str(caught.value)
+    # The number told is a budget that can be met.
+    (budget,) = parse_constraints(max_macs=told.removesuffix("MACs").replace(" ", ""))
+    assert budget.holds(smallest)
     assert ("descent" in str(caught.value)) == (limit == "too large")
     assert not evaluator.asked
     assert not list(tmp_path.iterdir())

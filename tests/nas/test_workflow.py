@@ -29,7 +29,7 @@ from nas.cli import main
 from nas.run import RunDirectory
 from nas.search import Evaluation, search
 from nas.train import initialise
-from search_spaces import Arch, SearchSpace, get_arch, litepose_native, read_arch
+from search_spaces import Arch, InputError, SearchSpace, get_arch, litepose_native, read_arch
 from supernet.checkpoint import export_research, load_network
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import predict_dataset
@@ -493,6 +493,92 @@ def test_searching_a_recipe_trains_it_first(box: Path, one_thread: None) -> None
     assert RunDirectory.open("runs/tiny").trained
     told = call("search", "tiny.yaml", "--evaluations", 2, "--json")
     assert told.json == found and "training" not in told.err
+
+
+@pytest.mark.parametrize(
+    "item", ["seed=7", "data.search_fraction=0.6", "train.epochs=99", "space.depths=[1]"]
+)
+def test_a_trained_run_keeps_what_it_was_trained_with(trained: Path, one_thread: None, item: str) -> None:
+    told = call("search", "run", "--evaluations", 2, "--set", item)
+    assert (
+        told.code == 2 and f"--set {item.split('=')[0]}: the supernet of 'run' is trained already" in told.err
+    )
+    assert not (trained / "search").exists()
+
+
+def test_emitting_leaves_out_studies_whose_aps_were_measured_otherwise(
+    trained: Path, one_thread: None
+) -> None:
+    assert call("search", "run", "--evaluations", 2, "--name", "own").code == 0
+    changed = ("--set", "evaluate.flip=true", "--name", "flip")
+    assert call("search", "run", "--evaluations", 2, *changed).code == 0
+    run = RunDirectory.open(trained)
+    for name, ap in (("own", 0.1), ("flip", 0.9)):
+        path = trained / "search" / name / "result.json"
+        value = json.loads(path.read_text())
+        for record in value["records"]:
+            record["ap"] = ap
+        path.write_text(json.dumps(value))
+    from nas.data import open_datasets
+    from nas.emitting import choose_record
+    from nas.searching import search_context
+
+    context = search_context(run, open_datasets(run.recipe))
+    assert choose_record(run, (), context=context)[1] == "own"
+    assert choose_record(run, (), "flip", context=context)[1] == "flip"
+    told = call("emit", "run", "-o", "net", "--json")
+    assert told.json["chosen"]["by"] == "search 'own'"
+    assert "the study 'flip' was made with another evaluation; it is left out" in told.err
+
+
+def test_budgets_are_held_against_the_present_table(trained: Path, one_thread: None) -> None:
+    space, target = tiny_space(), local_target("onnxruntime", 1)
+
+    def table(ms: float) -> None:
+        rows_ = dict.fromkeys(space.distinct_layers(), Row(ms, ms, ms, 9, "measured-here", "a test"))
+        LatencyTable(target=target, rows=rows_).save(trained / "tables" / f"{target.name}.csv")
+
+    table(0.1)
+    budget = ("--max-latency", f"100ms@{target.name}")
+    assert call("search", "run", "--evaluations", 2, "--name", "s", *budget).code == 0
+    table(50.0)
+    told = call("emit", "run", *budget, "-o", "net")
+    assert told.code == 2 and "no evaluated network meets the budget" in told.err
+    # Another target than the search's is priced just as well.
+    table(0.2)
+    assert call("search", "run", "--evaluations", 2, "--name", "m", "--max-macs", "1G").code == 0
+    told = call("emit", "run", *budget, "--study", "m", "-o", "net", "--json")
+    assert told.json["latency"][target.name]["high_ms"] <= 100
+
+
+def test_images_shared_under_another_file_name_are_refused(box: Path) -> None:
+    from nas.data import open_datasets
+    from nas.recipe import recipe_from_mapping
+
+    path = write_dataset(box / "people", 6, 0, size=(64, 64), people=(1, 1))
+    copied = path.with_name("copy.json")
+    copied.write_text(path.read_text())
+    source = {"annotations": str(path), "images": str(path.parent / "images")}
+    data = {"train": source, "val": {**source, "annotations": str(copied)}, "search_fraction": 0.5}
+    recipe = recipe_from_mapping({**tiny.RECIPE, "data": data}, "recipe", box)
+    with pytest.raises(InputError, match=r"the train and the val data share \d image files \(first '"):
+        open_datasets(recipe)
+
+
+def test_val_images_without_people_are_refused_before_training(box: Path) -> None:
+    from nas.data import open_datasets
+    from nas.recipe import recipe_from_mapping
+
+    sources = {}
+    for seed, name in enumerate(("train", "val")):
+        path = write_dataset(box / name, 6, seed, size=(64, 64), people=(1, 1))
+        sources[name] = {"annotations": str(path), "images": str(path.parent / "images")}
+    empty = json.loads(path.read_text())
+    path.write_text(json.dumps({**empty, "annotations": []}))
+    data = {**sources, "search_fraction": 0.5}
+    recipe = recipe_from_mapping({**tiny.RECIPE, "data": data}, "recipe", box)
+    with pytest.raises(InputError, match=r"data.val: annotation file '.*' shows no person with keypoints"):
+        open_datasets(recipe)
 
 
 def test_seed_archs_of_another_space_are_told(trained: Path, one_thread: None) -> None:

@@ -464,6 +464,29 @@ def test_without_validation_the_last_weights_are_the_best(tmp_path: Path) -> Non
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.network.state_dict().items())
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_lost_best_checkpoint_is_written_anew_by_resuming(tmp_path: Path, damage: str) -> None:
+    tiny.trainer(tmp_path, validate=tiny.weights_sum).run()
+    best = tmp_path / "checkpoints" / "best.safetensors"
+    scores = (tmp_path / "validation.csv").read_text()
+    if damage == "missing":
+        best.unlink()
+    else:
+        best.write_bytes(best.read_bytes()[:1000])
+    again = tiny.trainer(tmp_path, validate=tiny.weights_sum)
+    again.resume()
+    assert again.run().finished
+    assert read_tensors(best)[1]["step"] == 12
+    assert (tmp_path / "validation.csv").read_text() == scores
+
+
+def test_annotations_changed_in_place_are_another_training(tmp_path: Path) -> None:
+    tiny.trainer(tmp_path, epochs=1).run()
+    other = Trainer(tiny.supernet(), tiny.people(6, seed=2), tiny.config(epochs=1), seed=0, folder=tmp_path)
+    with pytest.raises(RunError, match=r"images is 6 \(\w{12}\)"):
+        other.resume()
+
+
 def test_training_goes_on_in_training_mode_after_a_validation(tmp_path: Path) -> None:
     def validate(network: nn.Module) -> dict[str, float]:
         network.eval()

@@ -76,6 +76,39 @@ class TestReading:
         assert first.mask.all()
         np.testing.assert_array_equal(second.joints, [[[0, 0, 0], [0, 0, 0], [50, 30, 2]]])
 
+    @pytest.mark.parametrize(
+        ("box", "masked"),
+        [([-50, -50, 20, 20], 0), ([-50, 10, 20, 20], 0), ([-5, -5, 10, 10], 36), ([500, 500, 9, 9], 0)],
+    )
+    def test_boxes_beyond_the_image_mask_only_what_they_cover(
+        self, folder: Path, box: list[int], masked: int
+    ) -> None:
+        value = content()
+        value["annotations"] = [{"id": 3, "image_id": 4, "category_id": 9, "bbox": box}]
+        assert (~open_file(folder, value).load(1).mask).sum() == masked
+
+    def test_joints_far_outside_any_image_are_refused(self, folder: Path) -> None:
+        value = content()
+        value["annotations"][0]["keypoints"][0] = 1e300
+        with pytest.raises(InputError, match=r"annotation 1 has joint 0 at \[1e\+300, 4.0\], far outside"):
+            open_file(folder, value)
+
+    def test_fingerprints_follow_people_and_images(self, folder: Path) -> None:
+        whole = open_file(folder, content())
+        assert whole.fingerprint == open_file(folder, content()).fingerprint
+        assert whole.subset([2]).fingerprint != whole.fingerprint
+        assert whole.subset([2, 4]).fingerprint == whole.fingerprint
+        moved = content()
+        moved["annotations"][0]["keypoints"][0] = 3.5
+        assert open_file(folder, moved).fingerprint != whole.fingerprint
+
+    def test_files_are_told_by_their_true_paths(self, folder: Path) -> None:
+        data = open_file(folder, content())
+        (folder / "link").symlink_to(folder, target_is_directory=True)
+        linked = PoseDataset(folder / "annotations.json", folder / "link")
+        assert data.files() == linked.files() == {folder.resolve() / n: n for n in ("a.png", "b.png")}
+        assert many(2).files() == {}
+
     def test_crowds_and_people_without_joints_are_masked(self, folder: Path) -> None:
         mask = open_file(folder, content()).load(1).mask
         expected = np.ones((40, 60), np.bool_)
