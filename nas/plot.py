@@ -317,6 +317,9 @@ def _front_panel(
     panel.set_xlabel(objective.label)
     panel.set_ylabel("AP")
     _limits(panel, result, objective, budgets, named)
+    if objective == MACS and panel.get_xlim()[1] * objective.scale <= 1e8:
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value * 1e3:g}")
+        panel.set_xlabel("MACs (M)")
     _price_only(panel, result, objective)
     _budget_lines(panel, objective, budgets)
     for name, item in named.items():
@@ -407,7 +410,7 @@ def _callout(
     # Left of and above a network on the front nothing is drawn; where that leaves no room, right and above.
     left = (spot[0] - low) / (high - low) > 0.36
     # A lower one hangs below its spot, where a higher one's text cannot reach.
-    away = ((-24, 4) if left else (18, 16)) if first else ((-24, -14) if left else (18, -14))
+    away = ((-24, 4) if left else (18, 16)) if first else ((-24, -58) if left else (18, -58))
     panel.annotate(
         text, spot, xytext=away, textcoords="offset points", va="bottom" if first else "top",
         ha="right" if left else "left", fontsize=8.5, color=_CHOSEN, zorder=9, linespacing=1.35,
