@@ -469,7 +469,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise RunError(
                     f"the {what} is {value} at step {step + 1}; earlier checkpoints are kept."
-                    " Lower train.learning_rate or set train.clip_norm, and start anew"
+                    " Lower train.learning_rate or set train.clip_norm, and start anew with another --output"
                 )
         self.optimizer.step()
         self._move_average(step)
