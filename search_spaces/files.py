@@ -161,7 +161,11 @@ _MOST_BITS = 4096
 def parse_yaml(text: str, where: str) -> Any:
     """Return the YAML value in ``text`` (safe subset); errors name ``where`` and the line (InputError)."""
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""

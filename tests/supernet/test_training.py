@@ -227,8 +227,8 @@ def test_a_step_runs_its_archs_and_no_others(tmp_path: Path, rule: str, runs: in
     assert len(ran) == 3 * runs
 
 
-def test_gradients_of_a_sandwich_are_the_mean_over_its_archs(tmp_path: Path) -> None:
-    trainer = tiny.trainer(tmp_path, rule="sandwich", random_archs=1, images=2, epochs=1)
+def last_gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Train to the end; return every parameter's gradient of the last step, 0 where it had none."""
     found: dict[str, Tensor] = {}
 
     def keep(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -237,7 +237,20 @@ def test_gradients_of_a_sandwich_are_the_mean_over_its_archs(tmp_path: Path) -> 
 
     trainer.optimizer.register_step_pre_hook(keep)
     trainer.run()
+    return found
 
+
+def assert_gradients(network: nn.Module, found: dict[str, Tensor]) -> None:
+    for name, p in network.named_parameters():
+        expected = torch.zeros_like(p) if p.grad is None else p.grad
+        scale = float(expected.abs().max()) + 1e-9
+        assert torch.allclose(found[name] / scale, expected / scale, atol=1e-4), name
+    assert any(float(g.abs().max()) > 0 for g in found.values())
+
+
+def test_gradients_of_a_sandwich_are_the_mean_over_its_archs(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, rule="sandwich", random_archs=1, images=2, epochs=1)
+    found = last_gradients(trainer)
     network: Any = tiny.supernet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     resolution, archs = step_archs(trainer.space, 0, 0, trainer.steps, trainer.config)
@@ -247,25 +260,13 @@ def test_gradients_of_a_sandwich_are_the_mean_over_its_archs(tmp_path: Path) -> 
     total = sum(pose_loss(network(batch.images, arch), batch, trainer.config.loss)["total"] for arch in archs)
     assert isinstance(total, Tensor)
     (total / 3).backward()  # type: ignore[no-untyped-call]
-    for name, p in network.named_parameters():
-        expected = torch.zeros_like(p) if p.grad is None else p.grad
-        scale = float(expected.abs().max()) + 1e-9
-        assert torch.allclose(found[name] / scale, expected / scale, atol=1e-4), name
-    assert any(float(g.abs().max()) > 0 for g in found.values())
+    assert_gradients(network, found)
 
 
 def test_gradients_of_shards_are_the_batch_s_where_each_shard_normalises_alone(tmp_path: Path) -> None:
     """Against the definition: the parts one after the other, weighed by their sizes."""
     trainer = tiny.trainer(tmp_path, images=5, batch_size=5, shards=2, rule="uniform", epochs=1)
-    found: dict[str, Tensor] = {}
-
-    def keep(optimizer: Any, args: Any, kwargs: Any) -> None:
-        for name, p in trainer.network.named_parameters():
-            found[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
-
-    trainer.optimizer.register_step_pre_hook(keep)
-    trainer.run()
-
+    found = last_gradients(trainer)
     network: Any = tiny.supernet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     resolution, (arch,) = step_archs(trainer.space, 0, 0, 1, trainer.config)
@@ -277,11 +278,7 @@ def test_gradients_of_shards_are_the_batch_s_where_each_shard_normalises_alone(t
             len(part) / 5
         )
     total.backward()  # type: ignore[no-untyped-call]
-    for name, p in network.named_parameters():
-        expected = torch.zeros_like(p) if p.grad is None else p.grad
-        scale = float(expected.abs().max()) + 1e-9
-        assert torch.allclose(found[name] / scale, expected / scale, atol=1e-4), name
-    assert any(float(g.abs().max()) > 0 for g in found.values())
+    assert_gradients(network, found)
     assert float(rows(tmp_path / "metrics.csv")[0]["total"]) == pytest.approx(float(total.detach()), rel=1e-4)
 
 
