@@ -32,7 +32,7 @@ from search_spaces import SearchSpace, arch_from_json
 from search_spaces.files import write_bytes, write_json
 from supernet.checkpoint import load_network
 from supernet.pose.draw import contact_sheet, draw_people
-from supernet.pose.evaluate import predict_dataset
+from supernet.pose.inference import predict_dataset
 from supernet.registry import build_supernet
 
 __all__ = ["demo_recipe", "run_demo"]

@@ -19,7 +19,8 @@ from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 from supernet.checkpoint import import_research, load_network, save_network
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import EvalConfig, evaluate
+from supernet.pose.evaluate import evaluate
+from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
 
 __all__ = ["OnnxNetwork", "evaluate_model", "import_model", "load_model"]

@@ -10,7 +10,7 @@ from nas.config import apply_overrides, build, to_plain
 from search_spaces import InputError, SearchSpace, get_arch, space_from_config
 from search_spaces.files import check_keys, read_yaml
 from supernet.pose.decode import GroupingConfig
-from supernet.pose.evaluate import EvalConfig
+from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.synthetic import MAX_FIGURES
 from supernet.training import TrainConfig
@@ -139,7 +139,7 @@ class EvaluateConfig:
     Attributes
     ----------
     flip, project, batch_size, multiple, max_detections, grouping
-        See :class:`supernet.pose.evaluate.EvalConfig`.
+        See :class:`supernet.pose.maps.EvalConfig`.
     protocol
         ``coco`` or ``crowdpose``.
     images

@@ -14,7 +14,9 @@ from search_spaces import Arch, InputError
 from supernet.base import Subnet, Supernet
 from supernet.bn import recalibrate
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import EvalConfig, EvalResult, ScoringProtocol, evaluate
+from supernet.pose.evaluate import EvalResult, evaluate
+from supernet.pose.maps import EvalConfig
+from supernet.pose.metrics import ScoringProtocol
 from supernet.pose.transforms import Augmentation, augment, normalise
 
 __all__ = ["CalibrationImages", "SubnetEvaluator"]

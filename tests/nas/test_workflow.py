@@ -32,7 +32,7 @@ from nas.train import initialise
 from search_spaces import Arch, InputError, SearchSpace, get_arch, litepose_native, read_arch
 from supernet.checkpoint import export_research, load_network
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import predict_dataset
+from supernet.pose.inference import predict_dataset
 from supernet.pose.skeleton import Skeleton, get_skeleton
 from supernet.pose.synthetic import write_dataset
 from supernet.registry import build_network, build_supernet

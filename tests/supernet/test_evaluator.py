@@ -21,7 +21,8 @@ from supernet.checkpoint import load_network, save_network
 from supernet.evaluator import CalibrationImages, SubnetEvaluator
 from supernet.export import export_onnx
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import EvalConfig, evaluate
+from supernet.pose.evaluate import evaluate
+from supernet.pose.maps import EvalConfig
 from supernet.pose.transforms import Augmentation
 from tests.supernet import tiny
 from tests.supernet.networks import randomise

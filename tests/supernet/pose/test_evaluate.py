@@ -24,7 +24,10 @@ from torch.nn import functional
 from search_spaces.errors import InputError
 from supernet.checkpoint import import_research
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import EvalConfig, evaluate, keypoint_ap, predict_dataset, predict_maps
+from supernet.pose.evaluate import evaluate
+from supernet.pose.inference import predict_dataset
+from supernet.pose.maps import EvalConfig, predict_maps
+from supernet.pose.metrics import keypoint_ap
 from supernet.pose.skeleton import COCO17, CROWDPOSE14, Skeleton
 from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_for_eval
 
