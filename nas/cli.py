@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
+from nas.data_cli import data_app
 from search_spaces import Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
 from search_spaces.litepose import litepose_extended, litepose_native
 
@@ -40,6 +41,7 @@ app = typer.Typer(
     30ms@TARGET` → `nas emit RUN`.
     """,
 )
+app.add_typer(data_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Sets = Annotated[
@@ -675,10 +677,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _usage(error: Any) -> str:
     """Return an error of the option parser's as one line."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # `nas` alone
-        return "a command is needed; see 'nas --help'"
     context = getattr(error, "ctx", None)
     command = "nas" if context is None else context.command_path
+    if type(error).__name__ == "NoArgsIsHelpError":  # `nas` or `nas data` alone
+        return f"a command is needed; see '{command} --help'"
     return f"{error.format_message().rstrip('.')}; see '{command} --help'"
 
 

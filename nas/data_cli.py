@@ -1,0 +1,71 @@
+"""The ``nas data`` commands: check data sets, fetch the public ones. Thin, like :mod:`nas.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["data_app"]
+
+data_app = typer.Typer(
+    name="data",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Check data sets, and fetch the public ones.",
+)
+
+
+@data_app.command()
+def check(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANNOTATIONS|RECIPE|RUN",
+            help="A COCO-format .json; or a recipe .yaml or a run directory: all its data sets.",
+        ),
+    ],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for a .json.")] = None,
+    skeleton: Annotated[
+        str | None,
+        typer.Option(help="Joints that you want to train: a known skeleton or a file; default: the file's."),
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="The category to check, where several have keypoints.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER.json", help="Another data set, such as val: what both show is told."),
+    ] = None,
+    against_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for report.json, a contact sheet and histograms."),
+    ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels/--no-pixels", help="Decode every image, or only see that it is there.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """What is wrong with a data set, and what is in it. Exit code 1 if training would be refused or wrong.
+
+    Every problem is listed with its count and the first examples, whatever else is wrong.
+
+    Example: nas data check data/train.json --images data/train --output checked
+    """
+    from nas.checking import run_check
+
+    run_check(
+        source,
+        images=images,
+        skeleton=skeleton,
+        category=category,
+        against=against,
+        against_images=against_images,
+        output=output,
+        pixels=pixels,
+        as_json=as_json,
+    )
