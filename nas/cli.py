@@ -41,7 +41,7 @@ app = typer.Typer(
     30ms@TARGET` → `nas emit RUN`.
     """,
 )
-app.add_typer(data_app)
+app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Sets = Annotated[

@@ -10,7 +10,6 @@ import typer
 __all__ = ["data_app"]
 
 data_app = typer.Typer(
-    name="data",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Check data sets, and fetch the public ones.",
