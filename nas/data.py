@@ -16,12 +16,15 @@ __all__ = ["Datasets", "open_datasets", "open_source"]
 
 @dataclass(frozen=True)
 class Datasets:
-    """The three parts of a recipe's data.
+    """The four parts of a recipe's data.
 
     Attributes
     ----------
     train
-        For training and BN recalibration.
+        For training.
+    calibrate
+        For BN recalibration: images that were held out of training, filled up from it where they are fewer
+        than ``evaluate.calibration_images``.
     search
         For choosing checkpoints and networks; shares no image with ``train``.
     val
@@ -29,6 +32,7 @@ class Datasets:
     """
 
     train: PoseDataset
+    calibrate: PoseDataset
     search: PoseDataset
     val: PoseDataset
 
@@ -52,6 +56,12 @@ def open_source(source: DataSource, skeleton: Skeleton | None = None) -> PoseDat
     return PoseDataset(source.annotations, source.images, skeleton, category=source.category)
 
 
+def _filled(part: PoseDataset, whole: PoseDataset, others: PoseDataset, count: int) -> PoseDataset:
+    """Return ``part`` with images of ``others`` added up to ``count``; all are images of ``whole``."""
+    lacking = max(0, count - len(part))
+    return whole.subset([*part.ids, *others.ids[:lacking]]) if lacking else part
+
+
 def open_datasets(recipe: Recipe) -> Datasets:
     """Return the recipe's data sets.
 
@@ -61,31 +71,44 @@ def open_datasets(recipe: Recipe) -> Datasets:
         If a file is missing or malformed, or the parts do not fit together.
     """
     wanted = None if recipe.data.skeleton is None else get_skeleton(recipe.data.skeleton)
-    train = open_source(recipe.data.train, wanted)
-    if recipe.data.search is not None:
-        search = open_source(recipe.data.search, train.skeleton)
-    else:
-        held = recipe.data.search_fraction
-        parts = train.split({"train": 1 - held, "search": held}, recipe.seed)
-        train, search = parts["train"], parts["search"]
+    whole = open_source(recipe.data.train, wanted)
+    shares = {"calibrate": recipe.data.calibrate_fraction}
+    if recipe.data.search is None:
+        shares["search"] = recipe.data.search_fraction
+    shares = {name: share for name, share in shares.items() if share > 0}
+    # Of a few images a small share may be none; calibration then has the training images alone.
+    parts = whole.split(
+        {"train": 1 - sum(shares.values()), **shares}, recipe.seed, may_be_empty={"calibrate"}
+    )
+    train = parts["train"]
+    search = (
+        parts["search"] if recipe.data.search is None else open_source(recipe.data.search, whole.skeleton)
+    )
     limit = recipe.evaluate.images
     search = search.with_people()
     if limit is not None and limit < len(search):
         search = search.subset(search.ids[:limit])
     train = train.with_people()
+    calibrate = _filled(
+        parts.get("calibrate", whole.subset(())).with_people(),
+        whole,
+        train,
+        recipe.evaluate.calibration_images,
+    )
     for name, part in (("train", train), ("search", search)):
         if len(part) == 0:
             raise InputError(f"the {name} images show no person with keypoints")
     val = open_source(recipe.data.val, train.skeleton)
     if len(val.with_people()) == 0:
         raise InputError(f"data.val: {val.where} shows no person with keypoints, so AP is undefined")
-    parts = {"train": train, "search": search, "val": val}
-    for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
-        files = first.files()
-        both = sorted(files[path] for path in files.keys() & second.files().keys())
+    # What is learned from, in whatever way, against what is measured on.
+    learned = {**train.files(), **calibrate.files()}
+    named = (("train", learned), ("search", search.files()), ("val", val.files()))
+    for (one, first), (other, second) in itertools.combinations(named, 2):
+        both = sorted(first[path] for path in first.keys() & second.keys())
         if both:
             raise InputError(
                 f"the {one} and the {other} data share {len(both)} image files (first '{both[0]}'):"
                 " AP would be measured on images that were learned from; keep them apart"
             )
-    return Datasets(train, search, val)
+    return Datasets(train, calibrate, search, val)

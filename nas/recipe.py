@@ -100,13 +100,16 @@ class DataConfig:
     Attributes
     ----------
     train
-        For training and BN recalibration.
+        For training and, held out of it, BN recalibration and choosing.
     val
         For the figures that are reported; nothing is ever chosen by them.
     search
         For choosing checkpoints and networks. By default ``search_fraction`` of ``train`` is held out for it.
     search_fraction
         Share of ``train`` held out where ``search`` is not given.
+    calibrate_fraction
+        Share of ``train`` held out for BN recalibration. Where that is fewer than
+        ``evaluate.calibration_images``, training images fill up; 0 takes training images alone.
     skeleton
         Name or file of the joints that the network predicts; by default those of ``train``. Joints that a
         data set lacks are masked in loss and evaluation.
@@ -116,11 +119,21 @@ class DataConfig:
     val: DataSource
     search: DataSource | None = None
     search_fraction: float = 0.2
+    calibrate_fraction: float = 0.05
     skeleton: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.search_fraction < 1:
             raise InputError(f"data.search_fraction lies between 0 and 1, not {self.search_fraction}")
+        if not 0 <= self.calibrate_fraction < 1:
+            raise InputError(
+                f"data.calibrate_fraction lies in 0..1 (1 excluded), not {self.calibrate_fraction}"
+            )
+        if self.search is None and self.search_fraction + self.calibrate_fraction >= 1:
+            raise InputError(
+                f"data.search_fraction ({self.search_fraction}) and data.calibrate_fraction"
+                f" ({self.calibrate_fraction}) leave no images to train on"
+            )
         sources = {"train": self.train, "val": self.val, "search": self.search}
         for name, other in (("train", "val"), ("train", "search"), ("search", "val")):
             first, second = sources[name], sources[other]

@@ -99,7 +99,7 @@ def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
         "supernet": _fingerprint(run.best),
         "evaluation": str(to_plain(run.recipe.evaluate)),
         "images": f"{len(data.search)} of {data.search.where} ({data.search.fingerprint})",
-        "calibration": f"{data.train.where} ({data.train.fingerprint})",
+        "calibration": f"{len(data.calibrate)} of {data.calibrate.where} ({data.calibrate.fingerprint})",
     }
 
 

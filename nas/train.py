@@ -81,7 +81,7 @@ def make_evaluator(
     return SubnetEvaluator(
         supernet,
         CalibrationImages(
-            data.train, recipe.evaluate.calibration_images, recipe.seed, recipe.train.augmentation
+            data.calibrate, recipe.evaluate.calibration_images, recipe.seed, recipe.train.augmentation
         ),
         data.search if on == "search" else data.val,
         recipe.evaluate.at(64),

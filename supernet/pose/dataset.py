@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -331,7 +331,9 @@ class PoseDataset:
         """Return the data set of the images that show at least one labelled person."""
         return self.subset(image_id for index, image_id in enumerate(self.ids) if len(self.joints(index)))
 
-    def split(self, fractions: Mapping[str, float], seed: int) -> dict[str, Self]:
+    def split(
+        self, fractions: Mapping[str, float], seed: int, may_be_empty: Collection[str] = ()
+    ) -> dict[str, Self]:
         """Divide the images at random; an image's part depends on its id and the seed only.
 
         Adding or removing images never moves others. The sizes are therefore near the fractions, not equal.
@@ -342,11 +344,13 @@ class PoseDataset:
             Share of each part; where the sum is below 1 the rest is left out.
         seed
             Another seed divides differently.
+        may_be_empty
+            Parts for which no image at all is no error.
 
         Raises
         ------
         InputError
-            If a fraction is not positive, their sum exceeds 1, or a part would be empty.
+            If a fraction is not positive, their sum exceeds 1, or another part would be empty.
         """
         total = math.fsum(fractions.values())
         if not fractions or not all(share > 0 for share in fractions.values()) or total > 1 + 1e-9:
@@ -362,7 +366,7 @@ class PoseDataset:
             if place < len(names):
                 parts[names[place]].append(image_id)
         for name, ids in parts.items():
-            if not ids:
+            if not ids and name not in may_be_empty:
                 raise InputError(
                     f"split part '{name}' ({fractions[name]:g} of {len(self.ids)} images of {self.where}) "
                     "is empty; give it more, or take another seed"

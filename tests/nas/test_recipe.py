@@ -134,6 +134,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data__train__synthetic__size": [16, 96]}, "data.train.synthetic: 'size'"),
     ({"data__train__synthetic__people": [3, 1]}, "data.train.synthetic: 'people'"),
     ({"data__train__synthetic__people": [1, 99]}, "data.train.synthetic: 'people'"),
+    ({"data__calibrate_fraction": -0.1}, "data.calibrate_fraction lies in 0..1"),
+    ({"data__calibrate_fraction": 0.85}, "leave no images to train on"),
     ({"data__search_fraction": 1.0}, "data.search_fraction lies between 0 and 1, not 1.0"),
     ({"space__kind": "litepose-natve"}, "unknown kind 'litepose-natve'; did you mean 'litepose-native'?"),
     ({"space": {}}, "unknown kind 'None'"),

@@ -26,6 +26,7 @@ from latency_tables import LatencyPredictor, LatencyTable, Target, find_table, l
 from latency_tables.table import Row
 from latency_tables.target import available_threads
 from nas.cli import main
+from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.search import Evaluation, search
 from nas.train import initialise
@@ -482,7 +483,7 @@ def test_ap_is_measured_on_held_out_images_and_statistics_come_from_training_one
     for part, held_out in (("search", data.search), ("val", data.val)):
         evaluator = make_evaluator(run, data, open_supernet(run, tiny_space()), on=part)
         assert evaluator.dataset is held_out
-        assert evaluator.calibration.dataset is data.train
+        assert evaluator.calibration.dataset is data.calibrate
         assert len(evaluator.calibration) == run.recipe.evaluate.calibration_images
 
 
@@ -551,9 +552,51 @@ def test_budgets_are_held_against_the_present_table(trained: Path, one_thread: N
     assert told.json["latency"][target.name]["high_ms"] <= 100
 
 
+def split_recipe(box: Path, images: int, calibration_images: int, **data: object) -> Recipe:
+
+    sources = {
+        name: {"synthetic": {"images": count, "seed": seed, "size": [64, 64], "people": [1, 1]}}
+        for seed, (name, count) in enumerate((("train", images), ("val", 4)))
+    }
+    evaluate = {**tiny.RECIPE["evaluate"], "calibration_images": calibration_images}
+    mapping = {**tiny.RECIPE, "data": {**sources, **data}, "evaluate": evaluate}
+    return recipe_from_mapping(mapping, "recipe", box)
+
+
+def test_training_images_are_divided_into_three_parts_for_good(box: Path) -> None:
+    from nas.data import open_datasets
+
+    data = open_datasets(split_recipe(box, 200, 10, calibrate_fraction=0.2))
+    parts = [set(part.ids) for part in (data.train, data.calibrate, data.search)]
+    assert set.union(*parts) == set(range(1, 201))
+    assert sum(map(len, parts)) == 200
+    assert [len(part) / 200 for part in parts] == pytest.approx([0.6, 0.2, 0.2], abs=0.1)
+    # The same in every process; what is held out for the search does not depend on the calibration's share.
+    again = open_datasets(split_recipe(box, 200, 10, calibrate_fraction=0.2))
+    assert (again.train.ids, again.calibrate.ids, again.search.ids) == (
+        data.train.ids,
+        data.calibrate.ids,
+        data.search.ids,
+    )
+    other = open_datasets(split_recipe(box, 200, 10))
+    assert other.search.ids == data.search.ids
+    assert set(other.calibrate.ids) < set(data.calibrate.ids)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.05])
+def test_few_calibration_images_are_filled_up_from_the_training_ones(box: Path, fraction: float) -> None:
+    from nas.data import open_datasets
+
+    data = open_datasets(split_recipe(box, 60, 20, calibrate_fraction=fraction))
+    assert len(data.calibrate) == 20
+    assert not set(data.calibrate.ids) & set(data.search.ids)
+    held = set(data.calibrate.ids) - set(data.train.ids)
+    assert bool(held) == (fraction == 0.05)
+    assert held | set(data.train.ids) | set(data.search.ids) == set(range(1, 61))
+
+
 def test_images_shared_under_another_file_name_are_refused(box: Path) -> None:
     from nas.data import open_datasets
-    from nas.recipe import recipe_from_mapping
 
     path = write_dataset(box / "people", 6, 0, size=(64, 64), people=(1, 1))
     copied = path.with_name("copy.json")
@@ -567,7 +610,6 @@ def test_images_shared_under_another_file_name_are_refused(box: Path) -> None:
 
 def test_val_images_without_people_are_refused_before_training(box: Path) -> None:
     from nas.data import open_datasets
-    from nas.recipe import recipe_from_mapping
 
     sources = {}
     for seed, name in enumerate(("train", "val")):
