@@ -232,7 +232,8 @@ def _train(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
     data = prepared.data
     run = RunDirectory.create(folder, recipe)
     note(
-        f"{len(data.train)} training, {len(data.calibrate)} calibration, {len(data.search)} search and {len(data.val)} val images,"
+        f"{len(data.train)} training, {len(data.calibrate)} calibration, {len(data.search)} search and"
+        f" {len(data.val)} val images,"
         f" {len(data.skeleton)} joints; run directory {run.folder}"
     )
     with run.locked(), progress_bar("training") as bar:

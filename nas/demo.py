@@ -135,7 +135,8 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
         data = open_datasets(run.recipe)
     space = run.recipe.build_space(data.skeleton)
     note(
-        f"    {len(data.train)} training, {len(data.calibrate)} calibration, {len(data.search)} search and {len(data.val)} val images;"
+        f"    {len(data.train)} training, {len(data.calibrate)} calibration, {len(data.search)} search and"
+        f" {len(data.val)} val images;"
         f" {space.count():,} networks in the space"
     )
     with clock.part("train", "training the supernet once"):
