@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -14,7 +13,7 @@ from typing import Any, TextIO
 
 from latency_tables.timing import Samples
 from search_spaces.errors import RunError
-from search_spaces.files import read_text
+from search_spaces.files import locked, make_folder, read_text
 
 _SYNC_EVERY_S = 1.0
 
@@ -129,18 +128,9 @@ def open_journal(path: Path, header: Mapping[str, Any]) -> Iterator[Journal]:
     RunError
         If another process holds it, if its header differs, if it is damaged, or if it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write the journal '{path}': {error.strerror}") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"another process is profiling into '{path}': wait for it, or choose another folder"
-            ) from None
+    make_folder(path.parent)
+    busy = f"another process is profiling into '{path}': wait for it, or choose another folder"
+    with locked(path, busy) as stream:
         lines, torn = _complete_lines(path)
         if torn:
             # A kill in the middle of a line: what was never complete is cut off before anything is appended.

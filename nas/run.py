@@ -14,7 +14,6 @@ Layout::
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import re
@@ -31,7 +30,7 @@ import numpy as np
 from nas.config import apply_overrides
 from nas.recipe import Recipe, recipe_from_mapping
 from search_spaces import InputError, RunError
-from search_spaces.files import read_yaml, write_json, write_yaml
+from search_spaces.files import locked, read_yaml, write_json, write_yaml
 
 __all__ = ["RunDirectory", "differences", "environment"]
 
@@ -155,17 +154,8 @@ class RunDirectory:
         RunError
             If another command is at work on it.
         """
-        try:
-            stream = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise RunError(f"cannot write to '{self.folder}': {error.strerror}") from None
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"another command is at work on '{self.folder}'; wait for it or stop it"
-                ) from None
+        busy = f"another command is at work on '{self.folder}'; wait for it or stop it"
+        with locked(self.folder / ".lock", busy):
             yield
 
     @property

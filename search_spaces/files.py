@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -17,6 +18,8 @@ from search_spaces.errors import InputError, RunError, did_you_mean
 __all__ = [
     "atomic_path",
     "check_keys",
+    "locked",
+    "make_folder",
     "parse_yaml",
     "read_json",
     "read_text",
@@ -26,6 +29,24 @@ __all__ = [
     "write_text",
     "write_yaml",
 ]
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make the folder ``path`` and those above it, where they are missing; return it.
+
+    Raises
+    ------
+    RunError
+        If that is not possible.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path}: {error.strerror}; check that it is a folder and writable"
+        ) from None
+    return path
 
 
 @contextmanager
@@ -41,8 +62,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         If the directory cannot be written to.
     """
     path = Path(path)
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
@@ -67,6 +88,42 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path, busy: str) -> Iterator[TextIO]:
+    """Hold the file ``path``, open to append and made if absent, against every other holder.
+
+    However the process ends, kill -9 included, the system releases it. The file stays: deleting it could
+    leave two processes holding two files of one name.
+
+    Parameters
+    ----------
+    path
+        The file; its folder must be there.
+    busy
+        What the error says while somebody else holds it.
+
+    Raises
+    ------
+    RunError
+        If it is held, or cannot be opened.
+    """
+    path = Path(path)
+    try:
+        stream = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot write to '{path}': {error.strerror}; check that its folder exists and is writable"
+        ) from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(busy) from None
+        except OSError as error:
+            raise RunError(f"cannot lock '{path}': {error.strerror}; take a folder on a local disk") from None
+        yield stream
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

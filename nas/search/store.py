@@ -14,7 +14,6 @@ Steps 1 and 2 are written as one batch, and so is each evaluation.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import warnings
@@ -33,6 +32,7 @@ from nas.search.evaluator import Evaluation
 from nas.search.objectives import Constraint, Objective
 from nas.search.pricing import Prices, key
 from search_spaces import Genotypes, RunError, SearchSpace
+from search_spaces.files import locked, make_folder
 
 Status = Literal["planned", "evaluated", "infeasible", "duplicate"]
 
@@ -95,21 +95,9 @@ def exclusive(path: Path) -> Iterator[None]:
     RunError
         If another process holds it, or the directory cannot be written to.
     """
-    lock = path.with_name(path.name + ".driver")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("a")
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {path.parent}: {error.strerror}; check that it is writable"
-        ) from None
-    with stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another process is searching in {path}: wait for it, or take another run"
-            ) from None
+    make_folder(path.parent)
+    busy = f"another process is searching in {path}: wait for it, or take another run"
+    with locked(path.with_name(path.name + ".driver"), busy):
         yield
 
 

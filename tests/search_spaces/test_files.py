@@ -1,9 +1,12 @@
 """Atomic files: the old content or the new, never half of it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from search_spaces import RunError
-from search_spaces.files import atomic_path, write_json, write_text
+from search_spaces.files import atomic_path, locked, make_folder, write_json, write_text
 
 
 def test_a_failing_writer_leaves_the_old_content_and_no_litter(tmp_path):
@@ -31,3 +34,50 @@ def test_nan_is_not_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"ap": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_has_one_holder_and_ends_with_its_block(tmp_path):
+    path = tmp_path / "lock"
+    with pytest.raises(ZeroDivisionError), locked(path, "busy"):
+        raise ZeroDivisionError
+    with locked(path, "busy") as stream:
+        stream.write("kept\n")
+        with pytest.raises(RunError, match=r"^somebody is at it$"), locked(path, "somebody is at it"):
+            pass
+    with locked(path, "busy") as stream:
+        stream.write("appended\n")
+    assert path.read_text() == "kept\nappended\n"
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="busy"), locked(tmp_path / "lock", "busy"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path / "lock", "busy"):
+        pass
+
+
+_HOLDER = """
+import sys, time
+from search_spaces.files import locked
+with locked(sys.argv[1], "busy"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_place_that_cannot_be_locked_or_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "absent" / "lock", tmp_path / "file" / "lock", tmp_path):
+        with pytest.raises(RunError, match="cannot write to"), locked(place, "busy"):
+            pass
+    with pytest.raises(RunError, match="cannot write to"):
+        make_folder(tmp_path / "file" / "below")
+    assert make_folder(tmp_path / "a" / "b").is_dir() and make_folder(tmp_path / "a" / "b").is_dir()
