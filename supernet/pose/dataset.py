@@ -5,27 +5,36 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
-from search_spaces.errors import InputError, did_you_mean
+from search_spaces.errors import InputError
 from search_spaces.files import read_json
+from supernet.pose.annotations import (
+    BOX_AREA,
+    choose_category,
+    person_area,
+    person_box,
+    read_crowd_flag,
+    read_file_name,
+    read_id,
+    read_image_size,
+    read_keypoints,
+    read_reference,
+    read_table,
+    region,
+)
 from supernet.pose.skeleton import Skeleton, joint_map
 
 __all__ = ["BOX_AREA", "PoseDataset", "PoseSample", "read_image"]
-
-_FARTHEST: Final = 1e6
-"""Pixels from the origin beyond which a joint is an error of the file."""
-BOX_AREA: Final = 0.53
-"""Area of a person as share of its box where a file gives no area (CrowdPose's evaluation)."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,14 @@ class _Image:
     """(annotations, J, 3)"""
 
 
-def read_image(path: str | Path, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+def read_image(
+    path: str | Path, height: int | None = None, width: int | None = None, *, upright: bool = False
+) -> NDArray[np.uint8]:
     """Decode an image file as RGB, uint8 (H, W, 3).
 
     Pixels are taken as stored, since COCO-style files annotate those; when that contradicts the size expected
-    and the orientation noted in the file explains it, the orientation is applied.
+    and the orientation noted in the file explains it, the orientation is applied. With ``upright`` it always
+    is: the picture as people see it. Gray becomes RGB, 16 bits become 8, transparency is left out.
 
     Raises
     ------
@@ -81,7 +93,8 @@ def read_image(path: str | Path, height: int | None = None, width: int | None = 
     except OSError as error:
         raise InputError(f"image '{path}' cannot be read: {error.strerror or error}") from None
     size: tuple[int, int] | None = None
-    for flags in (cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, cv2.IMREAD_COLOR_RGB):
+    readings = (cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, cv2.IMREAD_COLOR_RGB)
+    for flags in readings[1:] if upright else readings:
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
         except cv2.error:
@@ -177,8 +190,8 @@ class PoseDataset:
     ) -> None:
         self.where = where
         self._source = images
-        tables = _tables(content, where)
-        chosen = _choose_category(tables["categories"], category, where)
+        tables = {key: _rows(content, key, where) for key in ("images", "annotations", "categories")}
+        chosen = choose_category(tables["categories"], category, where)
         self.source_skeleton = Skeleton.from_category(chosen, where)
         self.skeleton = skeleton or self.source_skeleton
         mapping = joint_map(self.source_skeleton, self.skeleton)
@@ -196,7 +209,7 @@ class PoseDataset:
 
     def _check_images(self) -> None:
         if isinstance(self._source, Path):
-            missing = [i for i in self.ids if not (self._source / self._index[i].file_name).is_file()]
+            missing = [i for i in self.ids if not os.path.isfile(self._source / self._index[i].file_name)]
             if missing:
                 raise InputError(
                     f"{len(missing)} of {len(self.ids)} images of {self.where} are not in folder "
@@ -266,11 +279,12 @@ class PoseDataset:
         """Return the ``index``-th picture with its people; see :class:`PoseSample` and :meth:`load_image`."""
         image_id = self.ids[index]
         entry = self._index[image_id]
+        image = self.load_image(index)  # first: it shows that the size is real
         mask = np.ones((entry.height, entry.width), dtype=np.bool_)
         for annotation in entry.annotations:
             if annotation["iscrowd"] or annotation["num_keypoints"] == 0:
-                mask &= ~_region(annotation, entry.height, entry.width, self.where)
-        return PoseSample(self.load_image(index), self.joints(index), mask, image_id)
+                mask &= ~region(annotation, annotation["bbox"], entry.height, entry.width, self.where)
+        return PoseSample(image, self.joints(index), mask, image_id)
 
     def ground_truth(self, ids: Sequence[int] | None = None) -> dict[str, Any]:
         """Return COCO-format ground truth in the target skeleton, for evaluation.
@@ -374,202 +388,55 @@ class PoseDataset:
         return {name: self.subset(ids) for name, ids in parts.items()}
 
 
-def _tables(content: object, where: str) -> dict[str, list[dict[str, Any]]]:
-    if not isinstance(content, Mapping):
-        raise InputError(f"{where} must be a COCO-format mapping, not {type(content).__name__}")
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for key in ("images", "annotations", "categories"):
-        rows = content.get(key)
-        if rows is None:
-            raise InputError(
-                f"{where} lacks '{key}'; COCO keypoint files have images, annotations and categories"
-            )
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{where}: '{key}' must be a list of mappings")
-        tables[key] = rows
-    return tables
-
-
-def _choose_category(categories: list[dict[str, Any]], name: str | None, where: str) -> dict[str, Any]:
-    posed = {str(each.get("name", "")): each for each in categories if each.get("keypoints")}
-    if not posed:
-        raise InputError(f"{where}: no category has 'keypoints'; a keypoint file is needed, not one of boxes")
-    if name is not None:
-        if name not in posed:
-            raise InputError(f"{where} has no category '{name}' with keypoints{did_you_mean(name, posed)}")
-        chosen = posed[name]
-    elif len(posed) > 1:
-        raise InputError(
-            f"{where} has several categories with keypoints ({', '.join(posed)}); name the one to use"
-        )
-    else:
-        chosen = next(iter(posed.values()))
-    if not _is_int(chosen.get("id")):
-        raise InputError(
-            f"{where}: category '{chosen.get('name')}' needs an integer 'id', got {chosen.get('id')!r}"
-        )
-    return chosen
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _rows(content: object, key: str, where: str) -> list[Mapping[str, Any]]:
+    rows = [row for row in read_table(content, key, where) if isinstance(row, dict)]
+    if len(rows) < len(read_table(content, key, where)):
+        raise InputError(f"{where}: '{key}' must be a list of mappings")
+    return rows
 
 
 def _build_index(
-    tables: Mapping[str, list[dict[str, Any]]],
+    tables: Mapping[str, list[Mapping[str, Any]]],
     category_id: int,
     mapping: NDArray[np.int64],
     source_joints: int,
     where: str,
 ) -> dict[int, _Image]:
-    records: dict[int, dict[str, Any]] = {}
-    people: dict[int, list[dict[str, Any]]] = {}
+    records: dict[int, Mapping[str, Any]] = {}
     for record in tables["images"]:
-        image_id = record.get("id")
-        if not isinstance(image_id, int) or isinstance(image_id, bool):
-            raise InputError(f"{where}: an image needs an integer 'id', got {image_id!r}")
+        image_id = read_id(record, "an image", where)
         if image_id in records:
             raise InputError(f"{where}: image id {image_id} is there more than once")
-        if not isinstance(record.get("file_name"), str):
-            raise InputError(
-                f"{where}: image {image_id} needs a 'file_name', got {record.get('file_name')!r}"
-            )
-        for key in ("height", "width"):
-            if not _is_int(record.get(key)) or record[key] < 1:
-                raise InputError(
-                    f"{where}: image {image_id} needs a positive integer '{key}', got {record.get(key)!r}"
-                )
         records[image_id] = record
-        people[image_id] = []
+    people: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in records}
+    categories = {each["id"] for each in tables["categories"] if isinstance(each.get("id"), int)}
     seen: set[int] = set()
     for annotation in tables["annotations"]:
-        if annotation.get("category_id") != category_id:
+        if read_reference(annotation, "category_id", categories, "category", where) != category_id:
             continue
-        number = annotation.get("id")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError(f"{where}: an annotation needs an integer 'id', got {number!r}")
+        number = read_id(annotation, "an annotation", where)
         if number in seen:
             raise InputError(f"{where}: annotation id {number} is there more than once")
         seen.add(number)
-        if annotation.get("image_id") not in people:
-            raise InputError(
-                f"{where}: annotation {number} is of unknown image_id {annotation.get('image_id')!r}"
-            )
-        people[annotation["image_id"]].append(annotation)
+        people[read_reference(annotation, "image_id", people, "image", where)].append(annotation)
     index: dict[int, _Image] = {}
     for image_id, record in records.items():
         kept: list[dict[str, Any]] = []
         joints = np.zeros((len(people[image_id]), len(mapping), 3), dtype=np.float32)
         for row, annotation in zip(joints, people[image_id], strict=True):
-            source = _keypoints(annotation, source_joints, where)
+            source = read_keypoints(annotation, source_joints, where)
             row[:] = np.where((mapping >= 0)[:, None], source[mapping], 0)
-            kept.append(_checked(annotation, source, row, where))
-        joints.flags.writeable = False
-        index[image_id] = _Image(
-            record["file_name"], record["height"], record["width"], record, tuple(kept), joints
-        )
-    return index
-
-
-def _keypoints(annotation: Mapping[str, Any], joints: int, where: str) -> NDArray[np.float64]:
-    """Return the annotation's keypoints, (J, 3); all 0 where it has none."""
-    label = f"{where}: annotation {annotation['id']}"
-    values = annotation.get("keypoints")
-    if values is None:
-        return np.zeros((joints, 3))
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{label} has 'keypoints' that are not numbers") from None
-    if array.shape != (3 * joints,):
-        raise InputError(
-            f"{label} needs {3 * joints} keypoint values (x, y, v of {joints} joints), got {array.size}"
-        )
-    array = array.reshape(joints, 3)
-    if not np.isfinite(array).all():
-        raise InputError(
-            f"{label} has a keypoint that is not a finite number: joint {_first(~np.isfinite(array))}"
-        )
-    far = np.abs(array[:, :2]).max(axis=1, initial=0.0) > _FARTHEST
-    if far.any():
-        joint = int(np.flatnonzero(far)[0])
-        raise InputError(f"{label} has joint {joint} at {array[joint, :2].tolist()}, far outside any image")
-    wrong = ~np.isin(array[:, 2], (0, 1, 2))
-    if wrong.any():
-        joint = int(np.flatnonzero(wrong)[0])
-        raise InputError(f"{label} has visibility {array[joint, 2]:g} at joint {joint}; 0, 1 or 2 is needed")
-    return np.where(array[:, 2:] > 0, array, 0.0)
-
-
-def _first(flags: NDArray[np.bool_]) -> int:
-    return int(np.flatnonzero(flags.any(axis=-1))[0])
-
-
-def _checked(
-    annotation: Mapping[str, Any],
-    source: NDArray[np.float64],
-    joints: NDArray[np.float32],
-    where: str,
-) -> dict[str, Any]:
-    """Return the annotation with a sound box, area, crowd flag and count of labelled target joints."""
-    label = f"{where}: annotation {annotation['id']}"
-    box = annotation.get("bbox")
-    if box is None:
-        known = source[source[:, 2] > 0, :2]
-        if not len(known) and not annotation.get("segmentation"):
-            raise InputError(f"{label} has neither keypoints, nor 'bbox', nor 'segmentation'")
-        low, high = (known.min(axis=0), known.max(axis=0)) if len(known) else (np.zeros(2), np.zeros(2))
-        box = [float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])]
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(value, int | float) and math.isfinite(value) for value in box)
-        or min(box[2:]) < 0
-    ):
-        raise InputError(f"{label} needs a 'bbox' of x, y, width, height, got {box!r}")
-    area = annotation.get("area", box[2] * box[3] * BOX_AREA)
-    if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
-        raise InputError(f"{label} needs an 'area' of at least 0, got {area!r}")
-    return {
-        **annotation,
-        "bbox": box,
-        "area": area,
-        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-        "num_keypoints": int((joints[:, 2] > 0).sum()),
-    }
-
-
-def _region(annotation: Mapping[str, Any], height: int, width: int, where: str) -> NDArray[np.bool_]:
-    """Return the pixels of an annotation: its segmentation, or its box where it has none."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        x, y, box_width, box_height = annotation["bbox"]
-        region = np.zeros((height, width), dtype=np.bool_)
-        top, left = max(0, math.floor(y)), max(0, math.floor(x))
-        # A box that ends left of or above the image must not count from its far side.
-        bottom, right = max(0, math.ceil(y + box_height) + 1), max(0, math.ceil(x + box_width) + 1)
-        region[top:bottom, left:right] = True
-        return region
-    try:
-        if isinstance(segmentation, dict):
-            if tuple(segmentation["size"]) != (height, width):
-                raise ValueError(f"its size is {segmentation['size']}, the image's {[height, width]}")
-            counts = segmentation["counts"]
-            rle = (
-                coco_mask.frPyObjects(segmentation, height, width)
-                if isinstance(counts, list)
-                else segmentation
+            box = person_box(annotation, source, where)
+            kept.append(
+                {
+                    **annotation,
+                    "bbox": box,
+                    "area": person_area(annotation, box, where),
+                    "iscrowd": read_crowd_flag(annotation, where),
+                    "num_keypoints": int((row[:, 2] > 0).sum()),
+                }
             )
-        else:
-            polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
-            if not all(
-                p.ndim == 1 and p.size >= 6 and p.size % 2 == 0 and np.isfinite(p).all() for p in polygons
-            ):
-                raise ValueError("a polygon is a list of at least three x, y")
-            rle = coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], height, width))
-        return np.asarray(coco_mask.decode(rle), dtype=np.bool_)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{where}: annotation {annotation['id']} has a 'segmentation' that is neither polygons nor a run "
-            f"length code of the image: {error}"
-        ) from None
+        joints.flags.writeable = False
+        name, (height, width) = read_file_name(record, where), read_image_size(record, where)
+        index[image_id] = _Image(name, height, width, dict(record), tuple(kept), joints)
+    return index

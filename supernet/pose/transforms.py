@@ -27,6 +27,7 @@ __all__ = [
     "Augmentation",
     "augment",
     "eval_size",
+    "letterbox",
     "normalise",
     "resize_for_eval",
 ]
@@ -251,9 +252,40 @@ def resize_for_eval(
     height, width = image.shape[:2]
     out_height, out_width = eval_size(height, width, resolution, multiple)
     scale = out_width / width if width < height else out_height / height
+    return _centred(image, (out_height, out_width), scale)
+
+
+def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], AffineTransform]:
+    """Fit a whole picture into a fixed size, centred, with black bands where its aspect leaves a rest.
+
+    Networks exported for one input size see pictures like this. A picture of the size's aspect is scaled
+    as :func:`resize_for_eval` scales it.
+
+    Parameters
+    ----------
+    image
+        uint8 (H, W, 3).
+    size
+        (height, width) of the result, pixels.
+
+    Returns
+    -------
+    image
+        uint8 of that size.
+    back
+        Maps coordinates in the scaled picture to the original one.
+    """
+    return _centred(image, size, min(size[0] / image.shape[0], size[1] / image.shape[1]))
+
+
+def _centred(
+    image: NDArray[np.uint8], size: tuple[int, int], scale: float
+) -> tuple[NDArray[np.uint8], AffineTransform]:
+    """Scale a picture about its centre onto a canvas of (height, width); return it and the way back."""
+    height, width = image.shape[:2]
     center = (int(width / 2 + 0.5), int(height / 2 + 0.5))
-    forth = AffineTransform.about(center, (out_width / 2, out_height / 2), scale)
-    scaled = cv2.warpAffine(image, forth.matrix, (out_width, out_height), flags=cv2.INTER_LINEAR)
+    forth = AffineTransform.about(center, (size[1] / 2, size[0] / 2), scale)
+    scaled = cv2.warpAffine(image, forth.matrix, size[::-1], flags=cv2.INTER_LINEAR)
     return np.asarray(scaled, dtype=np.uint8), forth.inverse()
 
 

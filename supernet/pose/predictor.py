@@ -1,0 +1,158 @@
+"""People in single pictures, one at a time, as a camera or a folder of photos delivers them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from search_spaces.errors import InputError
+from supernet.pose.dataset import BOX_AREA
+from supernet.pose.inference import predict
+from supernet.pose.maps import EvalConfig
+from supernet.pose.skeleton import Skeleton
+from supernet.pose.transforms import AffineTransform, eval_size, letterbox
+
+__all__ = ["LONGEST", "Found", "PosePredictor", "person_boxes", "shown_joints"]
+
+LONGEST: Final = 16
+"""Sides of a picture may differ by this factor: a longer strip would ask for unreasonable memory."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The people in one picture.
+
+    Attributes
+    ----------
+    people
+        float64 (P, J, 3), best first: x, y in pixels of the picture (pixel centres at integers) and the
+        heatmap's value there.
+    scores
+        float64 (P,), falling.
+    seconds
+        Wall-clock time of ``prepare`` (resizing, normalising, mapping back), ``network`` (with resizing of
+        its maps) and ``decode`` (grouping).
+    """
+
+    people: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    seconds: dict[str, float]
+
+
+class _OnePicture:
+    """A picture as the data set that inference takes; its only id is 0."""
+
+    ids = (0,)
+
+    def __init__(self, image: NDArray[np.uint8], skeleton: Skeleton) -> None:
+        self._image = image
+        self.skeleton = skeleton
+        self.labelled = np.ones(len(skeleton), dtype=np.bool_)
+
+    def load_image(self, index: int) -> NDArray[np.uint8]:
+        return self._image
+
+    def ground_truth(self, ids: Sequence[int] | None = None) -> dict[str, Any]:
+        return {"info": {}, "images": [], "annotations": [], "categories": [{"id": 1}]}
+
+
+class PosePredictor:
+    """A network that finds people in one picture per call, as :func:`~supernet.pose.inference.predict` does.
+
+    Parameters
+    ----------
+    network
+        Returns ``(quarter, half)`` maps; it must lie on ``device``.
+    skeleton
+        The joints that it finds.
+    config
+        Resolution, flip test, grouping.
+    device
+        Where the network runs.
+    size
+        (height, width) of the only input that the network takes; pictures are fitted into it (see
+        :func:`~supernet.pose.transforms.letterbox`). By default it takes any, and pictures keep their
+        aspect.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        skeleton: Skeleton,
+        config: EvalConfig,
+        *,
+        device: str | torch.device = "cpu",
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.skeleton = skeleton
+        self.device = torch.device(device)
+        self.size = size
+        self.config = config if size is None else replace(config, resolution=min(size), multiple=1)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) at which the network sees a picture of that size."""
+        return self.size or eval_size(height, width, self.config.resolution, self.config.multiple)
+
+    def __call__(self, image: NDArray[np.uint8]) -> Found:
+        """Return the people in a picture, RGB uint8 (H, W, 3).
+
+        Raises
+        ------
+        InputError
+            If its sides are too unequal, or if the network's joints are not the skeleton's.
+        """
+        start = time.perf_counter()
+        height, width = image.shape[:2]
+        if self.size is None and max(height, width) > LONGEST * min(height, width):
+            raise InputError(
+                f"a picture of {width}x{height} pixels is too long: one side may be at most {LONGEST} times"
+                " the other; cut it into parts"
+            )
+        back: AffineTransform | None = None
+        if self.size is not None:
+            image, back = letterbox(image, self.size)
+        result = predict(
+            self.network, _OnePicture(image, self.skeleton), self.config, device=self.device, ids=(0,)
+        )
+        flat = np.array([each["keypoints"] for each in result.detections], dtype=np.float64)
+        people = flat.reshape(-1, len(self.skeleton), 3)
+        if back is not None:
+            people[..., :2] = back(people[..., :2])
+        scores = np.array([each["score"] for each in result.detections], dtype=np.float64)
+        whole = time.perf_counter() - start
+        seconds = {"network": result.seconds_network, "decode": result.seconds_decode}
+        return Found(people, scores, {"prepare": max(0.0, whole - sum(seconds.values())), **seconds})
+
+
+def shown_joints(people: NDArray[np.float64], height: int, width: int, threshold: float) -> NDArray[np.bool_]:
+    """Return which joints are sure enough to be shown: above the threshold and within the picture, (P, J).
+
+    Grouping fills in joints that it has not seen (``GroupingConfig.refine``); most of those have values
+    near 0. They help average precision, but should not be shown as found.
+    """
+    xy = people[..., :2]
+    inside = (xy >= -0.5) & (xy < np.array([width, height]) - 0.5)
+    return np.asarray((people[..., 2] > threshold) & inside.all(axis=-1))
+
+
+def person_boxes(people: NDArray[np.float64], shown: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the boxes around people's shown joints and their areas: x, y, width, height, area, (P, 5).
+
+    Boxes are at least a pixel wide and high; the area is :data:`~supernet.pose.dataset.BOX_AREA` of the box.
+    People without a shown joint get zeros.
+    """
+    boxes = np.zeros((len(people), 5))
+    for row, joints, known in zip(boxes, people, shown):
+        if known.any():
+            low, high = joints[known, :2].min(axis=0), joints[known, :2].max(axis=0)
+            size = np.maximum(high - low, 1.0)
+            row[:] = *low, *size, BOX_AREA * size.prod()
+    return boxes
