@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from search_spaces.errors import InputError
+from supernet.pose.scoring import CROWD_LEVELS, DetectedPeople, ScoringProtocol, TruePeople, read_people
 
 __all__ = ["ScoringProtocol", "keypoint_ap"]
-
-ScoringProtocol = Literal["coco", "crowdpose"]
 
 _COCO_STATS = (
     ("AP", "precision", None, "all"),
@@ -28,103 +26,37 @@ _COCO_STATS = (
     ("AR_large", "recall", None, "large"),
 )
 _CROWDPOSE_STATS = tuple(row for row in _COCO_STATS if row[3] == "all")
-_CROWD_LEVELS = (("AP_easy", 0.0, 0.2), ("AP_medium", 0.2, 0.8), ("AP_hard", 0.8, np.inf))
 
 
-def _number(entry: Mapping[str, Any], key: str, what: str) -> float:
-    value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise InputError(f"{what} needs a finite number as '{key}' to be evaluated, not {value!r}")
-    return float(value)
-
-
-def _box(entry: Mapping[str, Any], what: str) -> list[float]:
-    box = entry.get("bbox")
-    if not isinstance(box, list | tuple) or len(box) != 4:
-        raise InputError(f"{what} needs a 'bbox' [x, y, width, height] to be evaluated, not {box!r}")
-    return [float(value) for value in box]
-
-
-def _picked(entry: Mapping[str, Any], count: int, joints: Sequence[int], what: str) -> NDArray[np.float64]:
-    """Return the keypoints of ``joints`` as (len(joints), 3)."""
-    flat = entry.get("keypoints")
-    if flat is None or len(flat) != 3 * count:
-        raise InputError(
-            f"{what} must have {3 * count} keypoint numbers ({count} joints), "
-            f"not {'none' if flat is None else len(flat)}"
-        )
-    return np.asarray(flat, np.float64).reshape(count, 3)[list(joints)]
-
-
-def _reduced_truth(
-    truth: Mapping[str, Any], count: int, joints: Sequence[int], protocol: ScoringProtocol
-) -> dict[str, Any]:
-    """Return a copy of the ground truth with some joints and only what OKS evaluation reads."""
-    annotations = []
-    for number, annotation in enumerate(truth["annotations"], start=1):
-        what = f"annotation {annotation.get('id')}"
-        if "keypoints" in annotation:
-            keypoints = _picked(annotation, count, joints, what)
-        else:
-            keypoints = np.zeros((len(joints), 3))
-        box = _box(annotation, what)
-        crowd = bool(annotation.get("iscrowd", 0))
-        labelled = int((keypoints[:, 2] > 0).sum())
-        if annotation.get("num_keypoints") == 0 or annotation.get("ignore"):
-            labelled = 0
-        annotations.append(
-            {
-                "id": number,
-                "image_id": annotation["image_id"],
-                "category_id": annotation["category_id"],
-                "keypoints": keypoints.ravel().tolist(),
-                "num_keypoints": labelled,
-                "area": _number(annotation, "area", what) if protocol == "coco" else 0.53 * box[2] * box[3],
-                "bbox": box,
-                "iscrowd": int(crowd),
-            }
-        )
-    return {
-        "images": [dict(image) for image in truth["images"]],
-        "annotations": annotations,
-        "categories": [dict(category) for category in truth["categories"]],
-    }
-
-
-def _reduced_detections(
-    detections: Sequence[Mapping[str, Any]], count: int, joints: Sequence[int], truth: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return copies of the detections with some joints; without a box of their own they get their joints'."""
-    reduced = []
-    images = {image["id"] for image in truth["images"]}
-    categories = {category["id"] for category in truth["categories"]}
-    whole = list(joints) == list(range(count))
-    for number, detection in enumerate(detections, start=1):
-        what = f"detection {number}"
-        if detection.get("image_id") not in images:
-            raise InputError(f"{what} is on image {detection.get('image_id')}, which the ground truth lacks")
-        if detection.get("category_id") not in categories:
-            raise InputError(
-                f"{what} has category_id {detection.get('category_id')}, which the ground truth lacks"
-            )
-        keypoints = _picked(detection, count, joints, what)
-        score = _number(detection, "score", what)
-        if not np.isfinite(keypoints).all():
-            raise InputError(f"{what} has keypoints that are no finite numbers; drop it")
-        low, high = keypoints[:, :2].min(axis=0), keypoints[:, :2].max(axis=0)
-        box = [*low.tolist(), *(high - low).tolist()]
-        if whole and detection.get("bbox"):
-            box = _box(detection, what)
-        reduced.append(
-            {
-                "image_id": detection["image_id"],
-                "category_id": detection["category_id"],
-                "keypoints": keypoints.ravel().tolist(),
-                "score": score,
-                "bbox": box,
-            }
-        )
-    return reduced
+def _as_coco(truth: TruePeople, found: DetectedPeople) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return ground truth and detections in COCO's format, with only what OKS evaluation reads."""
+    annotations = [
+        {
+            "id": at + 1,
+            "image_id": int(truth.image_ids[truth.image[at]]),
+            "category_id": truth.category_id,
+            "keypoints": truth.keypoints[at].ravel().tolist(),
+            "num_keypoints": int(not truth.ignored[at]),  # 0 is all that matters
+            "area": float(truth.area[at]),
+            "bbox": truth.box[at].tolist(),
+            "iscrowd": int(truth.crowd[at]),
+        }
+        for at in range(len(truth.image))
+    ]
+    keypoints = np.pad(found.keypoints, ((0, 0), (0, 0), (0, 1))).reshape(len(found.image), -1)
+    detections = [
+        {
+            "image_id": int(truth.image_ids[found.image[at]]),
+            "category_id": truth.category_id,
+            "keypoints": keypoints[at].tolist(),
+            "score": float(found.score[at]),
+            "bbox": found.box[at].tolist(),
+        }
+        for at in range(len(found.image))
+    ]
+    images = [{"id": int(image_id)} for image_id in truth.image_ids]
+    categories = [{"id": truth.category_id}]
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
 
 
 def keypoint_ap(
@@ -165,67 +97,41 @@ def keypoint_ap(
     Raises
     ------
     InputError
-        If there is nobody to find, or if annotations, detections, sigmas and joints do not fit together.
+        If there is nobody to find, if there are several categories, or if annotations, detections, sigmas
+        and joints do not fit together.
     """
-    if protocol not in get_args(ScoringProtocol):
-        raise InputError(
-            f"the evaluation protocol is one of {', '.join(get_args(ScoringProtocol))}, not '{protocol}'"
-        )
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(ground_truth.get(key), list):
-            raise InputError(f"ground truth in COCO's format has a list '{key}'")
-    count = len(sigmas)
-    joints = list(range(count)) if joints is None else [int(joint) for joint in joints]
-    if not joints or not all(0 <= joint < count for joint in joints) or len(set(joints)) != len(joints):
-        raise InputError(f"the joints to be scored must be different ones of 0..{count - 1}, not {joints}")
-    truth = _reduced_truth(ground_truth, count, joints, protocol)
-    if not any(each["num_keypoints"] and not each["iscrowd"] for each in truth["annotations"]):
-        raise InputError(
-            f"the ground truth has no person with a labelled joint in its {len(truth['images'])} images"
-        )
-    images = {image["id"] for image in truth["images"]}
-    found = _reduced_detections(detections, count, joints, truth)
+    truth, found, scored = read_people(ground_truth, detections, sigmas, joints, protocol)
+    content, people = _as_coco(truth, found)
+    coco = COCO(content)
+    results = coco.loadRes(people)
 
-    coco = COCO(truth)
-    results = coco.loadRes(found)
-
-    def run(image_ids: Sequence[int]) -> COCOeval_faster:
+    def run(image_ids: NDArray[np.int64]) -> COCOeval_faster:
         runner = COCOeval_faster(
             coco,
             results,
             iouType="keypoints" if protocol == "coco" else "keypoints_crowd",
             print_function=_silent,
-            kpt_oks_sigmas=[float(sigmas[joint]) for joint in joints],
+            kpt_oks_sigmas=[float(sigmas[joint]) for joint in scored],
             use_area=True,  # for CrowdPose the box's area has been put in its place
         )
-        runner.params.imgIds = sorted(image_ids)
+        runner.params.imgIds = image_ids.tolist()
         runner.params.maxDets = [max_detections]
         runner.evaluate()
         runner.accumulate()
         return runner
 
-    runner = run(sorted(images))
+    runner = run(truth.image_ids)
     rows = _COCO_STATS if protocol == "coco" else _CROWDPOSE_STATS
     stats = {name: _mean(runner, what, threshold, area) for name, what, threshold, area in rows}
     if protocol == "crowdpose":
-        index = {image["id"]: _crowd_index(image) for image in truth["images"]}
-        for name, low, high in _CROWD_LEVELS:
-            level = [image_id for image_id, value in index.items() if low <= value < high]
-            stats[name] = _mean(run(level), "precision", None, "all") if level else -1.0
+        for level in CROWD_LEVELS:
+            part = truth.image_ids[truth.level(level)]
+            stats[f"AP_{level}"] = _mean(run(part), "precision", None, "all") if len(part) else -1.0
     return stats
 
 
 def _silent(*_: object) -> None:
     """Print nothing."""
-
-
-def _crowd_index(image: Mapping[str, Any]) -> float:
-    value = image.get("crowdIndex")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(
-            f"image {image.get('id')} needs a 'crowdIndex' under the crowdpose protocol, not {value!r}"
-        )
-    return float(value)
 
 
 def _mean(runner: COCOeval_faster, what: str, threshold: float | None, area: str) -> float:

@@ -1,0 +1,231 @@
+"""What scoring reads: annotated and detected people, checked once and held as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import InputError
+from supernet.pose.dataset import BOX_AREA
+
+__all__ = ["CROWD_LEVELS", "DetectedPeople", "ScoringProtocol", "TruePeople", "read_people"]
+
+ScoringProtocol = Literal["coco", "crowdpose"]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+CROWD_LEVELS: Final[Mapping[str, tuple[float, float]]] = {
+    "easy": (-np.inf, 0.2),
+    "medium": (0.2, 0.8),
+    "hard": (0.8, np.inf),
+}
+"""CrowdPose's levels: least ``crowdIndex`` of an image, and the first that is too large."""
+
+
+@dataclass(frozen=True)
+class TruePeople:
+    """P annotated people on I images.
+
+    Attributes
+    ----------
+    image_ids
+        Ids of the images, ascending: I of them, those without anybody among them.
+    crowd_index
+        (I,) under the CrowdPose protocol, else empty.
+    category_id
+        Of everybody.
+    image
+        (P,): each person's image as index into ``image_ids``. People stand in the file's order.
+    keypoints
+        (P, J, 3): x, y in pixels and v; a joint is labelled where v > 0.
+    area
+        (P,): the square of a person's scale, pixels^2.
+    box
+        (P, 4): x, y, width, height.
+    ignored
+        (P,): people who need not be found and do no harm if they are: crowds, nobody labelled.
+    crowd
+        (P,): regions that any number of detections may fall on.
+    """
+
+    image_ids: IntArray
+    crowd_index: FloatArray
+    category_id: int
+    image: IntArray
+    keypoints: FloatArray
+    area: FloatArray
+    box: FloatArray
+    ignored: BoolArray
+    crowd: BoolArray
+
+    def level(self, name: str) -> BoolArray:
+        """Return which images are of a CrowdPose level, (I,)."""
+        low, high = CROWD_LEVELS[name]
+        return (low <= self.crowd_index) & (self.crowd_index < high)
+
+
+@dataclass(frozen=True)
+class DetectedPeople:
+    """N detected people, in the order in which they were given.
+
+    Attributes
+    ----------
+    image
+        (N,): indices into :attr:`TruePeople.image_ids`.
+    keypoints
+        (N, J, 2): pixels.
+    score
+        (N,).
+    box
+        (N, 4): x, y, width, height, the detection's own or that of its joints.
+    """
+
+    image: IntArray
+    keypoints: FloatArray
+    score: FloatArray
+    box: FloatArray
+
+    @property
+    def area(self) -> FloatArray:
+        """(N,): what decides whether an unmatched detection is of a size that counts."""
+        return self.box[:, 2] * self.box[:, 3]
+
+
+def _number(entry: Mapping[str, Any], key: str, what: str) -> float:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise InputError(f"{what} needs a finite number as '{key}' to be evaluated, not {value!r}")
+    return float(value)
+
+
+def _box(entry: Mapping[str, Any], what: str) -> list[float]:
+    box = entry.get("bbox")
+    try:
+        numbers = [float(value) for value in box or ()]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or not np.isfinite(numbers).all():
+        raise InputError(f"{what} needs a 'bbox' [x, y, width, height] to be evaluated, not {box!r}")
+    return numbers
+
+
+def _keypoints(entry: Mapping[str, Any], count: int, joints: Sequence[int], what: str) -> FloatArray:
+    """Return the keypoints of ``joints`` as (len(joints), 3)."""
+    flat = entry.get("keypoints")
+    if not isinstance(flat, list | tuple | np.ndarray) or len(flat) != 3 * count:
+        raise InputError(
+            f"{what} must have {3 * count} keypoint numbers ({count} joints), "
+            f"not {len(flat) if isinstance(flat, list | tuple | np.ndarray) else 'none'}"
+        )
+    try:
+        keypoints = np.asarray(flat, np.float64).reshape(count, 3)[list(joints)]
+    except (TypeError, ValueError):
+        raise InputError(f"{what} has keypoints that are no numbers") from None
+    if not np.isfinite(keypoints).all():
+        raise InputError(f"{what} has keypoints that are no finite numbers; drop it")
+    return keypoints
+
+
+def _index_of(entry: Mapping[str, Any], known: Mapping[Any, int], category: int, what: str) -> int:
+    """Return the index of an entry's image."""
+    image = entry.get("image_id")
+    if isinstance(image, list | dict) or image not in known:
+        raise InputError(f"{what} is on image {image}, which the ground truth lacks")
+    if entry.get("category_id") != category:
+        raise InputError(f"{what} has category_id {entry.get('category_id')}, which the ground truth lacks")
+    return known[image]
+
+
+def _crowd_index(image: Mapping[str, Any]) -> float:
+    value = image.get("crowdIndex")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(
+            f"image {image.get('id')} needs a 'crowdIndex' under the crowdpose protocol, not {value!r}"
+        )
+    return float(value)
+
+
+def _true_people(
+    truth: Mapping[str, Any], count: int, joints: Sequence[int], protocol: ScoringProtocol
+) -> TruePeople:
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(truth.get(key), list):
+            raise InputError(f"ground truth in COCO's format has a list '{key}'")
+    if len(truth["categories"]) != 1:
+        raise InputError(f"people of one category are scored at a time, not of {len(truth['categories'])}")
+    category = truth["categories"][0]["id"]
+    images = sorted(truth["images"], key=lambda image: int(image["id"]))
+    known = {image["id"]: index for index, image in enumerate(images)}
+    if len(known) != len(images):
+        raise InputError(f"the ground truth's {len(images)} images have only {len(known)} different ids")
+    size = len(truth["annotations"])
+    image = np.zeros(size, np.int64)
+    keypoints = np.zeros((size, len(joints), 3))
+    area, box = np.zeros(size), np.zeros((size, 4))
+    ignored, crowd = np.zeros((2, size), np.bool_)
+    for at, annotation in enumerate(truth["annotations"]):
+        what = f"annotation {annotation.get('id')}"
+        image[at] = _index_of(annotation, known, category, what)
+        if "keypoints" in annotation:
+            keypoints[at] = _keypoints(annotation, count, joints, what)
+        box[at] = _box(annotation, what)
+        area[at] = (
+            _number(annotation, "area", what) if protocol == "coco" else BOX_AREA * box[at, 2] * box[at, 3]
+        )
+        crowd[at] = bool(annotation.get("iscrowd", 0))
+        labelled = annotation.get("num_keypoints") != 0 and bool((keypoints[at, :, 2] > 0).any())
+        ignored[at] = crowd[at] or not labelled
+    if ignored.all():
+        raise InputError(f"the ground truth has no person with a labelled joint in its {len(images)} images")
+    index = [_crowd_index(each) for each in images] if protocol == "crowdpose" else []
+    ids = np.array([int(each["id"]) for each in images], np.int64)
+    return TruePeople(ids, np.array(index, np.float64), category, image, keypoints, area, box, ignored, crowd)
+
+
+def _detected_people(
+    detections: Sequence[Mapping[str, Any]], count: int, joints: Sequence[int], truth: TruePeople
+) -> DetectedPeople:
+    known = {int(image_id): index for index, image_id in enumerate(truth.image_ids)}
+    size = len(detections)
+    image, score, box = np.zeros(size, np.int64), np.zeros(size), np.zeros((size, 4))
+    keypoints = np.zeros((size, len(joints), 2))
+    whole = list(joints) == list(range(count))
+    for at, detection in enumerate(detections):
+        what = f"detection {at + 1}"
+        image[at] = _index_of(detection, known, truth.category_id, what)
+        keypoints[at] = _keypoints(detection, count, joints, what)[:, :2]
+        score[at] = _number(detection, "score", what)
+        if whole and detection.get("bbox"):
+            box[at] = _box(detection, what)
+        else:
+            low, high = keypoints[at].min(axis=0), keypoints[at].max(axis=0)
+            box[at] = [*low, *(high - low)]
+    return DetectedPeople(image, keypoints, score, box)
+
+
+def read_people(
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    sigmas: Sequence[float],
+    joints: Sequence[int] | None,
+    protocol: ScoringProtocol,
+) -> tuple[TruePeople, DetectedPeople, list[int]]:
+    """Return both sides of a comparison with only the joints that count, and which those are.
+
+    Parameters are those of :func:`supernet.pose.metrics.keypoint_ap`, and so are the errors.
+    """
+    if protocol not in get_args(ScoringProtocol):
+        raise InputError(
+            f"the evaluation protocol is one of {', '.join(get_args(ScoringProtocol))}, not '{protocol}'"
+        )
+    count = len(sigmas)
+    scored = list(range(count)) if joints is None else [int(joint) for joint in joints]
+    if not scored or not all(0 <= joint < count for joint in scored) or len(set(scored)) != len(scored):
+        raise InputError(f"the joints to be scored must be different ones of 0..{count - 1}, not {scored}")
+    truth = _true_people(ground_truth, count, scored, protocol)
+    return truth, _detected_people(detections, count, scored, truth), scored
