@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +33,7 @@ from supernet.pose.annotations import (
 )
 from supernet.pose.skeleton import Skeleton, joint_map
 
-__all__ = ["BOX_AREA", "PoseDataset", "PoseSample", "read_image"]
+__all__ = ["BOX_AREA", "PoseDataset", "PoseSample", "file_is_there", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,14 @@ class _Image:
     """(annotations, J, 3)"""
 
 
+def file_is_there(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is not an error."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_image(
     path: str | Path, height: int | None = None, width: int | None = None, *, upright: bool = False
 ) -> NDArray[np.uint8]:
@@ -92,6 +99,8 @@ def read_image(
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"image '{path}' cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"image {str(path)!r} cannot be read: {error}") from None
     size: tuple[int, int] | None = None
     readings = (cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, cv2.IMREAD_COLOR_RGB)
     for flags in readings[1:] if upright else readings:
@@ -209,7 +218,7 @@ class PoseDataset:
 
     def _check_images(self) -> None:
         if isinstance(self._source, Path):
-            missing = [i for i in self.ids if not os.path.isfile(self._source / self._index[i].file_name)]
+            missing = [i for i in self.ids if not file_is_there(self._source / self._index[i].file_name)]
             if missing:
                 raise InputError(
                     f"{len(missing)} of {len(self.ids)} images of {self.where} are not in folder "
@@ -389,8 +398,9 @@ class PoseDataset:
 
 
 def _rows(content: object, key: str, where: str) -> list[Mapping[str, Any]]:
-    rows = [row for row in read_table(content, key, where) if isinstance(row, dict)]
-    if len(rows) < len(read_table(content, key, where)):
+    table = read_table(content, key, where)
+    rows: list[Mapping[str, Any]] = [row for row in table if isinstance(row, dict)]
+    if len(rows) < len(table):
         raise InputError(f"{where}: '{key}' must be a list of mappings")
     return rows
 
