@@ -33,7 +33,15 @@ from supernet.pose.annotations import (
 )
 from supernet.pose.skeleton import Skeleton, joint_map
 
-__all__ = ["BOX_AREA", "PoseDataset", "PoseSample", "file_is_there", "read_image"]
+__all__ = [
+    "BOX_AREA",
+    "PoseDataset",
+    "PoseSample",
+    "decode_image",
+    "file_is_there",
+    "read_image",
+    "read_image_file",
+]
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,28 @@ def read_image(
     InputError
         If the file is missing, is not a complete image, or has another size than expected.
     """
-    path = Path(path)
+    return decode_image(read_image_file(path), path, height, width, upright=upright)
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """Return the content of an image file; :class:`InputError` if it cannot be read."""
     try:
-        data = path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"image '{path}' cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the name
         raise InputError(f"image {str(path)!r} cannot be read: {error}") from None
+
+
+def decode_image(
+    data: bytes,
+    path: str | Path,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    upright: bool = False,
+) -> NDArray[np.uint8]:
+    """Decode the content of the image file ``path`` as :func:`read_image` does."""
     size: tuple[int, int] | None = None
     readings = (cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, cv2.IMREAD_COLOR_RGB)
     for flags in readings[1:] if upright else readings:

@@ -33,8 +33,9 @@ DEFAULT_SIGMA: Final = 0.08
 """OKS sigma of a joint that no published skeleton names: about the mean of COCO's body joints."""
 
 _ALIASES: Final[Mapping[str, str]] = MappingProxyType(
-    {"top_head": "head", "head_top": "head", "top_of_head": "head", "thorax": "neck", "upper_neck": "neck"}
+    {"top_head": "head", "head_top": "head", "top_of_head": "head", "upper_neck": "neck", "thorax": "neck"}
 )
+"""Other names of a joint; where a skeleton has several of them, the first is the joint."""
 
 
 def canonical_joint(name: str) -> str:
@@ -316,7 +317,17 @@ def get_skeleton(name_or_path: str | Path) -> Skeleton:
 def joint_map(source: Skeleton, target: Skeleton) -> NDArray[np.int64]:
     """Return for each joint of ``target`` its index in ``source`` or -1, shape (len(target),).
 
-    Joints are matched by :func:`canonical_joint`; COCO's joints 5..16 are CrowdPose's 0..11.
+    Joints of the same name belong together, then those of the same :func:`canonical_joint`; COCO's joints
+    5..16 are CrowdPose's 0..11. No joint is used twice: of MPII's ``upper_neck`` and ``thorax`` the first is
+    another skeleton's ``neck``.
     """
-    names = {canonical_joint(joint): index for index, joint in enumerate(source.joints)}
-    return np.array([names.get(canonical_joint(joint), -1) for joint in target.joints], dtype=np.int64)
+    index = np.full(len(target), -1, dtype=np.int64)
+    ranks = {name: rank for rank, name in enumerate(_ALIASES, start=1)}
+    free = sorted(range(len(source)), key=lambda joint: ranks.get(source.joints[joint], 0))
+    for same in (str, canonical_joint):
+        for place, joint in enumerate(target.joints):
+            found = [each for each in free if same(source.joints[each]) == same(joint)]
+            if found and index[place] < 0:
+                index[place] = found[0]
+                free.remove(found[0])
+    return index

@@ -64,6 +64,14 @@ def test_twelve_joints_are_shared() -> None:
     assert joint_map(CROWDPOSE14, COCO17).tolist() == [-1] * 5 + list(range(12))
 
 
+def test_names_that_mean_the_same_elsewhere_stay_apart() -> None:
+    """MPII tells the upper neck from the thorax; others have one neck."""
+    torso = Skeleton("mpii", ("pelvis", "thorax", "upper_neck", "head_top"), (), (0.1,) * 4, ())
+    assert joint_map(torso, torso).tolist() == [0, 1, 2, 3]
+    assert joint_map(torso, CROWDPOSE14).tolist() == [-1] * 12 + [3, 2]
+    assert joint_map(CROWDPOSE14, torso).tolist() == [-1, 13, -1, 12], "no joint is used twice"
+
+
 @given(st.permutations(range(17)))
 def test_joint_map_of_a_permuted_skeleton_inverts_it(order: list[int]) -> None:
     other = Skeleton("other", tuple(COCO17.joints[joint] for joint in order), (), (0.1,) * 17, ())
