@@ -323,10 +323,14 @@ def joint_map(source: Skeleton, target: Skeleton) -> NDArray[np.int64]:
     """
     index = np.full(len(target), -1, dtype=np.int64)
     ranks = {name: rank for rank, name in enumerate(_ALIASES, start=1)}
-    free = sorted(range(len(source)), key=lambda joint: ranks.get(source.joints[joint], 0))
+
+    def ranked(skeleton: Skeleton) -> list[int]:
+        return sorted(range(len(skeleton)), key=lambda joint: ranks.get(skeleton.joints[joint], 0))
+
+    free = ranked(source)
     for same in (str, canonical_joint):
-        for place, joint in enumerate(target.joints):
-            found = [each for each in free if same(source.joints[each]) == same(joint)]
+        for place in ranked(target):
+            found = [each for each in free if same(source.joints[each]) == same(target.joints[place])]
             if found and index[place] < 0:
                 index[place] = found[0]
                 free.remove(found[0])

@@ -69,7 +69,7 @@ def test_names_that_mean_the_same_elsewhere_stay_apart() -> None:
     torso = Skeleton("mpii", ("pelvis", "thorax", "upper_neck", "head_top"), (), (0.1,) * 4, ())
     assert joint_map(torso, torso).tolist() == [0, 1, 2, 3]
     assert joint_map(torso, CROWDPOSE14).tolist() == [-1] * 12 + [3, 2]
-    assert joint_map(CROWDPOSE14, torso).tolist() == [-1, 13, -1, 12], "no joint is used twice"
+    assert joint_map(CROWDPOSE14, torso).tolist() == [-1, -1, 13, 12], "no joint is used twice"
 
 
 @given(st.permutations(range(17)))
