@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from search_spaces.errors import InputError
 from supernet.pose.skeleton import Skeleton, canonical_joint
 
-__all__ = ["contact_sheet", "draw_people"]
+__all__ = ["contact_sheet", "draw_caption", "draw_people"]
 
 _LEFT: Final = (255, 148, 40)
 _RIGHT: Final = (60, 170, 255)
 _MIDDLE: Final = (120, 225, 90)
+_RIM: Final = (25, 25, 25)
+_FAR: Final = 2**19
+"""Sixteenths of a pixel beyond which OpenCV's drawing could overflow."""
 
 
 def _colour(skeleton: Skeleton, joints: Sequence[int]) -> tuple[int, int, int]:
@@ -35,6 +38,7 @@ def draw_people(
     skeleton: Skeleton,
     threshold: float = 0.0,
     thickness: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw people over a copy of an image: left limbs orange, right limbs blue, the middle green.
 
@@ -43,13 +47,15 @@ def draw_people(
     image
         RGB, uint8 (H, W, 3).
     people
-        Shape (P, J, 3 or more): x, y in pixels and a visibility or score.
+        Shape (P, J, 3 or more): x, y in pixels and a visibility or score. The first are drawn last, on top.
     skeleton
         Names and limbs of the J joints.
     threshold
         Joints whose third value is not above this are left out, with their limbs.
     thickness
-        Width of the lines in pixels; by default it follows the image's size.
+        Width of the lines in pixels; by default it follows each person's size, within what suits the image.
+    labels
+        A short text per person, written above its topmost joint.
 
     Raises
     ------
@@ -62,18 +68,82 @@ def draw_people(
             f"got {people.shape}"
         )
     canvas = image.copy()
-    width = thickness or max(1, round(min(image.shape[:2]) / 160))
-    for person in people:
+    for row in range(len(people) - 1, -1, -1):
+        person = people[row]
         shown = (person[:, 2] > threshold) & np.isfinite(person[:, :2]).all(axis=1)
-        fixed = np.where(shown[:, None], person[:, :2] * 16 + 0.5, 0).astype(np.int32).tolist()
-        for limb in skeleton.limbs:
-            if shown[list(limb)].all():
-                a, b = fixed[limb[0]], fixed[limb[1]]
-                cv2.line(canvas, a, b, _colour(skeleton, limb), width, cv2.LINE_AA, 4)
-        for joint in np.flatnonzero(shown).tolist():
-            radius = round(16 * (width + 0.5))
-            cv2.circle(canvas, fixed[joint], radius, _colour(skeleton, [joint]), -1, cv2.LINE_AA, 4)
-            cv2.circle(canvas, fixed[joint], radius, (255, 255, 255), 1, cv2.LINE_AA, 4)
+        if not shown.any():
+            continue
+        width = thickness or _line_width(person[shown, :2], image.shape)
+        fixed = np.where(shown[:, None], person[:, :2] * 16 + 0.5, 0).clip(-_FAR, _FAR)
+        _draw_person(canvas, fixed.astype(np.int32).tolist(), shown, skeleton, width)
+        if labels is not None:
+            top = person[shown][person[shown, 1].argmin()]
+            _label(canvas, labels[row], (float(top[0]), float(top[1]) - 3 * width))
+    return canvas
+
+
+def _line_width(joints: NDArray[np.floating], shape: tuple[int, ...]) -> int:
+    """Return the width of a person's lines: a fixed part of its size, but no more than suits the image."""
+    extent = float(np.ptp(joints, axis=0).max())
+    return max(1, min(round(extent / 50), round(min(shape[:2]) / 130)))
+
+
+def _draw_person(
+    canvas: NDArray[np.uint8],
+    fixed: list[list[int]],
+    shown: NDArray[np.bool_],
+    skeleton: Skeleton,
+    width: int,
+) -> None:
+    """Draw limbs and joints, at points in sixteenths of a pixel; wide lines get a dark rim."""
+    limbs = [limb for limb in skeleton.limbs if shown[list(limb)].all()]
+    if width > 1:
+        rim = width + 2 * max(1, round(width / 4))
+        for a, b in limbs:
+            cv2.line(canvas, fixed[a], fixed[b], _RIM, rim, cv2.LINE_AA, 4)
+    for limb in limbs:
+        cv2.line(canvas, fixed[limb[0]], fixed[limb[1]], _colour(skeleton, limb), width, cv2.LINE_AA, 4)
+    radius = round(16 * (width * 0.75 + 0.75))
+    ring = max(1, round(width / 4))
+    for joint in np.flatnonzero(shown).tolist():
+        cv2.circle(canvas, fixed[joint], radius, _colour(skeleton, [joint]), -1, cv2.LINE_AA, 4)
+        if width > 1:
+            cv2.circle(canvas, fixed[joint], radius, (255, 255, 255), ring, cv2.LINE_AA, 4)
+
+
+def _text_scale(shape: tuple[int, ...]) -> float:
+    """Return the size of letters that can be read in an image and do not fill it."""
+    return float(np.clip(min(shape[:2]) / 900, 0.3, 3.0))
+
+
+def _label(canvas: NDArray[np.uint8], text: str, at: tuple[float, float]) -> None:
+    """Write light letters with a dark rim, centred above a point and kept within the image."""
+    scale = _text_scale(canvas.shape)
+    width = max(1, round(2 * scale))
+    (across, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, width)
+    x = int(np.clip(at[0] - across / 2, 0, max(0, canvas.shape[1] - across)))
+    y = int(np.clip(at[1], height, max(height, canvas.shape[0] - below)))
+    for colour, extra in ((_RIM, 2 * width), ((255, 255, 255), 0)):
+        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width + extra, cv2.LINE_AA)
+
+
+def draw_caption(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """Write a line of text over a darkened strip at the top of a copy of an image.
+
+    The letters follow the image's size; where the line would not fit they become smaller.
+    """
+    canvas = image.copy()
+    scale = _text_scale(image.shape)
+    (across, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    room = 0.96 * image.shape[1]
+    scale *= min(1.0, room / max(1, across))
+    width = max(1, round(1.5 * scale))
+    (_, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, width)
+    gap = max(2, height // 2)
+    strip = canvas[: height + below + 2 * gap]
+    strip[:] = strip // 3
+    place = (max(1, round(0.02 * image.shape[1])), gap + height)
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), width, cv2.LINE_AA)
     return canvas
 
 

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from search_spaces.errors import InputError
-from supernet.pose.dataset import BOX_AREA
 from supernet.pose.inference import predict
 from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.transforms import AffineTransform, eval_size, letterbox
 
-__all__ = ["LONGEST", "Found", "PosePredictor", "person_boxes", "shown_joints"]
+__all__ = ["LONGEST", "Found", "PosePredictor", "shown_joints"]
 
 LONGEST: Final = 16
 """Sides of a picture may differ by this factor: a longer strip would ask for unreasonable memory."""
@@ -141,18 +140,3 @@ def shown_joints(people: NDArray[np.float64], height: int, width: int, threshold
     xy = people[..., :2]
     inside = (xy >= -0.5) & (xy < np.array([width, height]) - 0.5)
     return np.asarray((people[..., 2] > threshold) & inside.all(axis=-1))
-
-
-def person_boxes(people: NDArray[np.float64], shown: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the boxes around people's shown joints and their areas: x, y, width, height, area, (P, 5).
-
-    Boxes are at least a pixel wide and high; the area is :data:`~supernet.pose.dataset.BOX_AREA` of the box.
-    People without a shown joint get zeros.
-    """
-    boxes = np.zeros((len(people), 5))
-    for row, joints, known in zip(boxes, people, shown):
-        if known.any():
-            low, high = joints[known, :2].min(axis=0), joints[known, :2].max(axis=0)
-            size = np.maximum(high - low, 1.0)
-            row[:] = *low, *size, BOX_AREA * size.prod()
-    return boxes
