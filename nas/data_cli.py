@@ -68,3 +68,52 @@ def check(
         pixels=pixels,
         as_json=as_json,
     )
+
+
+@data_app.command()
+def fetch(
+    data_set: Annotated[
+        str,
+        typer.Argument(
+            metavar="coco|crowdpose|FILE", help="Which; or a .json or .yaml that describes another alike."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for it (default: data/NAME).")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(metavar="PART,...", help="Only some parts, such as annotations,val; --list names them."),
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Keep the downloads once they are unpacked.")
+    ] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Another host that has the same files below this address."),
+    ] = None,
+    only_list: Annotated[
+        bool,
+        typer.Option("--list", "--dry-run", help="Tell what, from where, how large, how far; fetch nothing."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Download a public data set, verify and unpack it, and say how a recipe uses it.
+
+    Stopped or cut off, the same command goes on where it was. What is complete is not fetched again.
+
+    Example: nas data fetch coco --output data/coco --parts annotations,val
+    """
+    from nas.fetching import run_fetch
+
+    run_fetch(
+        data_set,
+        output=output,
+        parts=parts,
+        keep_archives=keep_archives,
+        mirror=mirror,
+        only_list=only_list,
+        as_json=as_json,
+    )

@@ -31,7 +31,7 @@ from tests.nas import tiny
 
 COMMANDS = (
     *("demo", "train", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
-    *("import-checkpoint", "data check"),
+    *("import-checkpoint", "data check", "data fetch"),
 )
 
 

@@ -1,0 +1,638 @@
+"""``nas data fetch``: public data sets, downloaded, verified and unpacked so that a recipe can name them.
+
+What is fetched from where is data: ``public_data.json``. Below the output folder::
+
+    annotations/, train2017/, ...   what was asked for; appears whole or not at all
+    fetched.json                    what was fetched, from where, with which checksums
+    downloads/                      archives, and parts of them, until they are unpacked
+    .fetch-PART/                    a part on its way out of its archive
+
+Every step can be killed. Downloads go on where they were cut; a part that was not unpacked to its end is
+unpacked anew; once everything is on the disk, ``fetched.json`` says so, and only then are files moved to
+their places, which the next run finishes if this one cannot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import yaml
+
+from nas.archives import members, safe_path, unpack
+from nas.config import build
+from nas.console import note, print_json, print_table, progress_bar
+from nas.download import Patience, download, part_of, require_room
+from search_spaces.errors import InputError, RunError, did_you_mean
+from search_spaces.files import locked, make_folder, read_json, read_yaml, write_json
+
+__all__ = ["Fetched", "Part", "PartStatus", "PublicData", "fetch", "find_source", "run_fetch", "survey"]
+
+_CHUNK: Final = 1 << 20
+_RECORD: Final = "fetched.json"
+
+State = Literal["complete", "unpacked", "downloaded", "partly downloaded", "missing"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a public data set, and what becomes of it.
+
+    Attributes
+    ----------
+    url
+        Where it is officially handed out.
+    makes
+        Paths that it becomes: members of the archive (files, or folders with all below them) of just these
+        names, or, where the file is no ``.zip``, the one place where it goes.
+    files
+        How many files those are at least.
+    most_bytes
+        Most bytes that they may be: more is refused.
+    size_bytes, md5, sha256
+        Of the file that is downloaded, where they are known.
+    images
+        How many images a JSON file lists; checked where no checksum is known.
+    file
+        Name of the download, where the URL does not end in one.
+    page
+        Page from which a person can download it.
+    sources
+        Where URL, size and checksums are from.
+    """
+
+    url: str
+    makes: tuple[str, ...]
+    files: int
+    most_bytes: int
+    size_bytes: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    images: int | None = None
+    file: str = ""
+    page: str | None = None
+    sources: str = ""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InputError(f"'url' is a web address (http or https), not '{self.url}'")
+        for path in (*self.makes, self.name):
+            if safe_path(path) is None:
+                raise InputError(f"a path below the folder is needed, not '{path}'")
+        if "/" in self.name or not self.makes or (not self.zipped and len(self.makes) != 1):
+            raise InputError("a part makes at least one path, and one that is no .zip exactly one")
+        for kind, digest in self.published.items():
+            if len(digest) != 2 * hashlib.new(kind).digest_size or not set(digest) <= set("0123456789abcdef"):
+                raise InputError(f"'{kind}' is no such checksum in lower-case hexadecimal: '{digest}'")
+
+    @property
+    def name(self) -> str:
+        """The download's file name."""
+        return self.file or urlsplit(self.url).path.rpartition("/")[2]
+
+    @property
+    def zipped(self) -> bool:
+        """Whether it is an archive."""
+        return self.name.endswith(".zip")
+
+    @property
+    def published(self) -> dict[str, str]:
+        """The checksums that are known beforehand, by the algorithm's name."""
+        return {kind: value for kind, value in (("sha256", self.sha256), ("md5", self.md5)) if value}
+
+    def address(self, mirror: str | None) -> str:
+        """Return the URL, or that of the same file on a mirror."""
+        if mirror is None:
+            return self.url
+        parts = urlsplit(self.url)
+        return f"{mirror.rstrip('/')}/{self.name if parts.query else parts.path.lstrip('/')}"
+
+
+@dataclass(frozen=True)
+class PublicData:
+    """A public data set.
+
+    Attributes
+    ----------
+    title, homepage, licence
+        For people.
+    parts
+        Its files by short names, in the order in which they are fetched.
+    recipe
+        The part of a recipe that uses it, with paths below the folder.
+    """
+
+    title: str
+    homepage: str
+    licence: str
+    parts: dict[str, Part]
+    recipe: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in self.parts:
+            if safe_path(name) is None or "/" in name or "," in name:
+                raise InputError(f"'{name}' is no name of a part: no slash and no comma")
+        for which, source in self._sources():
+            for field in ("annotations", "images"):
+                if safe_path(str(source.get(field, ""))) is None:
+                    raise InputError(f"recipe.data.{which}.{field} is a path below the folder")
+
+    def _sources(self) -> list[tuple[str, dict[str, Any]]]:
+        data = self.recipe.get("data", {})
+        if not isinstance(data, dict) or not all(isinstance(source, dict) for source in data.values()):
+            raise InputError("recipe.data is a mapping of train and val to annotations and images")
+        return list(data.items())
+
+    def recipe_in(self, folder: Path) -> dict[str, Any]:
+        """Return the part of a recipe that uses what stands in ``folder``; empty while something lacks."""
+        data = {
+            which: {key: str(folder.resolve() / path) for key, path in source.items()}
+            for which, source in self._sources()
+        }
+        if not all(Path(path).exists() for source in data.values() for path in source.values()):
+            return {}
+        return {**self.recipe, "data": data}
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """How far one part is.
+
+    Attributes
+    ----------
+    name, part
+        Which.
+    state
+        ``unpacked``: all is on the disk, only the last renaming is missing.
+    have_bytes
+        Bytes of the download that are there.
+    """
+
+    name: str
+    part: Part
+    state: State
+    have_bytes: int
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes yet to download; 0 where the size is not known."""
+        if self.state in ("complete", "unpacked"):
+            return 0
+        return max(0, (self.part.size_bytes or 0) - self.have_bytes)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a folder holds after :func:`fetch`.
+
+    Attributes
+    ----------
+    folder
+        Where.
+    record
+        What ``fetched.json`` says of each part: URL, size, checksums, what they were held against.
+    anew
+        Parts that were fetched by this very call.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    anew: tuple[str, ...]
+
+
+def find_source(name: str) -> tuple[str, PublicData]:
+    """Return the short name and the description of a known data set, or those in a .json or .yaml file.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name, or the file is malformed.
+    """
+    if name.endswith((".json", ".yaml", ".yml")):
+        values = read_json(name, "data set") if name.endswith(".json") else read_yaml(name, "data set")
+        return Path(name).stem, build(PublicData, values, f"data set '{name}'")
+    text = resources.files("nas").joinpath("public_data.json").read_text(encoding="utf-8")
+    known = json.loads(text)
+    if name not in known:
+        raise InputError(f"no data set '{name}' can be fetched{did_you_mean(name, known)}")
+    return name, build(PublicData, known[name], name)
+
+
+def survey(
+    source: PublicData, name: str, folder: Path, parts: Sequence[str] | None = None
+) -> list[PartStatus]:
+    """Return how far each part is; write nothing. Parameters as of :func:`fetch`.
+
+    Raises
+    ------
+    InputError
+        If a part is unknown.
+    RunError
+        If what stands in the folder is not what was fetched.
+    """
+    for wanted in parts or ():
+        if wanted not in source.parts:
+            raise InputError(f"'{name}' has no part '{wanted}'{did_you_mean(wanted, source.parts)}")
+    record = _read_record(folder, name)
+    found = []
+    for short, part in source.parts.items():
+        if parts is not None and short not in parts:
+            continue
+        noted = record.get(short, {})
+        archive = folder / "downloads" / part.name
+        state: State = "missing"
+        have = 0
+        places = (folder, _staging(folder, short))
+        if noted.get("state") == "unpacked" and all(
+            any((place / path).exists() for place in places) for path in part.makes
+        ):
+            state, have = "unpacked", noted["size_bytes"]
+        elif noted.get("state") == "complete" and _stands(folder, noted["makes"]):
+            state, have = "complete", noted["size_bytes"]
+        elif archive.is_file():
+            state, have = "downloaded", archive.stat().st_size
+        elif part_of(archive).is_file():
+            state, have = "partly downloaded", part_of(archive).stat().st_size
+        found.append(PartStatus(short, part, state, have))
+    return found
+
+
+def fetch(
+    source: PublicData,
+    name: str,
+    folder: str | Path,
+    *,
+    parts: Sequence[str] | None = None,
+    keep_archives: bool = False,
+    mirror: str | None = None,
+    patience: Patience | None = None,
+) -> Fetched:
+    """Fetch a data set, or what is missing of it, into ``folder``.
+
+    Parameters
+    ----------
+    source, name
+        Which; see :func:`find_source`.
+    folder
+        Where; made if absent.
+    parts
+        Names of parts; all by default.
+    keep_archives
+        Leave the downloads in ``downloads/`` once they are unpacked.
+    mirror
+        URL under which another host has the same files.
+    patience
+        When to give up on a server.
+
+    Raises
+    ------
+    InputError
+        If a part or the mirror is no such thing.
+    UnavailableError
+        If a server cannot be reached or refuses.
+    RunError
+        If another fetch is at work, the disk is too small, the folder cannot be written to, something else
+        is in the way, or what came is not what was expected; one line says which, and what to do.
+    """
+    folder = Path(folder)
+    if mirror is not None and urlsplit(mirror).scheme not in ("http", "https"):
+        raise InputError(f"--mirror takes a web address (http or https), not '{mirror}'")
+    survey(source, name, folder, parts)
+    make_folder(folder)
+    anew = []
+    with locked(folder / ".fetch.lock", f"another fetch is at work in '{folder}'; wait for it or stop it"):
+        # Once more, now that nobody else is at it.
+        statuses = [s for s in survey(source, name, folder, parts) if s.state != "complete"]
+        _require_room(statuses, folder, keep_archives)
+        for status in statuses:
+            _Fetch(name, status, folder, mirror, patience).run(keep_archives)
+            anew.append(status.name)
+        return Fetched(folder, _read_record(folder, name), tuple(anew))
+
+
+def _require_room(statuses: Sequence[PartStatus], folder: Path, keep_archives: bool) -> None:
+    """Refuse to begin what cannot end: pictures do not shrink in an archive, so each part counts twice."""
+    used = peak = 0
+    for status in statuses:
+        used += status.missing_bytes
+        size = 0 if status.state == "unpacked" else status.part.size_bytes or 0
+        used += size
+        peak = max(peak, used)
+        used -= 0 if keep_archives else size
+    require_room(folder, peak, "fetching and unpacking this")
+
+
+def _read_record(folder: Path, name: str) -> dict[str, Any]:
+    """Return what is noted of each part of the data set ``name``."""
+    path = folder / _RECORD
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    try:
+        held, parts = found["data_set"], {str(part): dict(noted) for part, noted in found["parts"].items()}
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise RunError(f"'{path}' is damaged; delete it, and what was fetched, to start over") from None
+    if held != name:
+        raise RunError(f"'{folder}' holds the data set '{held}'; choose another --output for '{name}'")
+    return parts
+
+
+def _staging(folder: Path, part: str) -> Path:
+    """Return where a part stands before it is moved to its places."""
+    return folder / f".fetch-{part}"
+
+
+def _count(path: Path) -> dict[str, int]:
+    """Return how many files a path is, and of a single one the size."""
+    if path.is_file():
+        return {"files": 1, "bytes": path.stat().st_size}
+    return {"files": sum(len(files) for _, _, files in os.walk(path))}
+
+
+def _stands(folder: Path, makes: Mapping[str, Any]) -> bool:
+    """Return whether everything that was fetched is still there; False if any of it was removed as a whole.
+
+    Raises
+    ------
+    RunError
+        If something of it is not as it was.
+    """
+    if not all((folder / path).exists() for path in makes):
+        return False
+    for path, noted in makes.items():
+        found = _count(folder / path)
+        if found["files"] < noted["files"] or found.get("bytes") != noted.get("bytes"):
+            said = ", ".join(f"{noted[key]:,} {key} then and {found.get(key, 0):,} now" for key in noted)
+            raise RunError(
+                f"'{folder / path}' is not as it was fetched ({said}): move it away, and the same command"
+                " fetches it anew"
+            )
+    return True
+
+
+class _Fetch:
+    """One part on its way."""
+
+    def __init__(
+        self, data_set: str, status: PartStatus, folder: Path, mirror: str | None, patience: Patience | None
+    ) -> None:
+        self.data_set, self.name, self.part, self.state = data_set, status.name, status.part, status.state
+        self.folder, self.patience = folder, patience
+        self.url = self.part.address(mirror)
+        self.archive = folder / "downloads" / self.part.name
+        self.staging = _staging(folder, self.name)
+
+    def run(self, keep_archive: bool) -> None:
+        """Bring the part from whatever state it is in to its place."""
+        if self.state != "unpacked":
+            shutil.rmtree(self.staging, ignore_errors=True)
+            for path in self.part.makes:
+                if (self.folder / path).exists():
+                    raise RunError(
+                        f"'{self.folder / path}' is in the way, and was not fetched by this command: move it"
+                        " away, or choose another --output"
+                    )
+            if not self.archive.exists():
+                self._download()
+            noted = self._verify()
+            try:
+                self._unpack()
+            except RunError:
+                shutil.rmtree(self.staging, ignore_errors=True)
+                raise
+            noted["makes"] = {path: _count(self.staging / path) for path in self.part.makes}
+            os.sync()  # pictures by the thousand: one sync for all
+            self._note({**noted, "state": "unpacked"})
+        self._publish()
+        self._note({**self._noted(), "state": "complete"})
+        if not keep_archive:
+            self.archive.unlink(missing_ok=True)
+            downloads = self.archive.parent
+            if downloads.is_dir() and not any(downloads.iterdir()):
+                downloads.rmdir()
+
+    def _noted(self) -> dict[str, Any]:
+        return dict(_read_record(self.folder, self.data_set).get(self.name, {}))
+
+    def _note(self, noted: Mapping[str, Any]) -> None:
+        parts = {**_read_record(self.folder, self.data_set), self.name: noted}
+        write_json(self.folder / _RECORD, {"data_set": self.data_set, "parts": parts})
+
+    def _download(self) -> None:
+        part = self.part
+        page = part.page or self.url
+        by_hand = (
+            f"; or download it in a browser from {page} to '{self.archive}' and run the same command again:"
+            " it is verified and used"
+        )
+        with progress_bar(f"{part.name} (MB)") as bar:
+            begun, first = time.monotonic(), -1
+
+            def show(done: int, total: int | None) -> None:
+                nonlocal first
+                first = done if first < 0 or done < first else first
+                rate = (done - first) / 1e6 / max(time.monotonic() - begun, 1e-3)
+                bar.update(done // 1_000_000, _megabytes(total), f"{rate:.1f} MB/s")
+
+            download(
+                self.url,
+                self.archive,
+                size_bytes=part.size_bytes,
+                verified_later=bool(part.published),
+                by_hand=by_hand,
+                patience=self.patience,
+                progress=show,
+            )
+
+    def _verify(self) -> dict[str, Any]:
+        """Return what is to be noted of the download, after holding its checksums against those known."""
+        part, earlier = self.part, self._noted()
+        size = self.archive.stat().st_size
+        kinds = {"sha256", *part.published}
+        found = _digests(self.archive, kinds, size)
+        for kind, expected in part.published.items():
+            if found[kind] != expected:
+                raise RunError(
+                    f"'{self.archive}' has the {kind} {found[kind]}, and {expected} is published: it was"
+                    " damaged on the way or is another file; delete it and run the same command again"
+                )
+        if part.published:
+            held = f"published {' and '.join(part.published)}"
+        elif "sha256" in earlier:
+            held = "the sha256 of the first download"
+            if found["sha256"] != earlier["sha256"]:
+                raise RunError(
+                    f"'{self.archive}' has the sha256 {found['sha256']}, and {earlier['sha256']} was noted"
+                    " when it was first fetched: the file has changed; if you trust the new one, delete the"
+                    f" entry '{self.name}' in '{self.folder / _RECORD}' and run the same command again"
+                )
+        else:
+            held = "nothing: none is published, so this one is noted and later downloads are held against it"
+            note(f"{part.name}: no checksum is published; noted on first use: sha256 {found['sha256']}")
+        return {
+            "url": self.url,
+            "size_bytes": size,
+            **found,
+            "held_against": held,
+            "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _unpack(self) -> None:
+        part = self.part
+        if not part.zipped:
+            target = self.staging / part.makes[0]
+            require_room(self.folder, self.archive.stat().st_size, f"copying '{part.name}'")
+            make_folder(target.parent)
+            try:
+                shutil.copyfile(self.archive, target)
+            except OSError as error:
+                raise RunError(f"cannot write '{target}': {error.strerror}; the download is kept") from None
+            files, unpacked = 1, target.stat().st_size
+        else:
+            entries = members(self.archive, part.makes, part.most_bytes)
+            files, unpacked = len(entries), sum(entry.file_size for entry in entries)
+            require_room(self.folder, unpacked, f"unpacking '{part.name}'")
+            make_folder(self.staging)
+            with progress_bar(f"{part.name}: unpack", len(entries)) as bar:
+                unpack(self.archive, entries, self.staging, bar.update)
+        problem = ""
+        if files < part.files:
+            problem = f"it holds {files:,} files, and {part.files:,} are expected"
+        elif unpacked > part.most_bytes:
+            problem = f"it is {unpacked:,} bytes long, and at most {part.most_bytes:,} are expected"
+        elif part.images is not None:
+            content = read_json(self.staging / part.makes[0], "download")
+            images = content.get("images") if isinstance(content, dict) else None
+            if not isinstance(images, list) or len(images) != part.images:
+                listed = (
+                    f"lists {len(images):,} images" if isinstance(images, list) else "is no COCO-format file"
+                )
+                problem = f"it {listed}, and {part.images:,} images are expected"
+        if problem:
+            raise RunError(
+                f"'{self.archive}' is another file than expected: {problem}; delete it and run the same"
+                " command again, with --mirror to take it from elsewhere"
+            )
+
+    def _publish(self) -> None:
+        """Move to their places what is not there yet."""
+        try:
+            for path in self.part.makes:
+                if (self.staging / path).exists():
+                    make_folder((self.folder / path).parent)
+                    (self.staging / path).replace(self.folder / path)
+        except OSError as error:
+            raise RunError(
+                f"cannot move what was unpacked to '{self.folder}': {error.strerror}: move away what is in"
+                " the way, and run the same command again"
+            ) from None
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def _digests(path: Path, kinds: set[str], size: int) -> dict[str, str]:
+    """Return the checksums of a file by the algorithms' names."""
+    hashes = {kind: hashlib.new(kind) for kind in sorted(kinds)}
+    done = 0
+    with path.open("rb") as stream, progress_bar(f"{path.name}: verify (MB)") as bar:
+        while chunk := stream.read(_CHUNK):
+            for one in hashes.values():
+                one.update(chunk)
+            done += len(chunk)
+            bar.update(done // 1_000_000, _megabytes(size))
+    return {kind: one.hexdigest() for kind, one in hashes.items()}
+
+
+def _megabytes(size: int | None) -> int | None:
+    """Return a size for a progress bar, rounded up."""
+    return None if size is None else max(1, -(-size // 1_000_000))
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def run_fetch(
+    data_set: str,
+    *,
+    output: Path | None,
+    parts: str | None,
+    keep_archives: bool,
+    mirror: str | None,
+    only_list: bool,
+    as_json: bool,
+) -> None:
+    """Do what ``nas data fetch`` does; see there."""
+    name, source = find_source(data_set)
+    folder = output or Path("data") / name
+    wanted = None if parts is None else [part.strip() for part in parts.split(",") if part.strip()]
+    survey(source, name, folder, wanted)
+    if not only_list:
+        note(f"{source.title}\nlicence: {source.licence}\nfrom {source.homepage} to {folder}")
+        fetched = fetch(source, name, folder, parts=wanted, keep_archives=keep_archives, mirror=mirror)
+        note(
+            f"fetched {', '.join(fetched.anew)}" if fetched.anew else "everything asked for is there already"
+        )
+    statuses = survey(source, name, folder, wanted)
+    recipe = source.recipe_in(folder)
+    checks = [
+        ["nas", "data", "check", data["annotations"], "--images", data["images"]]
+        for data in recipe.get("data", {}).values()
+    ]
+    if as_json:
+        record = _read_record(folder, name)
+        listed = {
+            status.name: {
+                "state": status.state,
+                "url": status.part.address(mirror),
+                "have_bytes": status.have_bytes,
+                **{
+                    key: getattr(status.part, key)
+                    for key in ("size_bytes", "sha256", "md5", "sources", "makes")
+                },
+                **({"fetched": record[status.name]} if status.state == "complete" else {}),
+            }
+            for status in statuses
+        }
+        facts = {
+            "data_set": name,
+            "folder": str(folder),
+            "homepage": source.homepage,
+            "licence": source.licence,
+        }
+        print_json(
+            {**facts, "parts": listed, "recipe": recipe, "check": [shlex.join(line) for line in checks]}
+        )
+        return
+    rows = []
+    for status in statuses:
+        part = status.part
+        size = "?" if part.size_bytes is None else f"{part.size_bytes / 1e6:,.1f}"
+        checksum = " and ".join(part.published) or "none published"
+        far = f", {status.have_bytes / 1e6:,.1f} MB" if status.state == "partly downloaded" else ""
+        rows.append((status.name, ", ".join(part.makes), size, checksum, status.state + far))
+    print_table(f"{name}, in {folder}", ("part", "makes", "MB", "checksum", "state"), rows)
+    if only_list:
+        print(f"{source.title}\n{source.homepage}\nlicence: {source.licence}")
+        for status in statuses:
+            digests = "".join(f"\n  {kind} {value}" for kind, value in status.part.published.items())
+            told = f"\n  {status.part.sources}" if status.part.sources else ""
+            print(f"\n{status.name}: {status.part.address(mirror)}{digests}{told}")
+    if recipe:
+        print(f"\nIn a recipe:\n\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}")
+        print("To see what is in it, and whether all is well:\n")
+        for line in checks:
+            print(f"  {shlex.join(line)}")
+    elif not only_list:
+        lacking = [status.name for status in survey(source, name, folder) if status.state != "complete"]
+        print(f"\nA recipe needs the rest, too: run the command for {', '.join(lacking)}.")
