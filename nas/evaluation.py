@@ -96,7 +96,7 @@ def _skeleton_of(joints: int, metadata: dict[str, Any], wanted: str | None) -> S
     return skeleton
 
 
-def load_model(path: Path, skeleton: str | None = None) -> tuple[nn.Module, Skeleton, int]:
+def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tuple[nn.Module, Skeleton, int]:
     """Return a model, the joints that it predicts, and its resolution (the short side, pixels).
 
     Parameters
@@ -105,6 +105,8 @@ def load_model(path: Path, skeleton: str | None = None) -> tuple[nn.Module, Skel
         An emitted folder, a ``.safetensors``, an ``.onnx`` or a research ``.pth``.
     skeleton
         Joints that it predicts, where the file does not say.
+    threads
+        Threads of ONNX Runtime for an ``.onnx``; 0 leaves it to the runtime. The others take torch's.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def load_model(path: Path, skeleton: str | None = None) -> tuple[nn.Module, Skel
     if path.suffix == ".onnx":
         import json
 
-        network = OnnxNetwork(path)
+        network = OnnxNetwork(path, threads)
         try:
             joints = int(network.metadata["joints"])
             metadata = {"skeleton": json.loads(network.metadata.get("skeleton", "null"))}

@@ -128,7 +128,7 @@ def _files(path: Path) -> Iterator[Path]:
         found += [here / name for name in names if not name.startswith(".") and _wanted(here / name)]
     if not found:
         raise InputError(
-            f"folder '{path}' holds no picture or video; their suffixes: {' '.join(sorted(PICTURES | VIDEOS))}"
+            f"folder '{path}' holds no picture or video; suffixes: {' '.join(sorted(PICTURES | VIDEOS))}"
         )
     yield from sorted(found, key=lambda each: each.parts)
 
