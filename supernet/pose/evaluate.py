@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from search_spaces.errors import InputError
+from supernet.pose.bootstrap import Interval, bootstrap_ap
 from supernet.pose.inference import EvaluationDataset, Progress, predict
 from supernet.pose.maps import EvalConfig
+from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
 
-__all__ = ["EvalResult", "evaluate"]
+__all__ = ["EvalResult", "evaluate", "scored_joints"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class EvalResult:
         Number of images.
     seconds_network, seconds_decode
         Wall-clock time in the network (with resizing of its maps) and in grouping.
+    interval
+        Of the AP, where resamples were asked for.
     """
 
     stats: dict[str, float]
@@ -38,6 +43,7 @@ class EvalResult:
     images: int
     seconds_network: float
     seconds_decode: float
+    interval: Interval | None = None
 
 
 def evaluate(
@@ -50,6 +56,8 @@ def evaluate(
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
     ids: Sequence[int] | None = None,
+    resamples: int = 0,
+    rng: np.random.Generator | None = None,
 ) -> EvalResult:
     """Find the people in a data set's images and score them against its annotations.
 
@@ -61,17 +69,35 @@ def evaluate(
         Joints that are scored; by default those that the data set annotates.
     protocol
         ``coco`` or ``crowdpose``, see :func:`keypoint_ap`.
+    resamples
+        Bootstrap resamples for the interval of the AP; with 0 there is none, and it costs nothing.
+    rng
+        Draws them; needed where there are any.
 
     Raises
     ------
     InputError
         As :func:`predict_dataset` and :func:`keypoint_ap` do.
     """
-    if joints is None and not np.all(dataset.labelled):
-        joints = [int(joint) for joint in np.flatnonzero(dataset.labelled)]
+    if resamples and rng is None:
+        raise InputError(f"{resamples} bootstrap resamples need a generator of random numbers (rng)")
+    joints = scored_joints(dataset) if joints is None else joints
     truth = dataset.ground_truth(ids)
     result = predict(network, dataset, config, progress=progress, device=device, ids=ids)
-    stats = keypoint_ap(
-        truth, result.detections, dataset.skeleton.sigmas, joints, protocol, config.max_detections
+    sides = truth, result.detections, dataset.skeleton.sigmas, joints, protocol, config.max_detections
+    interval = None
+    if resamples and rng is not None:
+        interval = bootstrap_ap(match_detections(*sides), resamples, rng)
+    return EvalResult(
+        keypoint_ap(*sides),
+        result.detections,
+        result.images,
+        result.seconds_network,
+        result.seconds_decode,
+        interval,
     )
-    return EvalResult(stats, result.detections, result.images, result.seconds_network, result.seconds_decode)
+
+
+def scored_joints(dataset: EvaluationDataset) -> list[int] | None:
+    """Return the joints that a data set annotates, or None if that is all of them."""
+    return None if np.all(dataset.labelled) else [int(joint) for joint in np.flatnonzero(dataset.labelled)]

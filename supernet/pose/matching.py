@@ -37,8 +37,8 @@ AREA_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {"all": (0.0, 1e5**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
 )
 """COCO's sizes of people, pixels^2; both ends belong to a range."""
-_CELLS: Final = 2**19
-"""Most elements of an intermediate array: what a processor's cache about holds."""
+_CELLS: Final = 2**17
+"""Most elements of an intermediate array: what the cache of a processor core about holds."""
 
 
 class _Stat(NamedTuple):
@@ -360,79 +360,71 @@ class Matches:
             raise InputError(f"weights count images, so none is below 0; the least is {given.min()}")
         if stat.level is not None:
             given = given * self.levels[stat.level]
-        area = [*AREA_RANGES].index(stat.area)
-        runs = self._runs[area]
-        out = np.empty(len(given))
-        for part in _parts(np.arange(len(given)), max(runs.width, 1)):
-            out[part] = runs.means(given[part], self.people[area], stat)
-        return out
+        return self._curves[[*AREA_RANGES].index(stat.area)].means(given, stat)
 
     @cached_property
-    def _runs(self) -> tuple[_Runs, ...]:
-        return tuple(_Runs.of(self.image, r, i) for r, i in zip(self.right, self.ignored))
+    def _curves(self) -> tuple[_Curves, ...]:
+        sides = zip(self.right, self.ignored, self.people, strict=True)
+        return tuple(_Curves(self.image, *each) for each in sides)
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Detections of one area range, arranged for counting.
+class _Curves:
+    """The precision-recall curves of one area range, at each threshold.
 
-    Most detections are wrong at every threshold: only how many of them come before each of the others
-    matters, so they are summed first, and the curves are drawn over the others (``M`` of them).
+    A curve rises in recall only where a detection is right, so it is drawn over those alone; how many
+    detections stand before each of them comes from one running sum that all thresholds share.
     """
 
-    wrong: IntArray  # images of those always wrong, in order
-    before: IntArray  # (M,): how many of those stand before each of the others
-    image: IntArray  # (M,)
-    right: BoolArray  # (10, M)
-    counts: BoolArray  # (10, M): not ignored
+    def __init__(self, image: IntArray, right: BoolArray, ignored: BoolArray, people: IntArray) -> None:
+        self.image, self.people = image, people
+        self.hits = [np.flatnonzero(row) for row in right]
+        self.passed = [np.flatnonzero(row) for row in ignored]
+        size = len(people)
+        self.found = np.stack([np.bincount(image[hits], minlength=size) for hits in self.hits])  # (10, I)
 
-    @property
-    def width(self) -> int:
-        return max(len(self.wrong), len(self.image))
-
-    @classmethod
-    def of(cls, image: IntArray, right: BoolArray, ignored: BoolArray) -> _Runs:
-        never = ~right.any(axis=0)
-        wrong = never & ~ignored.any(axis=0)
-        other = ~wrong & ~(never & ignored.all(axis=0))
-        before = np.asarray(np.cumsum(wrong)[other], np.int64)
-        return cls(image[wrong], before, image[other], right[:, other], ~ignored[:, other])
-
-    def means(self, weights: IntArray, people: IntArray, stat: _Stat) -> FloatArray:
+    def means(self, weights: IntArray, stat: _Stat) -> FloatArray:
         """Return a stat for weighted images (B, I), NaN where nobody is to be found."""
-        total = weights @ people
-        right, counts = self.right[stat.thresholds], self.counts[stat.thresholds]
-        here = weights[:, self.image]
+        total = weights @ self.people
         if stat.recall:
-            sums = here @ right.T.astype(here.dtype)
-            values = sums.mean(axis=1) / np.maximum(total, 1)
+            shares = weights @ self.found[stat.thresholds].T / np.maximum(total, 1)[:, None]
+            means = np.asarray(shares.mean(axis=1), np.float64)
         else:
-            values = self._precision(weights, here, total, right, counts)
-        return np.where(total > 0, values, np.nan)
+            means = np.empty(len(weights))
+            for part in _parts(np.arange(len(weights)), len(self.image) + 1):
+                means[part] = self._precision(weights[part], total[part], stat.thresholds)
+        return np.where(total > 0, means, np.nan)
 
-    def _precision(
-        self, weights: IntArray, here: IntArray, total: IntArray, right: BoolArray, counts: BoolArray
-    ) -> FloatArray:
-        size, width = here.shape
-        if width == 0:
-            return np.zeros(size)
-        sums = np.zeros((size, len(self.wrong) + 1), np.int64)
-        np.cumsum(weights[:, self.wrong], axis=1, out=sums[:, 1:])
-        wrong = sums[:, self.before]
+    def _precision(self, weights: IntArray, total: IntArray, thresholds: slice) -> FloatArray:
+        size = len(weights)
+        claims = _running(weights[:, self.image])
         need = _needed(total)
-        offset = np.arange(size)[:, None] * (int(total.max()) + 2)
-        out = np.zeros(size)
-        for hits, counted in zip(right, counts):
-            found = np.cumsum(here * hits, axis=1)
-            claimed = wrong + np.cumsum(here * counted, axis=1)
-            curve = found / (claimed + np.spacing(1))
+        rows = np.arange(size)[:, None]
+        apart = rows * (
+            int(total.max(initial=0)) + 2
+        )  # keeps the rows in order when they are searched as one
+        out = []
+        for hits, passed in zip(self.hits[thresholds], self.passed[thresholds], strict=True):
+            if len(hits) == 0:
+                out.append(np.zeros(size))
+                continue
+            found = np.cumsum(weights[:, self.image[hits]], axis=1)
+            claimed = claims[:, hits + 1]
+            if len(passed):
+                claimed -= _running(weights[:, self.image[passed]])[:, np.searchsorted(passed, hits)]
             # Precision at a recall is the best at this or any higher recall.
-            envelope = np.maximum.accumulate(curve[:, ::-1], axis=1)[:, ::-1]
-            reached = np.searchsorted((found + offset).ravel(), need + offset)
-            column = reached - np.arange(size)[:, None] * width
-            inside = column < width
-            out += np.where(inside, envelope.ravel()[np.where(inside, reached, 0)], 0.0).mean(axis=1)
-        return out / len(right)
+            curve = (found / (claimed + np.spacing(1)))[:, ::-1]
+            best = np.maximum.accumulate(curve, axis=1)[:, ::-1].ravel()
+            at = np.searchsorted((found + apart).ravel(), need + apart)
+            reached = at < (rows + 1) * len(hits)
+            out.append(np.where(reached, best[np.where(reached, at, 0)], 0.0).mean(axis=1))
+        return np.asarray(np.mean(out, axis=0), np.float64)
+
+
+def _running(values: IntArray) -> IntArray:
+    """Return the sums of the first 0, 1, .. of each row, (B, n + 1)."""
+    sums = np.zeros((values.shape[0], values.shape[1] + 1), np.int64)
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _needed(total: IntArray) -> IntArray:

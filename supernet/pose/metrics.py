@@ -43,7 +43,7 @@ def _as_coco(truth: TruePeople, found: DetectedPeople) -> tuple[dict[str, Any], 
         }
         for at in range(len(truth.image))
     ]
-    keypoints = np.pad(found.keypoints, ((0, 0), (0, 0), (0, 1))).reshape(len(found.image), -1)
+    keypoints = np.pad(found.keypoints, ((0, 0), (0, 0), (0, 1))).reshape(-1, 3 * truth.keypoints.shape[1])
     detections = [
         {
             "image_id": int(truth.image_ids[found.image[at]]),

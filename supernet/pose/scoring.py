@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +100,7 @@ class DetectedPeople:
 
 def _number(entry: Mapping[str, Any], key: str, what: str) -> float:
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{what} needs a finite number as '{key}' to be evaluated, not {value!r}")
     return float(value)
 
@@ -109,26 +111,34 @@ def _box(entry: Mapping[str, Any], what: str) -> list[float]:
         numbers = [float(value) for value in box or ()]
     except (TypeError, ValueError):
         numbers = []
-    if len(numbers) != 4 or not np.isfinite(numbers).all():
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise InputError(f"{what} needs a 'bbox' [x, y, width, height] to be evaluated, not {box!r}")
     return numbers
 
 
-def _keypoints(entry: Mapping[str, Any], count: int, joints: Sequence[int], what: str) -> FloatArray:
-    """Return the keypoints of ``joints`` as (len(joints), 3)."""
+def _flat_keypoints(entry: Mapping[str, Any], count: int, what: str) -> Sequence[float]:
     flat = entry.get("keypoints")
     if not isinstance(flat, list | tuple | np.ndarray) or len(flat) != 3 * count:
         raise InputError(
             f"{what} must have {3 * count} keypoint numbers ({count} joints), "
             f"not {len(flat) if isinstance(flat, list | tuple | np.ndarray) else 'none'}"
         )
+    return cast("Sequence[float]", flat)
+
+
+def _stacked(rows: list[Sequence[float]], count: int, joints: Sequence[int], names: list[str]) -> FloatArray:
+    """Return flat keypoints as an array (rows, len(joints), 3)."""
     try:
-        keypoints = np.asarray(flat, np.float64).reshape(count, 3)[list(joints)]
+        table = np.array(rows, np.float64).reshape(-1, count, 3)
     except (TypeError, ValueError):
-        raise InputError(f"{what} has keypoints that are no numbers") from None
-    if not np.isfinite(keypoints).all():
-        raise InputError(f"{what} has keypoints that are no finite numbers; drop it")
-    return keypoints
+        table = np.full((len(rows), count, 3), np.nan)
+        for at, row in enumerate(rows):  # which of them is it?
+            with contextlib.suppress(TypeError, ValueError):
+                table[at] = np.asarray(row, np.float64).reshape(count, 3)
+    bad = np.flatnonzero(~np.isfinite(table).all(axis=(1, 2)))
+    if len(bad):
+        raise InputError(f"{names[bad[0]]} has keypoints that are no finite numbers; drop it")
+    return table[:, list(joints)]
 
 
 def _index_of(entry: Mapping[str, Any], known: Mapping[Any, int], category: int, what: str) -> int:
@@ -163,23 +173,25 @@ def _true_people(
     known = {image["id"]: index for index, image in enumerate(images)}
     if len(known) != len(images):
         raise InputError(f"the ground truth's {len(images)} images have only {len(known)} different ids")
-    size = len(truth["annotations"])
+    size, nothing = len(truth["annotations"]), [0.0] * (3 * count)
     image = np.zeros(size, np.int64)
-    keypoints = np.zeros((size, len(joints), 3))
     area, box = np.zeros(size), np.zeros((size, 4))
-    ignored, crowd = np.zeros((2, size), np.bool_)
+    crowd, unlabelled = np.zeros((2, size), np.bool_)
+    rows: list[Sequence[float]] = []
+    names: list[str] = []
     for at, annotation in enumerate(truth["annotations"]):
         what = f"annotation {annotation.get('id')}"
         image[at] = _index_of(annotation, known, category, what)
-        if "keypoints" in annotation:
-            keypoints[at] = _keypoints(annotation, count, joints, what)
+        names.append(what)
+        rows.append(_flat_keypoints(annotation, count, what) if "keypoints" in annotation else nothing)
         box[at] = _box(annotation, what)
         area[at] = (
             _number(annotation, "area", what) if protocol == "coco" else BOX_AREA * box[at, 2] * box[at, 3]
         )
         crowd[at] = bool(annotation.get("iscrowd", 0))
-        labelled = annotation.get("num_keypoints") != 0 and bool((keypoints[at, :, 2] > 0).any())
-        ignored[at] = crowd[at] or not labelled
+        unlabelled[at] = annotation.get("num_keypoints") == 0
+    keypoints = _stacked(rows, count, joints, names)
+    ignored = crowd | unlabelled | (keypoints[..., 2] <= 0).all(axis=1)
     if ignored.all():
         raise InputError(f"the ground truth has no person with a labelled joint in its {len(images)} images")
     index = [_crowd_index(each) for each in images] if protocol == "crowdpose" else []
@@ -193,18 +205,21 @@ def _detected_people(
     known = {int(image_id): index for index, image_id in enumerate(truth.image_ids)}
     size = len(detections)
     image, score, box = np.zeros(size, np.int64), np.zeros(size), np.zeros((size, 4))
-    keypoints = np.zeros((size, len(joints), 2))
-    whole = list(joints) == list(range(count))
+    own, whole = np.zeros(size, np.bool_), list(joints) == list(range(count))
+    rows: list[Sequence[float]] = []
+    names: list[str] = []
     for at, detection in enumerate(detections):
         what = f"detection {at + 1}"
         image[at] = _index_of(detection, known, truth.category_id, what)
-        keypoints[at] = _keypoints(detection, count, joints, what)[:, :2]
+        rows.append(_flat_keypoints(detection, count, what))
+        names.append(what)
         score[at] = _number(detection, "score", what)
         if whole and detection.get("bbox"):
-            box[at] = _box(detection, what)
-        else:
-            low, high = keypoints[at].min(axis=0), keypoints[at].max(axis=0)
-            box[at] = [*low, *(high - low)]
+            own[at], box[at] = True, _box(detection, what)
+    keypoints = _stacked(rows, count, joints, names)[..., :2]
+    low = keypoints.min(axis=1)
+    around = np.concatenate([low, keypoints.max(axis=1) - low], axis=1)
+    box = np.where(own[:, None], box, around)
     return DetectedPeople(image, keypoints, score, box)
 
 
