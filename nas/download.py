@@ -228,9 +228,9 @@ class _Download:
                 # Only once the part is empty may the notes speak of another version.
                 write_json(self.notes, {"url": self.url, "version": _version(response), "size_bytes": total})
                 done = self._receive(response, stream, offset, total)
-        if total is not None and done < total:
-            raise _BrokenError(f"the connection was cut after {done:,} of {total:,} bytes")
-        self._check_size(done)
+        whole = self.size_bytes if total is None else total
+        if whole is not None and done < whole:
+            raise _BrokenError(f"the connection was cut after {done:,} of {whole:,} bytes")
 
     def _receive(self, response: http.client.HTTPResponse, stream: Any, done: int, total: int | None) -> int:
         self.progress(done, total)
