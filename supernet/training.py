@@ -54,7 +54,7 @@ METRIC_COLUMNS: Final = (
     "grad_norm",
     "images_per_s",
 )
-_FREE: Final = ("device", "workers", "checkpoint_seconds")
+_FREE: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds")
 """Settings that may change when a training is resumed."""
 _RESOLUTION_STREAM, _ARCH_STREAM, _ORDER_STREAM = 1, 2, 3
 
@@ -106,6 +106,8 @@ class TrainConfig:
         Longest time between two checkpoints.
     workers
         Threads that prepare batches.
+    cache_images_mb
+        Most MiB of decoded training images kept in memory, so that an image file is decoded once; 0 keeps none.
     sigma
         Standard deviation of target Gaussians, in heatmap cells.
     device
@@ -133,6 +135,7 @@ class TrainConfig:
     validate_every: int = 10
     checkpoint_seconds: float = 120.0
     workers: int = 1
+    cache_images_mb: int = 512
     sigma: float = 2.0
     device: str = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -146,6 +149,7 @@ class TrainConfig:
             ("random_archs", 0),
             ("validate_every", 1),
             ("workers", 0),
+            ("cache_images_mb", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"train.{name} is at least {least}, not {getattr(self, name)}")
@@ -507,6 +511,8 @@ class Trainer:
             self.seed,
             workers=self.config.workers,
             sigma=self.config.sigma,
+            device=self.device,
+            cache_bytes=self.config.cache_images_mb << 20,
         )
         self._shards.train()
         saved, clock = time.monotonic(), time.perf_counter()
@@ -518,7 +524,6 @@ class Trainer:
             for batch in batches:
                 step = self.step
                 resolution, archs = step_archs(self.space, self.seed, step, self.steps, self.config)
-                batch = batch.to(self.device)
                 row = self._update(step, batch, archs)
                 self.step += 1
                 now = time.perf_counter()

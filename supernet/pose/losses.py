@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from search_spaces.errors import InputError
 
@@ -53,6 +54,41 @@ class LossWeights:
     foreground: float = 0.0
 
 
+class _WeightedSquares(torch.autograd.Function):
+    """Mean over (N, H, W) of ``mask * (1 + foreground * target) * (pred - target)**2``, per joint.
+
+    The composed formula keeps three maps of the output's size for the backward pass and writes a dozen; this
+    one keeps one and writes three or four. Where the mask holds 0 and 1 only, the gradients are the composed
+    formula's to the bit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, target: Tensor, mask: Tensor, foreground: float) -> Tensor:
+        errors = pred - target
+        masked = errors * mask[:, None]
+        squares = errors.mul_(masked)
+        if foreground:
+            squares.addcmul_(squares, target, value=foreground)
+        ctx.save_for_backward(masked, target)
+        ctx.foreground = foreground
+        return squares.mean(dim=(0, 2, 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        masked, target = ctx.saved_tensors
+        factor = (2.0 * grad / (masked.numel() // masked.shape[1]))[:, None, None]
+        if not ctx.foreground:
+            return masked * factor, None, None, None
+        weight = torch.mul(target, ctx.foreground, out=torch.empty_like(masked))
+        return weight.add_(1.0).mul_(factor).mul_(masked), None, None, None
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return half-precision values in float32, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def heatmap_loss(
     pred: Tensor,
     target: Tensor,
@@ -68,7 +104,7 @@ def heatmap_loss(
     Parameters
     ----------
     pred, target
-        Heatmaps (N, J, H, W).
+        Heatmaps (N, J, H, W); the target is a constant. Fastest where both have one memory layout.
     mask
         Weights (N, H, W); 0 where nothing is known about people.
     labelled
@@ -76,6 +112,10 @@ def heatmap_loss(
     foreground
         Squared errors are multiplied by ``1 + foreground * target``. Few of a target's pixels are not zero,
         so a short training from scratch otherwise finds the joints that vary most (wrists, ankles) last.
+
+    Returns
+    -------
+    A scalar in float32 or better. It can be differentiated once, by ``pred``.
 
     Raises
     ------
@@ -87,10 +127,9 @@ def heatmap_loss(
             f"heatmaps, targets and mask must be (N, J, H, W), (N, J, H, W) and (N, H, W), "
             f"not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}"
         )
-    errors = (pred - target).square() * mask[:, None]
-    if foreground:
-        errors = errors * (1.0 + foreground * target)
-    per_joint = errors.mean(dim=(0, 2, 3))
+    per_joint: Tensor = _WeightedSquares.apply(  # type: ignore[no-untyped-call]
+        _wide(pred), _wide(target), _wide(mask), foreground
+    )
     if labelled is None:
         return per_joint.mean()
     weight = labelled.to(per_joint.dtype)
@@ -129,15 +168,16 @@ def associative_embedding_loss(tags: Tensor, indices: Tensor) -> tuple[Tensor, T
             f"tags and their indices must be (N, J, H, W) and (N, P, J, 2), "
             f"not {tuple(tags.shape)} and {tuple(indices.shape)}"
         )
-    flat = tags.reshape(tags.shape[0], -1)
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
     visible = indices[..., 1] > 0
-    weight = visible.to(flat.dtype)
-    read = flat.gather(1, (indices[..., 0] * visible).flatten(1)).view(visible.shape)
+    place = indices[..., 0] * visible
+    width, cells = tags.shape[3], tags.shape[2] * tags.shape[3]
+    image = torch.arange(len(tags), device=tags.device)[:, None, None]
+    # Reading by four coordinates spares a copy of the maps, which are a strided part of the output.
+    read = _wide(tags[image, place // cells, place % cells // width, place % width])
+    weight = visible.to(read.dtype)
 
     joints = weight.sum(dim=2)  # (N, P)
-    present = (joints > 0).to(flat.dtype)
+    present = (joints > 0).to(read.dtype)
     people = present.sum(dim=1)  # (N,)
     joints = joints.clamp(min=1.0)
     reference = (read * weight).sum(dim=2) / joints
@@ -184,10 +224,11 @@ def pose_loss(
             f"a network for {joints} joints gives {2 * joints} and {joints} maps, "
             f"not {quarter.shape[1]} and {half.shape[1]}; build it for the data's skeleton"
         )
-    push, pull = associative_embedding_loss(quarter[:, joints:], batch.tags)
+    heat, tags = torch.split(quarter, joints, dim=1)
+    push, pull = associative_embedding_loss(tags, batch.tags)
     terms = {
         "heatmap_quarter": heatmap_loss(
-            quarter[:, :joints], batch.heatmaps[0], batch.masks[0], labelled, weights.foreground
+            heat, batch.heatmaps[0], batch.masks[0], labelled, weights.foreground
         ),
         "heatmap_half": heatmap_loss(half, batch.heatmaps[1], batch.masks[1], labelled, weights.foreground),
         "push": push,

@@ -98,6 +98,10 @@ class Augmentation:
         Probability of mirroring.
     brightness, contrast, saturation
         Largest relative change; 0 (as published) leaves the colours alone.
+    hue
+        Largest turn of the hues either way, degrees of the colour circle.
+    gray
+        Probability of losing all colour.
 
     Raises
     ------
@@ -112,6 +116,8 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
@@ -123,8 +129,11 @@ class Augmentation:
             raise InputError(
                 f"augmentation: translate must be 0..200 (1/200 of the frame), got {self.translate}"
             )
-        if not 0 <= self.flip <= 1:
-            raise InputError(f"augmentation: flip is a probability 0..1, got {self.flip}")
+        for name in ("flip", "gray"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augmentation: {name} is a probability 0..1, got {getattr(self, name)}")
+        if not 0 <= self.hue <= 180:
+            raise InputError(f"augmentation: hue must be 0..180 degrees, got {self.hue}")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
@@ -137,17 +146,48 @@ class Augmentation:
         return cls(rotation=0.0, scale=(1.0, 1.0), translate=0.0, flip=0.0)
 
 
-def _jitter(image: NDArray[np.uint8], gains: NDArray[np.float64]) -> NDArray[np.uint8]:
-    brightness, contrast, saturation = (float(gain) for gain in gains)
-    out = image.astype(np.float32)
-    if saturation != 1.0:
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
-        out = gray + (out - gray) * saturation
-    if contrast != 1.0:
-        mean = float(out.mean())
-        out = mean + (out - mean) * contrast
-    clipped: NDArray[np.uint8] = np.clip(out * brightness + 0.5, 0, 255).astype(np.uint8)
-    return clipped
+_TO_LUMA: Final = np.array(
+    [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
+)
+"""RGB to luma and the two axes of chroma (YIQ, as NTSC defines it)."""
+
+
+def _colour_change(
+    augmentation: Augmentation, draws: NDArray[np.float64], image: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Change the colours of a picture: everything in one affine map of RGB, so in one pass.
+
+    Hue turns the plane of chroma and keeps luma; saturation mixes with luma; contrast stretches about the
+    mean of all values; brightness multiplies.
+
+    Parameters
+    ----------
+    augmentation
+        How much may change.
+    draws
+        Five numbers 0..1: for brightness, contrast, saturation, hue, gray.
+    image
+        uint8 (H, W, 3), returned as it is where nothing changes.
+    """
+    limits = (augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue)
+    brightness, contrast, saturation, turn = (2 * draws[:4] - 1) * limits
+    gray = draws[4] < augmentation.gray
+    if not (brightness or contrast or saturation or turn or gray):
+        return image
+    linear = np.eye(3)
+    if turn:
+        angle = math.radians(turn)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        rotation = np.array([[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]])
+        linear = np.linalg.solve(_TO_LUMA, rotation @ _TO_LUMA)
+    colour = 0.0 if gray else 1 + saturation
+    linear = colour * linear + (1 - colour) * _TO_LUMA[0]
+    offset = 0.0
+    if contrast:
+        offset = -contrast * float(np.mean(linear @ cv2.mean(image)[:3]))
+        linear = linear * (1 + contrast)
+    matrix = np.column_stack([linear, np.full(3, offset)]) * (1 + brightness)
+    return np.asarray(cv2.transform(image, matrix), dtype=np.uint8)
 
 
 def augment(
@@ -156,10 +196,12 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
     flip_index: NDArray[np.int64],
+    mask_stride: int = 1,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
     """Cut a randomly placed, turned, scaled and mirrored square out of a picture, in one affine warp.
 
-    Every call draws the same count of random numbers, whatever the settings.
+    Every call draws the same count of random numbers, whatever the settings; what a setting uses does not
+    depend on the others.
 
     Parameters
     ----------
@@ -173,6 +215,8 @@ def augment(
         Source of randomness.
     flip_index
         Joint that each joint becomes in the mirror, shape (J,).
+    mask_stride
+        A power of two; the mask is made for every ``mask_stride``-th row and column only.
 
     Returns
     -------
@@ -181,10 +225,11 @@ def augment(
     joints
         float32 (P, J, 3) in pixels of ``image``; joints outside the frame get v = 0.
     mask
-        bool (R, R); False outside the picture and where the sample's mask is.
+        bool (R, R), or ``mask[::mask_stride, ::mask_stride]`` of that; False outside the picture and where
+        the sample's mask is.
     """
     height, width = sample.mask.shape
-    turn, zoom, shift_x, shift_y, mirror, *colour = rng.random(8)
+    turn, zoom, shift_x, shift_y, mirror, *colour = rng.random(10)
     side = min(height, width) * (
         augmentation.scale[0] + zoom * (augmentation.scale[1] - augmentation.scale[0])
     )
@@ -198,21 +243,30 @@ def augment(
             AffineTransform(np.array([[-1.0, 0.0, resolution - 1.0], [0.0, 1.0, 0.0]]))
         )
         joints = joints[:, flip_index]
-    size = (resolution, resolution)
-    image = cv2.warpAffine(sample.image, transform.matrix, size, flags=cv2.INTER_LINEAR)
-    mask = cv2.warpAffine(sample.mask.view(np.uint8), transform.matrix, size, flags=cv2.INTER_NEAREST) > 0
-    gains = 1 + (2 * np.array(colour) - 1) * (
-        augmentation.brightness,
-        augmentation.contrast,
-        augmentation.saturation,
-    )
-    if np.any(gains != 1.0):
-        image = _jitter(np.asarray(image, dtype=np.uint8), gains)
+    image = cv2.warpAffine(sample.image, transform.matrix, (resolution, resolution), flags=cv2.INTER_LINEAR)
     moved = joints.astype(np.float32, copy=True)
     moved[..., :2] = transform(joints[..., :2])
     xy = moved[..., :2]
     moved[..., 2] *= ((xy >= 0) & (xy < resolution)).all(axis=-1)
-    return np.asarray(image, dtype=np.uint8), moved, mask
+    coloured = _colour_change(augmentation, np.array(colour), np.asarray(image, dtype=np.uint8))
+    return coloured, moved, _warp_mask(sample.mask, transform, resolution, mask_stride)
+
+
+def _warp_mask(
+    mask: NDArray[np.bool_], transform: AffineTransform, resolution: int, stride: int
+) -> NDArray[np.bool_]:
+    """Return every ``stride``-th row and column of the mask after the transform; False outside of it."""
+    height, width = mask.shape
+    side = -(-resolution // stride)
+    last = resolution - 1.0
+    corners = transform.inverse()(np.array([[0.0, 0.0], [last, 0.0], [0.0, last], [last, last]]))
+    if (corners >= 0).all() and (corners <= (width - 1, height - 1)).all() and mask.all():
+        return np.ones((side, side), dtype=np.bool_)
+    # Halving a matrix is exact, so these are the very pixels of the full warp.
+    warped = cv2.warpAffine(
+        mask.view(np.uint8), transform.matrix / stride, (side, side), flags=cv2.INTER_NEAREST
+    )
+    return np.asarray(warped, dtype=np.uint8) > 0
 
 
 def eval_size(height: int, width: int, resolution: int, multiple: int = 64) -> tuple[int, int]:
@@ -289,12 +343,24 @@ def _centred(
     return np.asarray(scaled, dtype=np.uint8), forth.inverse()
 
 
-def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
+_MEAN: Final = np.array(IMAGENET_MEAN, dtype=np.float32) * np.float32(255)
+_INVERSE: Final = np.float32(1) / (np.array(IMAGENET_STD, dtype=np.float32) * np.float32(255))
+_TABLE: Final = ((np.arange(256, dtype=np.float32)[:, None] - _MEAN) * _INVERSE)[None]
+"""What each of a byte's 256 values becomes in each channel, (1, 256, 3)."""
+
+
+def normalise(images: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
     """Turn RGB pictures uint8 (N, H, W, 3) into float32 (N, 3, H, W), channels last in memory.
 
-    Values are ``(x / 255 - mean) / std`` with ImageNet's mean and standard deviation.
+    Values are ``(x / 255 - mean) / std`` with ImageNet's mean and standard deviation: looked up on a CPU, in
+    one pass; computed on other devices, where a tensor stays. The bits are the same.
     """
-    mean = torch.tensor(IMAGENET_MEAN) * 255.0
-    inverse = 1.0 / (torch.tensor(IMAGENET_STD) * 255.0)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32)
-    return pixels.sub_(mean).mul_(inverse).permute(0, 3, 1, 2)
+    if isinstance(images, torch.Tensor) and images.device.type != "cpu":
+        mean, inverse = (torch.from_numpy(each).to(images.device) for each in (_MEAN, _INVERSE))
+        return images.float().sub_(mean).mul_(inverse).permute(0, 3, 1, 2)
+    pixels = np.ascontiguousarray(images)
+    out = np.empty(pixels.shape, dtype=np.float32)
+    if pixels.size:
+        rows = (-1, pixels.shape[2], 3)
+        cv2.LUT(pixels.reshape(rows), _TABLE, dst=out.reshape(rows))
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
