@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -13,12 +18,27 @@ from numpy.typing import NDArray
 from torch import nn
 
 from search_spaces.errors import InputError
-from supernet.pose.decode import FloatArray, decode
+from supernet.pose.decode import FloatArray
 from supernet.pose.maps import EvalConfig, predict_maps
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.transforms import AffineTransform, normalise, resize_for_eval
+from supernet.pose.workers import Decoded, DecodeWorkers, decode_maps
 
-__all__ = ["EvaluationDataset", "Predictions", "Progress", "predict", "predict_dataset"]
+__all__ = [
+    "EvaluationDataset",
+    "Inference",
+    "Pictures",
+    "Predictions",
+    "Progress",
+    "predict",
+    "predict_dataset",
+]
+
+PICTURE_BYTES: Final = 2**30
+"""Most resized images that are kept by default, bytes: 3,600 of 256 x 384 pixels."""
+_SIDE_PIXELS: Final = 2 * 256 * 384
+"""Most input pixels of a batch that runs beside others, so that what follows a layer finds it in the cache.
+The same on every machine, since batches of another size may be rounded differently."""
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(images done, images in all)``."""
@@ -57,7 +77,8 @@ class Predictions:
     images
         Number of images.
     seconds_network, seconds_decode
-        Wall-clock time in the network (with resizing of its maps) and in grouping.
+        Time in the network (with resizing of its maps) and in grouping, by the clock; what ran side by side
+        is added up.
     """
 
     detections: list[dict[str, Any]]
@@ -66,25 +87,83 @@ class Predictions:
     seconds_decode: float
 
 
-@dataclass
-class _Picture:
-    """One resized image on its way to the network."""
+class Pictures:
+    """A data set's images as networks see them: read and resized once, and kept as far as they fit.
 
-    position: int
-    image: NDArray[np.uint8]
-    back: AffineTransform
+    Networks of one resolution share them. Where the limit is reached, the images of the resolutions that
+    were not used for longest are dropped; what does not fit even then is made anew every time. May be used
+    by several threads.
+
+    Parameters
+    ----------
+    dataset
+        Where images come from.
+    limit_bytes
+        Most that is kept.
+    """
+
+    def __init__(self, dataset: EvaluationDataset, limit_bytes: int = PICTURE_BYTES) -> None:
+        self.dataset, self.limit_bytes = dataset, limit_bytes
+        self.held_bytes = 0
+        self._kept: OrderedDict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], AffineTransform]]] = (
+            OrderedDict()
+        )
+        self._lock = threading.Lock()
+
+    def get(self, index: int, config: EvalConfig) -> tuple[NDArray[np.uint8], AffineTransform]:
+        """Return image ``index`` as :func:`resize_for_eval` gives it; it must not be changed."""
+        key = (config.resolution, config.multiple)
+        with self._lock:
+            group = self._kept.setdefault(key, {})
+            self._kept.move_to_end(key)
+            if index in group:
+                return group[index]
+        made = resize_for_eval(self.dataset.load_image(index), config.resolution, config.multiple)
+        with self._lock:
+            while self.held_bytes + made[0].nbytes > self.limit_bytes and next(iter(self._kept), key) != key:
+                _, dropped = self._kept.popitem(last=False)
+                self.held_bytes -= sum(image.nbytes for image, _ in dropped.values())
+            if self.held_bytes + made[0].nbytes <= self.limit_bytes:
+                group = self._kept.setdefault(key, {})
+                if index not in group:
+                    group[index] = made
+                    self.held_bytes += made[0].nbytes
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the images behind: where this is unpacked they are read anew."""
+        return {"dataset": self.dataset, "limit_bytes": self.limit_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start empty."""
+        self.__init__(**state)  # type: ignore[misc]
+
+
+@dataclass
+class _Batch:
+    """Resized images of one size on their way to the network, and where each belongs in the results."""
+
+    positions: list[int] = field(default_factory=list)
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
+    back: list[AffineTransform] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 def _batches(
-    dataset: EvaluationDataset, indices: Sequence[int], config: EvalConfig
-) -> Iterator[list[_Picture]]:
-    """Yield lists of at most ``batch_size`` images of one size; full ones as soon as they are full."""
-    waiting: dict[tuple[int, ...], list[_Picture]] = {}
+    pictures: Pictures, indices: Sequence[int], config: EvalConfig, most_pixels: float
+) -> Iterator[_Batch]:
+    """Yield batches of at most ``batch_size`` images of one size; full ones as soon as they are full."""
+    waiting: dict[tuple[int, ...], _Batch] = {}
     for position, index in enumerate(indices):
-        image, back = resize_for_eval(dataset.load_image(index), config.resolution, config.multiple)
-        same = waiting.setdefault(image.shape, [])
-        same.append(_Picture(position, image, back))
-        if len(same) == config.batch_size:
+        image, back = pictures.get(index, config)
+        batch = waiting.setdefault(image.shape, _Batch())
+        batch.positions.append(position)
+        batch.images.append(image)
+        batch.back.append(back)
+        height, width = image.shape[:2]
+        if len(batch) == config.batch_size or (len(batch) + 1) * height * width > most_pixels:
             yield waiting.pop(image.shape)
     yield from waiting.values()
 
@@ -92,16 +171,118 @@ def _batches(
 def _results(
     people: FloatArray,
     scores: FloatArray,
-    picture: _Picture,
-    map_size: tuple[int, int],
+    back: AffineTransform,
+    zoom: NDArray[np.float64],
     limit: int,
 ) -> list[tuple[list[float], float]]:
     """Return keypoints (flat x, y, value in pixels of the original image) and score of the best people."""
     best = np.argsort(-scores, kind="stable")[:limit]
     keypoints = people[best, :, :3].astype(np.float64)
-    size = np.array(picture.image.shape[1::-1]) / np.array(map_size[::-1])
-    keypoints[..., :2] = picture.back(keypoints[..., :2] * size)
+    keypoints[..., :2] = back(keypoints[..., :2] * zoom)
     return [(person.ravel().tolist(), float(scores[at])) for at, person in zip(best, keypoints)]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How inference uses the machine; what it finds depends on none of it, but for rounding.
+
+    Attributes
+    ----------
+    side_by_side
+        Batches that run through the network at the same time, each by a thread of its own with one thread
+        per operator, which then also decodes. For CPUs: layers of small networks are too small to be shared
+        among threads. 1 runs one after the other in the calling thread.
+    workers
+        Processes that decode, while the network runs on; by default each batch is decoded where it was run.
+    pictures
+        Resized images that are kept from call to call.
+    """
+
+    side_by_side: int = 1
+    workers: DecodeWorkers | None = None
+    pictures: Pictures | None = None
+
+    def __post_init__(self) -> None:
+        if self.side_by_side < 1:
+            raise InputError(f"at least 1 batch runs through the network at a time, not {self.side_by_side}")
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A batch that has been through the network."""
+
+    decoded: Future[Decoded] | Decoded
+    zoom: NDArray[np.float64]
+    seconds: float
+
+
+def _is_decoded(ran: _Ran) -> bool:
+    return isinstance(ran.decoded, Decoded) or ran.decoded.done()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every batch of one call has in common."""
+
+    network: nn.Module
+    skeleton: Skeleton
+    config: EvalConfig
+    device: torch.device
+    inference: Inference
+
+    def __call__(self, batch: _Batch) -> _Ran:
+        """Run the network on a batch and decode its maps, or have them decoded."""
+        images = normalise(np.stack(batch.images)).to(self.device)
+        start = time.perf_counter()
+        det, tags = predict_maps(self.network, images, self.skeleton.flip_index, self.config)
+        if det.shape[1] != len(self.skeleton):
+            raise InputError(
+                f"the network finds {det.shape[1]} joints, but the data set's skeleton"
+                f" '{self.skeleton.name}' has {len(self.skeleton)}; read the data set with the network's"
+                " skeleton"
+            )
+        heat, tag = det.cpu().numpy(), tags.cpu().numpy()
+        seconds = time.perf_counter() - start
+        decoder = decode_maps if self.inference.workers is None else self.inference.workers.submit
+        decoded = decoder(heat, tag, self.config.grouping, self.skeleton.grouping_order)
+        zoom = np.array(images.shape[:1:-1]) / np.array(heat.shape[:1:-1])
+        return _Ran(decoded, zoom, seconds)
+
+    def alone(self, batch: _Batch) -> _Ran:
+        """Do the same with one thread per operator: the batches already keep the cores busy."""
+        torch.set_num_threads(1)
+        return self(batch)
+
+    def all(self, batches: Iterable[_Batch]) -> Generator[tuple[_Batch, _Ran]]:
+        """Run every batch, a few at a time, and yield them in order.
+
+        On an error, or when iteration stops early, those not yet begun are dropped.
+        """
+        count = self.inference.side_by_side
+        if count == 1:
+            behind: deque[tuple[_Batch, _Ran]] = deque()
+            for batch in batches:
+                behind.append((batch, self(batch)))
+                # What is decoded elsewhere is not waited for: its memory is bounded already.
+                while behind and _is_decoded(behind[0][1]):
+                    yield behind.popleft()
+            yield from behind
+            return
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(count, "inference")
+        pending: deque[tuple[_Batch, Future[_Ran]]] = deque()
+        try:
+            for batch in batches:
+                pending.append((batch, pool.submit(self.alone, batch)))
+                if len(pending) > 2 * count:
+                    first, job = pending.popleft()
+                    yield first, job.result()
+            while pending:
+                first, job = pending.popleft()
+                yield first, job.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def predict(
@@ -112,44 +293,44 @@ def predict(
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
     ids: Sequence[int] | None = None,
+    inference: Inference | None = None,
 ) -> Predictions:
-    """Find the people in a data set's images and say how long it took; see :func:`predict_dataset`."""
+    """Find the people in a data set's images and say how long it took; see :func:`predict_dataset`.
+
+    ``inference`` says how the machine is used; by default one batch after the other, in this thread.
+    """
     known = {image_id: index for index, image_id in enumerate(dataset.ids)}
     wanted = list(dataset.ids if ids is None else ids)
     for image_id in wanted:
         if image_id not in known:
             raise InputError(f"the data set has no image with id {image_id}")
     category = int(dataset.ground_truth(wanted[:1])["categories"][0]["id"])
-    skeleton = dataset.skeleton
-    order = skeleton.grouping_order
-    target = torch.device(device)
+    inference = inference or Inference()
+    run = _Run(network, dataset.skeleton, config, torch.device(device), inference)
+    batches = _batches(
+        inference.pictures or Pictures(dataset, 0),
+        [known[image_id] for image_id in wanted],
+        config,
+        math.inf if inference.side_by_side == 1 else _SIDE_PIXELS,
+    )
     found: list[list[tuple[list[float], float]]] = [[] for _ in wanted]
     seconds_network = seconds_decode = 0.0
     done = 0
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        for batch in _batches(dataset, [known[image_id] for image_id in wanted], config):
-            images = normalise(np.stack([picture.image for picture in batch])).to(target)
-            start = time.perf_counter()
-            det, tags = predict_maps(network, images, skeleton.flip_index, config)
-            if det.shape[1] != len(skeleton.joints):
-                raise InputError(
-                    f"the network finds {det.shape[1]} joints, but the data set's skeleton '{skeleton.name}' "
-                    f"has {len(skeleton.joints)}; read the data set with the network's skeleton"
-                )
-            heat, tag = det.cpu().numpy(), tags.cpu().numpy()
-            middle = time.perf_counter()
-            for slot, picture in enumerate(batch):
-                people, scores = decode(heat[slot], tag[slot], config.grouping, order)
-                found[picture.position] = _results(
-                    people, scores, picture, (heat.shape[2], heat.shape[3]), config.max_detections
-                )
-            seconds_network += middle - start
-            seconds_decode += time.perf_counter() - middle
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(wanted))
+        with contextlib.closing(run.all(batches)) as ran:
+            for batch, result in ran:
+                decoded = result.decoded
+                if not isinstance(decoded, Decoded):
+                    decoded = DecodeWorkers.result(decoded)
+                for position, back, people in zip(batch.positions, batch.back, decoded.people, strict=True):
+                    found[position] = _results(*people, back, result.zoom, config.max_detections)
+                seconds_network += result.seconds
+                seconds_decode += decoded.seconds
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(wanted))
     finally:
         for module, training in modes:
             module.training = training
