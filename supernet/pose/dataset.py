@@ -266,6 +266,8 @@ class PoseDataset:
             boxes = [(a["bbox"], a["area"], a["iscrowd"]) for a in entry.annotations]
             digest.update(repr((image_id, entry.file_name, entry.height, entry.width, boxes)).encode())
             digest.update(entry.joints.tobytes())
+            unscored = [a["id"] for a in entry.annotations if a["unscored"] and a["num_keypoints"]]
+            digest.update(repr(unscored).encode() if unscored else b"")
         return digest.hexdigest()[:12]
 
     def files(self) -> dict[Path, str]:
@@ -322,7 +324,8 @@ class PoseDataset:
         """Return COCO-format ground truth in the target skeleton, for evaluation.
 
         Unlabelled joints are 0; a person without labelled joints has ``num_keypoints`` 0, which COCO's
-        evaluation ignores. Boxes and areas are the file's. Where a person has no area it is 0.53 of the box
+        evaluation ignores. So has one whose ``num_keypoints`` is 0 in the file: CrowdPose's do not count head
+        and neck, and its evaluation ignores people who show nothing else. Boxes and areas are the file's. Where a person has no area it is 0.53 of the box
         (CrowdPose's rule); where it has no box, the box is that of its joints.
 
         Raises
@@ -339,7 +342,7 @@ class PoseDataset:
             for annotation, joints in zip(entry.annotations, entry.joints, strict=True):
                 kept = {key: annotation[key] for key in ("id", "image_id", "category_id", "bbox", "area")}
                 kept["iscrowd"] = annotation["iscrowd"]
-                kept["num_keypoints"] = annotation["num_keypoints"]
+                kept["num_keypoints"] = 0 if annotation["unscored"] else annotation["num_keypoints"]
                 kept["keypoints"] = [float(value) for value in joints.astype(np.float64).ravel()]
                 annotations.append(kept)
         category = {
@@ -467,6 +470,7 @@ def _build_index(
                     "area": person_area(annotation, box, where),
                     "iscrowd": read_crowd_flag(annotation, where),
                     "num_keypoints": int((row[:, 2] > 0).sum()),
+                    "unscored": annotation.get("num_keypoints") == 0,
                 }
             )
         joints.flags.writeable = False

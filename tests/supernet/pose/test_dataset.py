@@ -144,6 +144,19 @@ class TestReading:
         with pytest.raises(InputError, match="image id 77 is not in"):
             data.ground_truth([77])
 
+    def test_people_whose_joints_the_file_does_not_count_are_trained_on_but_not_scored(
+        self, folder: Path
+    ) -> None:
+        """CrowdPose's num_keypoints leave out head and neck."""
+        value = content()
+        value["annotations"][0]["num_keypoints"] = 0
+        data = open_file(folder, value)
+        assert len(data.joints(0)) == 1 and data.load(0).mask.all()
+        person = data.ground_truth([2])["annotations"][0]
+        assert (person["num_keypoints"], person["keypoints"][:3]) == (0, [3, 4, 2])
+        assert PoseDataset.from_dict(data.ground_truth(), folder).ground_truth() == data.ground_truth()
+        assert data.fingerprint != open_file(folder, content()).fingerprint
+
     def test_ground_truth_can_be_read_again(self, folder: Path) -> None:
         data = open_file(folder, content())
         again = PoseDataset.from_dict(data.ground_truth(), folder)
