@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import multiprocessing
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,13 +19,24 @@ from torch import Tensor
 from search_spaces import Arch, InputError
 from supernet.base import Subnet, Supernet
 from supernet.bn import recalibrate
+from supernet.export import fold_batchnorm
+from supernet.pose.bootstrap import bootstrap_ap
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import EvalResult, evaluate
+from supernet.pose.evaluate import EvalResult, scored_joints
+from supernet.pose.inference import Inference, Pictures, Predictions, predict
 from supernet.pose.maps import EvalConfig
-from supernet.pose.metrics import ScoringProtocol
+from supernet.pose.matching import Matches, match_detections
+from supernet.pose.metrics import keypoint_ap
+from supernet.pose.scoring import ScoringProtocol
 from supernet.pose.transforms import Augmentation, augment, normalise
+from supernet.pose.workers import DecodeWorkers
 
-__all__ = ["CalibrationImages", "SubnetEvaluator"]
+__all__ = ["CalibrationImages", "EarlyStop", "SubnetEvaluator", "SubnetResult"]
+
+_MOST_WORKERS: Final = 8
+
+_Sides = tuple[dict[str, Any], list[dict[str, Any]], Sequence[float], list[int] | None, ScoringProtocol, int]
+"""Ground truth, detections, sigmas, joints, protocol, detections per image."""
 
 
 class CalibrationImages:
@@ -83,8 +100,86 @@ class CalibrationImages:
             yield normalise(part).to(device)
 
 
+@dataclass(frozen=True)
+class EarlyStop:
+    """When an evaluation ends before all images were looked at: when the network has lost already.
+
+    Images come in one fixed random order. After each of the ``shares`` the AP so far is compared with what a
+    rival, a network that costs no more, had on the same images: if the upper end of the network's bootstrap
+    interval is below that, it ends. The comparisons share the risk of ``level`` that a network which is as
+    good as its rival is stopped.
+
+    Attributes
+    ----------
+    shares
+        Ascending shares of the images after which is compared.
+    level
+        Probability of stopping a network wrongly, over all comparisons.
+    least
+        Images without which there is no comparison: intervals from a few images are too narrow.
+    resamples
+        For each interval.
+    seed
+        Of the images' order and of the resamples.
+    """
+
+    shares: tuple[float, ...] = (0.25, 0.5)
+    level: float = 0.01
+    least: int = 20
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shares or list(self.shares) != sorted(set(self.shares)):
+            raise InputError(f"an evaluation stops early at ascending shares, not {list(self.shares)}")
+        if not all(0 < share < 1 for share in self.shares):
+            raise InputError(f"shares of the images lie between 0 and 1, not {list(self.shares)}")
+        if not 0 < self.level < 0.5:
+            raise InputError(f"the risk of a wrong stop lies between 0 and .5, not {self.level}")
+
+    def looks(self, images: int) -> dict[str, int]:
+        """Return how many images each comparison is on, by the name under which its AP is kept."""
+        counts = {f"AP@{share:g}": round(share * images) for share in self.shares}
+        return {name: count for name, count in counts.items() if self.least <= count < images}
+
+    def order(self, ids: Sequence[int]) -> list[int]:
+        """Return the image ids in the order in which they are evaluated."""
+        shuffled = np.random.default_rng([self.seed, len(ids)]).permutation(len(ids))
+        return [ids[place] for place in shuffled]
+
+    def lost(self, matches: Matches, rival: float, looks: int) -> bool:
+        """Return whether the AP of these matches is surely below a rival's, at one of so many looks."""
+        if matches.stats()["AP"] >= rival:
+            return False
+        rng = np.random.default_rng([self.seed, len(matches), 1])
+        confidence = 1 - 2 * self.level / looks
+        return bootstrap_ap(matches, self.resamples, rng, confidence).high < rival
+
+
+@dataclass(frozen=True)
+class SubnetResult(EvalResult):
+    """What evaluating a subnet found.
+
+    With early stopping, ``stats`` also holds the AP on each share of the images, such as ``AP@0.5``.
+
+    Attributes
+    ----------
+    stopped
+        Whether the evaluation ended early: all figures are then those of the first ``images`` images.
+    estimate
+        The AP on all images; where the evaluation was stopped, estimated from its share of the rival's.
+    """
+
+    stopped: bool = False
+    estimate: float = 0.0
+
+
 class SubnetEvaluator:
     """AP of any arch of a supernet, the same figure that the extracted and exported network has.
+
+    Resized images are kept for the next arch of the same resolution. On a CPU as many batches as torch has
+    threads run side by side, each of them then decoded by its thread; beside a GPU processes decode. What is
+    found depends on none of that.
 
     Parameters
     ----------
@@ -100,6 +195,12 @@ class SubnetEvaluator:
         Where networks run.
     protocol
         ``coco`` or ``crowdpose``.
+    early_stop
+        When an evaluation that a rival is named for ends early; None never ends one.
+    decode_workers
+        Processes that decode while the network runs on. By default none on a CPU, whose cores the network
+        uses already, and beside a GPU one for each core but one, up to 8. They start when they are first
+        needed; :meth:`close` ends them.
     """
 
     def __init__(
@@ -110,10 +211,17 @@ class SubnetEvaluator:
         config: EvalConfig,
         device: torch.device | str = "cpu",
         protocol: ScoringProtocol = "coco",
+        *,
+        early_stop: EarlyStop | None = None,
+        decode_workers: int | None = None,
     ) -> None:
         self.protocol = protocol
         self.supernet, self.calibration, self.dataset = supernet, calibration, dataset
         self.config, self.device = config, torch.device(device)
+        self.early_stop = early_stop
+        self.decode_workers = _default_workers(self.device) if decode_workers is None else decode_workers
+        self.pictures = Pictures(dataset)
+        self._workers: DecodeWorkers | None = None
 
     def subnet(self, arch: Arch) -> Subnet:
         """Return the extracted network of ``arch`` with its own BN statistics, in eval mode."""
@@ -123,14 +231,123 @@ class SubnetEvaluator:
         network.eval()
         return network
 
-    def evaluate(self, arch: Arch, progress: Callable[[int, int], None] | None = None) -> EvalResult:
-        """Return AP and the detections of ``arch``; deterministic."""
+    def evaluate(
+        self,
+        arch: Arch,
+        progress: Callable[[int, int], None] | None = None,
+        rival: Mapping[str, float] | None = None,
+    ) -> SubnetResult:
+        """Return AP and the detections of ``arch``; deterministic.
+
+        Parameters
+        ----------
+        arch
+            A network of the supernet.
+        progress
+            Called with the images done and the images in all.
+        rival
+            The stats of a network of the same evaluator that costs no more: the evaluation may end once this
+            one has surely lost against it.
+        """
         config = replace(self.config, resolution=arch.number("resolution"))
-        return evaluate(
-            self.subnet(arch),
-            self.dataset,
-            config,
-            protocol=self.protocol,
-            device=self.device,
-            progress=progress,
-        )
+        network = fold_batchnorm(self.subnet(arch))
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inference, looks = self._inference(), self._looks
+        found: list[Predictions] = []
+        prefixes: dict[str, float] = {}
+        for (_, done), (name, until) in pairwise([("", 0), *looks.items(), ("", len(self._order))]):
+            part = predict(
+                network,
+                self.dataset,
+                config,
+                device=self.device,
+                ids=self._order[done:until],
+                inference=inference,
+                progress=progress and partial(_further, progress, done, len(self._order)),
+            )
+            found.append(part)
+            if self.early_stop is None or not name:
+                continue
+            ids = self._order[:until]
+            matches = match_detections(*self._sides(ids, _detections(found, ids)))
+            prefixes[name] = matches.stats()["AP"]
+            if rival is not None and self.early_stop.lost(matches, rival.get(name, 0.0), len(looks)):
+                estimate = rival["AP"] * prefixes[name] / rival[name]
+                return _result(found, _detections(found, ids), {**matches.stats(), **prefixes}, estimate)
+        detections = _detections(found, self.dataset.ids)
+        stats = keypoint_ap(*self._sides(self.dataset.ids, detections))
+        return _result(found, detections, {**stats, **prefixes})
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """The images' ids in the order in which they are evaluated."""
+        ids = list(self.dataset.ids)
+        return ids if self.early_stop is None else self.early_stop.order(ids)
+
+    @cached_property
+    def _looks(self) -> dict[str, int]:
+        """After how many images the AP so far is compared, by name; not while they show nobody."""
+        if self.early_stop is None:
+            return {}
+        index = {image_id: at for at, image_id in enumerate(self.dataset.ids)}
+        shows = [len(self.dataset.joints(index[image_id])) > 0 for image_id in self._order]
+        return {name: n for name, n in self.early_stop.looks(len(shows)).items() if any(shows[:n])}
+
+    def _sides(self, ids: Sequence[int], detections: list[dict[str, Any]]) -> _Sides:
+        """Return what scoring takes."""
+        joints, sigmas = scored_joints(self.dataset), self.dataset.skeleton.sigmas
+        truth = self.dataset.ground_truth(ids)
+        return truth, detections, sigmas, joints, self.protocol, self.config.max_detections
+
+    def _inference(self) -> Inference:
+        if self.decode_workers and self._workers is None:
+            self._workers = DecodeWorkers(self.decode_workers)
+            self._end = weakref.finalize(self, self._workers.close)
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return Inference(threads, self._workers, self.pictures)
+
+    def close(self) -> None:
+        """End the processes that decode, if there are any; the next evaluation starts new ones."""
+        if self._workers is not None:
+            self._end()
+            self._workers = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave processes behind: where this is unpacked it starts its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_end"} | {"_workers": None}
+
+
+def _default_workers(device: torch.device) -> int:
+    """Return how many processes decode where that is left to us."""
+    if device.type == "cpu" or multiprocessing.current_process().daemon:
+        return 0
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
+
+
+def _further(progress: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
+    """Tell the progress of a part of the images as that of all."""
+    progress(before + done, total)
+
+
+def _detections(found: Sequence[Predictions], ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the detections of several parts of the images in the order of ``ids``."""
+    place = {image_id: at for at, image_id in enumerate(ids)}
+    return sorted((each for part in found for each in part.detections), key=lambda d: place[d["image_id"]])
+
+
+def _result(
+    found: Sequence[Predictions],
+    detections: list[dict[str, Any]],
+    stats: dict[str, float],
+    estimate: float | None = None,
+) -> SubnetResult:
+    """Return the sum of the parts; with an estimate where the others were not looked at."""
+    return SubnetResult(
+        stats,
+        detections,
+        sum(part.images for part in found),
+        sum(part.seconds_network for part in found),
+        sum(part.seconds_decode for part in found),
+        stopped=estimate is not None,
+        estimate=stats["AP"] if estimate is None else estimate,
+    )
