@@ -574,6 +574,84 @@ def evaluate(
         show({**stats, **report})
 
 
+@app.command()
+def predict(
+    model: Annotated[
+        Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES|VIDEO|CAMERA...",
+            help="Files, folders (with subfolders), quoted patterns, a camera (0 or camera:0), - for a list.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for drawings and JSON files.")],
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
+    project: Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")] = False,
+    resolution: Annotated[
+        int | None, typer.Option(min=32, help="Short side, px; default: the model's own.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Joints below this heatmap value are not found.")] = 0.1,
+    min_score: Annotated[float, typer.Option(help="People below this score are not drawn.")] = 0.1,
+    max_people: Annotated[int, typer.Option(min=1, help="People kept per image, by score.")] = 20,
+    draw: Annotated[bool, typer.Option(help="Draw skeletons over copies of the images.")] = True,
+    labels: Annotated[bool, typer.Option("--labels", help="Write people's scores beside them.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Of a video, each N-th frame only.")] = 1,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Of a video, N frames at most.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Of drawn videos; default: as filmed.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="Of drawn videos: mp4v (default), avc1, MJPG or XVID.")
+    ] = None,
+    skeleton: Annotated[
+        str | None,
+        typer.Option(help="Joints of the model: a known skeleton or a file; default: the model's own."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    show_times: Annotated[
+        bool, typer.Option("--show-times", help="Milliseconds of reading, network, decoding, drawing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the people in pictures, videos or before a camera: drawn skeletons and COCO JSON.
+
+    Pictures are taken upright, as people see them. A camera is watched until Ctrl-C; there is no window, the
+    drawn video shows what it saw. Stopped among pictures? The same command continues.
+
+    Example: nas predict mynet photos -o found
+    """
+    from nas.console import print_json, show
+    from nas.predicting import PredictSettings, failure, predict_inputs, time_table
+
+    settings = PredictSettings(
+        resolution=resolution,
+        flip=flip,
+        project=project,
+        threshold=threshold,
+        min_score=min_score,
+        max_people=max_people,
+        skeleton=skeleton,
+        draw=draw,
+        labels=labels,
+        every=every,
+        max_frames=max_frames,
+        fps=fps,
+        codec=codec,
+        device=device,
+        threads=threads,
+    )
+    summary = predict_inputs(model, inputs, output, settings)
+    if as_json:
+        print_json(summary)
+    else:
+        if show_times:
+            time_table(summary)
+        show({key: summary[key] for key in ("pictures", "videos", "frames", "people", "fps", "output")})
+    if reason := failure(summary):
+        raise InputError(reason)
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A LitePose checkpoint of the research code (.pth).")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
@@ -14,7 +14,7 @@ T = TypeVar("T")
 _END: Final = object()
 
 
-def read_ahead(items: Iterable[T], depth: int = 3) -> Iterator[T]:
+def read_ahead(items: Iterable[T], depth: int = 3) -> Generator[T, None, None]:
     """Yield the items in order, while a thread gets up to ``depth`` of them ready.
 
     What getting an item raises is raised where the item would have come. When the consumer stops early the
