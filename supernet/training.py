@@ -107,7 +107,7 @@ class TrainConfig:
     workers
         Threads that prepare batches.
     cache_images_mb
-        Most MiB of decoded training images kept in memory, so that an image file is decoded once; 0 keeps none.
+        Most MiB of decoded training images kept in memory, each decoded once; 0 keeps none.
     sigma
         Standard deviation of target Gaussians, in heatmap cells.
     device

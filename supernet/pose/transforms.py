@@ -356,11 +356,15 @@ def normalise(images: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
     one pass; computed on other devices, where a tensor stays. The bits are the same.
     """
     if isinstance(images, torch.Tensor) and images.device.type != "cpu":
-        mean, inverse = (torch.from_numpy(each).to(images.device) for each in (_MEAN, _INVERSE))
-        return images.float().sub_(mean).mul_(inverse).permute(0, 3, 1, 2)
+        return _normalise_there(images)
     pixels = np.ascontiguousarray(images)
     out = np.empty(pixels.shape, dtype=np.float32)
     if pixels.size:
         rows = (-1, pixels.shape[2], 3)
         cv2.LUT(pixels.reshape(rows), _TABLE, dst=out.reshape(rows))
     return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def _normalise_there(images: torch.Tensor) -> torch.Tensor:
+    mean, inverse = (torch.from_numpy(each).to(images.device) for each in (_MEAN, _INVERSE))
+    return images.float().sub_(mean).mul_(inverse).permute(0, 3, 1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -17,6 +18,7 @@ from supernet.pose.skeleton import COCO17
 from supernet.pose.transforms import (
     AffineTransform,
     Augmentation,
+    _normalise_there,
     augment,
     eval_size,
     normalise,
@@ -130,12 +132,78 @@ def test_shift_is_a_share_of_the_frame() -> None:
         assert 0.195 < (resolution / 2 - min(x)) / resolution <= 0.2
 
 
-def test_every_call_draws_alike() -> None:
+amount = st.one_of(st.just(0.0), st.floats(0.0, 0.99))
+augmentations = st.builds(
+    Augmentation,
+    rotation=st.one_of(st.just(0.0), st.floats(0, 180)),
+    scale=st.sampled_from([(1.0, 1.0), (0.75, 1.5), (0.3, 4.0)]),
+    translate=st.sampled_from([0.0, 40.0, 200.0]),
+    flip=st.sampled_from([0.0, 0.5, 1.0]),
+    brightness=amount,
+    contrast=amount,
+    saturation=amount,
+    hue=st.one_of(st.just(0.0), st.floats(0, 180)),
+    gray=st.sampled_from([0.0, 0.5, 1.0]),
+)
+
+
+@settings(deadline=None)
+@given(augmentations, st.integers(0, 2**32))
+def test_every_call_draws_alike(augmentation: Augmentation, seed: int) -> None:
     sample = dot_sample(60, 60, 30, 30, 3)
-    a, b = np.random.default_rng(3), np.random.default_rng(3)
+    a, b = np.random.default_rng(seed), np.random.default_rng(seed)
     augment(sample, 32, Augmentation.none(), a, COCO17.flip_index)
-    augment(sample, 48, Augmentation(brightness=0.4, contrast=0.3, saturation=0.5), b, COCO17.flip_index)
+    augment(sample, 48, augmentation, b, COCO17.flip_index)
     assert a.random() == b.random()
+
+
+def test_the_random_numbers_of_a_picture_are_fixed() -> None:
+    """What each of them is for, in an order that never changes: a recipe gives what it always gave."""
+    turn, zoom, x, y, mirror, *_ = np.random.default_rng(11).random(10)
+    sample = dot_sample(100, 140, 40, 30, 3)
+    _, joints, _ = augment(sample, 100, Augmentation(), np.random.default_rng(11), COCO17.flip_index)
+    side = 100 * (0.75 + 0.75 * zoom)
+    center = (70 + (2 * x - 1) * side / 5, 50 + (2 * y - 1) * side / 5)
+    where = AffineTransform.about(center, (50, 50), 100 / side, 30 * (2 * turn - 1))(np.array([40.0, 30.0]))
+    assert mirror < 0.5
+    np.testing.assert_allclose(joints[0, RIGHT, :2], (99 - where[0], where[1]), atol=1e-4)
+
+
+@settings(deadline=None)
+@given(
+    augmentations,
+    st.integers(0, 2**32),
+    st.tuples(st.integers(20, 90), st.integers(20, 90)),
+    st.integers(16, 96),
+    st.sampled_from([0.0, 0.02, 1.0]),
+)
+def test_a_strided_mask_is_every_other_pixel_of_the_full_one(
+    augmentation: Augmentation, seed: int, size: tuple[int, int], resolution: int, holes: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    mask = rng.random(size) >= holes
+    sample = PoseSample(image, np.zeros((0, 17, 3), np.float32), mask, 1)
+
+    def run(stride: int, sample: PoseSample = sample) -> tuple[np.ndarray, np.ndarray]:
+        draws = np.random.default_rng(seed)
+        image, _, mask = augment(sample, resolution, augmentation, draws, COCO17.flip_index, stride)
+        return image, mask
+
+    picture, full = run(1)
+    assert full.shape == (resolution, resolution)
+    for stride in (2, 4):
+        image_, strided = run(stride)
+        np.testing.assert_array_equal(strided, full[::stride, ::stride])
+        np.testing.assert_array_equal(image_, picture)
+    # Without holes it is True exactly where the picture is: nothing is guessed where no warp is made. Between
+    # pixel centres a corner of the picture still shows a quarter of itself, what is beyond an edge at most half.
+    if not holes:
+        white = PoseSample(np.full((*size, 3), 255, np.uint8), sample.joints, mask, 1)
+        plain = replace(augmentation, brightness=0, contrast=0, saturation=0, hue=0, gray=0)
+        draws = np.random.default_rng(seed)
+        shown = augment(white, resolution, plain, draws, COCO17.flip_index)[0][..., 0]
+        assert not (full & (shown < 55)).any() and not (~full & (shown > 135)).any()
 
 
 def test_colours_change_within_bounds_and_geometry_does_not() -> None:
@@ -155,6 +223,65 @@ def test_colours_change_within_bounds_and_geometry_does_not() -> None:
     assert abs(gray[0] - gray[1]).mean() < 2
 
 
+def colours(image: np.ndarray, seed: int, **settings: float) -> np.ndarray:
+    """Return the picture as it is after changes of colour alone."""
+    joints, mask = np.zeros((0, 17, 3), np.float32), np.ones(image.shape[:2], np.bool_)
+    augmentation = Augmentation(rotation=0, scale=(1, 1), translate=0, flip=0, **settings)
+    sample = PoseSample(image, joints, mask, 1)
+    rng = np.random.default_rng(seed)
+    return augment(sample, image.shape[0], augmentation, rng, COCO17.flip_index)[0]
+
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32),
+    *(st.one_of(st.just(0.0), st.floats(0.0, 0.9)) for _ in range(3)),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_colours_are_changed_by_the_formulas(
+    seed: int, brightness: float, contrast: float, saturation: float, gray: float
+) -> None:
+    """Saturation, then contrast about the mean, then brightness, one after another in floats, +- 1."""
+    image = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    draws = np.random.default_rng(seed).random(10)[5:]
+    b, c, s = 1 + (2 * draws[:3] - 1) * (brightness, contrast, saturation)
+    if draws[4] < gray:
+        s = 0.0
+    out = image.astype(np.float64)
+    luma = (out @ LUMA)[..., None]
+    out = luma + (out - luma) * s
+    out = (out.mean() + (out - out.mean()) * c) * b
+    got = colours(image, seed, brightness=brightness, contrast=contrast, saturation=saturation, gray=gray)
+    assert np.abs(got - np.clip(np.rint(out), 0, 255)).max() <= 1
+
+
+def test_gray_is_gray_as_often_as_told() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    outs = [colours(image, seed, gray=0.3) for seed in range(400)]
+    grays = [out for out in outs if np.ptp(out.astype(int), axis=2).max() <= 1]
+    assert len(grays) / 400 == pytest.approx(0.3, abs=5 * np.sqrt(0.21 / 400))
+    assert all(np.array_equal(out, image) for out in outs if np.ptp(out.astype(int), axis=2).max() > 1)
+    assert np.abs(grays[0][..., 0] - image @ LUMA).max() <= 1
+
+
+def test_hue_turns_colours_and_keeps_luma_and_gray() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(100, 156, (16, 16, 3), dtype=np.uint8)  # no colour reaches the end of the range
+    image[0] = image[0, :, :1]
+    turned = [colours(image, seed, hue=180) for seed in range(60)]
+    for out in turned:
+        assert np.abs(out @ LUMA - image @ LUMA).max() < 1.5
+        assert np.abs(out[0].astype(int) - image[0]).max() <= 1
+    chroma = [(out[5, 5] - image[5, 5] @ LUMA)[[0, 2]] for out in turned]
+    angles = np.sort([np.arctan2(*each) for each in chroma])
+    assert np.diff(angles).max() < 1.2  # all around the circle
+    small = [np.abs(colours(image, seed, hue=5).astype(int) - image).max() for seed in range(30)]
+    assert 0 < max(small) < 15
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -163,6 +290,8 @@ def test_colours_change_within_bounds_and_geometry_does_not() -> None:
         ({"scale": (0, 1)}, "scale must be"),
         ({"translate": -1}, "translate must be"),
         ({"flip": 2}, "flip is a probability"),
+        ({"gray": -0.1}, "gray is a probability"),
+        ({"hue": 181}, "hue must be 0..180 degrees, got 181"),
         ({"contrast": 1.0}, "contrast must be"),
     ],
 )
@@ -226,3 +355,8 @@ def test_normalise() -> None:
     np.testing.assert_allclose(out.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(images, before)
+    every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    for each in (images, every, every[:, ::2, 1:], every[:0]):
+        tensor = torch.from_numpy(each)
+        assert torch.equal(normalise(each), _normalise_there(tensor))  # what a GPU computes
+        assert torch.equal(normalise(each), normalise(tensor))
