@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from nas.plot_style import CANVASES, FAINT, GRID, INK, STYLE, save_figure
 from nas.search.objectives import MACS, Constraint, Objective
 from search_spaces import InputError, RunError
-from search_spaces.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,32 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Reference", "plot_front", "plot_progress"]
 
-_INK, _MUTED, _FAINT, _GRID = "#1c2733", "#5c6b7a", "#b9c2cc", "#e8ecf0"
 _FRONT, _CHOSEN, _BUDGET = "#1c2733", "#d1273f", "#b45309"
 # Samples of viridis: small inputs are light, large ones dark, also in grey and for colour-blind eyes.
 _RAMP = ("#a5db36", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e")
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "text.color": _INK,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "litepose-nas",
-}
-_DOTS_PER_INCH = 160
-_CANVASES = {".png": FigureCanvasAgg, ".svg": FigureCanvasSVG}
 
 
 @dataclass(frozen=True)
@@ -126,7 +100,7 @@ def plot_front(
     for budget in budgets:
         result.axis(budget.objective)
     marked = _marked(result, chosen, budgets)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         columns = min(len(axes_of), 2)
         rows = -(-len(axes_of) // columns)
         width = 7.2 if columns == 1 else 12.4
@@ -157,7 +131,7 @@ def plot_front(
             handletextpad=0.4,
             columnspacing=1.3,
         )
-        return _save(figure, files)
+        return save_figure(figure, files)
 
 
 def plot_progress(
@@ -190,14 +164,14 @@ def plot_progress(
     number = np.arange(1, len(aps) + 1)
     generations = np.array([record.generation for record in result.evaluated])
     starts = number[np.flatnonzero(np.diff(generations)) + 1] - 0.5
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.6), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
         for panel in (top, bottom):
-            panel.grid(axis="y", color=_GRID, linewidth=0.8)
+            panel.grid(axis="y", color=GRID, linewidth=0.8)
             panel.set_axisbelow(True)
             for start in starts:
-                panel.axvline(start, color=_GRID, linewidth=0.8, zorder=0)
+                panel.axvline(start, color=GRID, linewidth=0.8, zorder=0)
         top.scatter(number, aps, s=14, color=_RAMP[4], alpha=0.45, linewidths=0, label="each network")
         best = np.maximum.accumulate(aps)
         top.step(number, best, where="post", color=_CHOSEN, linewidth=1.8, label="best so far")
@@ -216,7 +190,7 @@ def plot_progress(
         bottom.set_ylim(0, 1.04)
         bottom.set_xlabel("Networks evaluated (vertical lines: generations)")
         bottom.set_xlim(0.5, max(2, len(aps)) + 0.5)
-        return _save(figure, files)
+        return save_figure(figure, files)
 
 
 # -- parts -----------------------------------------------------------------------------------------------
@@ -225,9 +199,9 @@ def plot_progress(
 def _files(path: str | Path) -> tuple[Path, ...]:
     path = Path(path)
     if path.suffix == "":
-        return tuple(path.with_suffix(suffix) for suffix in _CANVASES)
-    if path.suffix.lower() not in _CANVASES:
-        raise InputError(f"a plot is written as {' or '.join(_CANVASES)}, not as '{path.name}'")
+        return tuple(path.with_suffix(suffix) for suffix in CANVASES)
+    if path.suffix.lower() not in CANVASES:
+        raise InputError(f"a plot is written as {' or '.join(CANVASES)}, not as '{path.name}'")
     return (path,)
 
 
@@ -290,7 +264,7 @@ def _front_panel(
         placed = [place(record) for record in records]
         return [cost for cost, _ in placed], [ap for _, ap in placed]
 
-    panel.grid(color=_GRID, linewidth=0.8)
+    panel.grid(color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
     inside = [r for r in result.evaluated if _within(r, budgets)]
     outside = [r for r in result.evaluated if not _within(r, budgets)]
@@ -299,7 +273,7 @@ def _front_panel(
     if outside:
         panel.scatter(
             *points(outside),
-            s=20, facecolors="none", edgecolors=_FAINT, linewidths=0.9, zorder=2,
+            s=20, facecolors="none", edgecolors=FAINT, linewidths=0.9, zorder=2,
         )  # fmt: skip
     for resolution, colour in colours.items():
         group = [r for r in inside if _resolution(r) == resolution and r.trial not in on_front]
@@ -325,9 +299,9 @@ def _front_panel(
     for name, item in named.items():
         spot = _spot(item, objective)
         if spot is not None:
-            panel.scatter(*spot, marker="D", s=30, color="white", edgecolors=_INK, linewidths=1.1, zorder=6)
+            panel.scatter(*spot, marker="D", s=30, color="white", edgecolors=INK, linewidths=1.1, zorder=6)
             panel.annotate(
-                name, spot, xytext=(7, -3), textcoords="offset points", fontsize=8, color=_INK, va="top",
+                name, spot, xytext=(7, -3), textcoords="offset points", fontsize=8, color=INK, va="top",
                 zorder=7, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8},
             )  # fmt: skip
     for name, record in sorted(marked.items(), key=lambda item: -item[1].require_ap()):
@@ -376,7 +350,7 @@ def _price_only(panel: Axes, result: SearchResult, objective: Objective) -> None
     if shown:
         panel.plot(
             shown, np.full(len(shown), 0.012), transform=panel.get_xaxis_transform(), linestyle="none",
-            marker="|", markersize=7, markeredgewidth=0.9, color=_FAINT, zorder=2,
+            marker="|", markersize=7, markeredgewidth=0.9, color=FAINT, zorder=2,
         )  # fmt: skip
 
 
@@ -455,25 +429,11 @@ def _legend(
     if marked:
         handles.append(dot("chosen", marker="*", markersize=12, color=_CHOSEN, markeredgecolor="white"))
     if named:
-        handles.append(
-            dot("named", marker="D", markersize=5.5, markerfacecolor="white", markeredgecolor=_INK)
-        )
+        handles.append(dot("named", marker="D", markersize=5.5, markerfacecolor="white", markeredgecolor=INK))
     if any(not _within(record, budgets) for record in result.evaluated):
         handles.append(
-            dot("over budget", marker="o", markersize=5, markerfacecolor="none", markeredgecolor=_FAINT)
+            dot("over budget", marker="o", markersize=5, markerfacecolor="none", markeredgecolor=FAINT)
         )
     if result.infeasible:
-        handles.append(dot("priced only", marker="|", markersize=8, color=_FAINT, markeredgewidth=1.2))
+        handles.append(dot("priced only", marker="|", markersize=8, color=FAINT, markeredgewidth=1.2))
     return handles
-
-
-def _save(figure: Figure, files: Sequence[Path]) -> tuple[Path, ...]:
-    for path in files:
-        canvas = _CANVASES[path.suffix.lower()](figure)
-        # A date would make two drawings of the same result differ.
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        with atomic_path(path) as temporary, warnings.catch_warnings():
-            # A run may be named in any script; a letter that the font lacks is drawn as a box.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            canvas.print_figure(str(temporary), dpi=_DOTS_PER_INCH, metadata=metadata, facecolor="white")
-    return tuple(files)

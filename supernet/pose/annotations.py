@@ -32,6 +32,7 @@ __all__ = [
     "read_table",
     "region",
     "runs_or_polygons",
+    "shown",
 ]
 
 FARTHEST: Final = 1e6
@@ -52,7 +53,7 @@ class FieldError(InputError):
     Attributes
     ----------
     code
-        Kind of flaw; see :data:`supernet.pose.check.RULES`.
+        Kind of flaw; see :data:`supernet.pose.findings.RULES`.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -69,7 +70,7 @@ def _is_number(value: object, most: float = FARTHEST) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return a value as a message shows it: on one line, and not endless."""
     try:
         text = repr(value)
@@ -118,7 +119,7 @@ def choose_category(categories: Sequence[Record], name: str | None, where: str) 
     if not _is_int(number):
         raise FieldError(
             "category",
-            f"{where}: category '{chosen.get('name')}' needs an integer 'id', got {_shown(number)}",
+            f"{where}: category '{chosen.get('name')}' needs an integer 'id', got {shown(number)}",
         )
     if sum(_is_int(each.get("id")) and each.get("id") == number for each in categories) > 1:
         raise FieldError("category", f"{where}: category id {number} is there more than once")
@@ -133,7 +134,7 @@ def read_id(record: Record, what: str, where: str) -> int:
     number = record.get("id")
     if not isinstance(number, int) or isinstance(number, bool):
         code = "image-id" if "image" in what else "annotation-id"
-        raise FieldError(code, f"{where}: {what} needs an integer 'id', got {_shown(number)}")
+        raise FieldError(code, f"{where}: {what} needs an integer 'id', got {shown(number)}")
     return number
 
 
@@ -141,9 +142,7 @@ def read_file_name(record: Record, where: str) -> str:
     """Return the 'file_name' of an image's record."""
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
-        raise FieldError(
-            "file-name", f"{where}: image {record['id']} needs a 'file_name', got {_shown(name)}"
-        )
+        raise FieldError("file-name", f"{where}: image {record['id']} needs a 'file_name', got {shown(name)}")
     return name
 
 
@@ -154,14 +153,14 @@ def read_image_size(record: Record, where: str) -> tuple[int, int]:
         if not _is_int(value) or record[key] < 1:
             raise FieldError(
                 "image-size",
-                f"{where}: image {record['id']} needs a positive integer '{key}', got {_shown(value)}",
+                f"{where}: image {record['id']} needs a positive integer '{key}', got {shown(value)}",
             )
     height, width = record["height"], record["width"]
     if height * width > _MOST_PIXELS:
         raise FieldError(
             "image-size",
             f"{where}: image {record['id']} needs a 'height' and 'width' of at most {_MOST_PIXELS} pixels in "
-            f"all, got {_shown(height)} and {_shown(width)}",
+            f"all, got {shown(height)} and {shown(width)}",
         )
     return height, width
 
@@ -174,11 +173,11 @@ def read_reference(
 ) -> int:
     """Return 'category_id' or 'image_id' of an annotation, which ``known`` must hold."""
     number = annotation.get(key)
-    label = f"{where}: annotation {_shown(annotation.get('id'))}"
+    label = f"{where}: annotation {shown(annotation.get('id'))}"
     if not isinstance(number, int) or isinstance(number, bool):
-        raise FieldError(f"annotation-{what}", f"{label} needs an integer '{key}', got {_shown(number)}")
+        raise FieldError(f"annotation-{what}", f"{label} needs an integer '{key}', got {shown(number)}")
     if number not in known:
-        raise FieldError(f"annotation-{what}", f"{label} is of unknown {key} {_shown(number)}")
+        raise FieldError(f"annotation-{what}", f"{label} is of unknown {key} {shown(number)}")
     return number
 
 
@@ -238,7 +237,7 @@ def person_box(annotation: Record, keypoints: NDArray[np.float64], where: str) -
         low, high = (known.min(axis=0), known.max(axis=0)) if len(known) else (np.zeros(2), np.zeros(2))
         return [float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-        raise FieldError("box", f"{label} needs a 'bbox' of x, y, width, height, got {_shown(box)}")
+        raise FieldError("box", f"{label} needs a 'bbox' of x, y, width, height, got {shown(box)}")
     return box
 
 
@@ -250,7 +249,7 @@ def person_area(annotation: Record, box: Sequence[float], where: str) -> float:
     if not _is_number(area, FARTHEST**2) or area < 0:
         raise FieldError(
             "area",
-            f"{where}: annotation {annotation['id']} needs an 'area' of at least 0, got {_shown(area)}",
+            f"{where}: annotation {annotation['id']} needs an 'area' of at least 0, got {shown(area)}",
         )
     stated: float = area
     return stated
@@ -262,7 +261,7 @@ def read_crowd_flag(annotation: Record, where: str) -> int:
     if value is not None and not (isinstance(value, int) and value in (0, 1)):
         raise FieldError(
             "crowd-flag",
-            f"{where}: annotation {annotation['id']} needs an 'iscrowd' of 0 or 1, got {_shown(value)}",
+            f"{where}: annotation {annotation['id']} needs an 'iscrowd' of 0 or 1, got {shown(value)}",
         )
     return int(bool(value))
 
@@ -284,7 +283,7 @@ def runs_or_polygons(
         if isinstance(segmentation, Mapping):
             return _runs(segmentation, height, width)
         if not isinstance(segmentation, list):
-            raise TypeError(f"it is {_shown(segmentation)}")
+            raise TypeError(f"it is {shown(segmentation)}")
         return [_polygon(each, height, width) for each in segmentation]
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -297,13 +296,13 @@ def runs_or_polygons(
 
 def _runs(code: Record, height: int, width: int) -> NDArray[np.int64]:
     if not isinstance(code["size"], list | tuple) or list(code["size"]) != [height, width]:
-        raise ValueError(f"its size is {_shown(code['size'])}, the image's {[height, width]}")
+        raise ValueError(f"its size is {shown(code['size'])}, the image's {[height, width]}")
     counts = code["counts"]
     runs = _decompressed(counts) if isinstance(counts, str | bytes) else counts
     if not isinstance(runs, list) or not all(_is_int(run) and run >= 0 for run in runs):
         raise ValueError("'counts' must be runs of at least 0 pixels")
     if sum(runs) != height * width:
-        raise ValueError(f"its runs make {_shown(sum(runs))} pixels, the image has {height * width}")
+        raise ValueError(f"its runs make {shown(sum(runs))} pixels, the image has {height * width}")
     return np.array(runs, dtype=np.int64)
 
 

@@ -325,8 +325,9 @@ class PoseDataset:
 
         Unlabelled joints are 0; a person without labelled joints has ``num_keypoints`` 0, which COCO's
         evaluation ignores. So has one whose ``num_keypoints`` is 0 in the file: CrowdPose's do not count head
-        and neck, and its evaluation ignores people who show nothing else. Boxes and areas are the file's. Where a person has no area it is 0.53 of the box
-        (CrowdPose's rule); where it has no box, the box is that of its joints.
+        and neck, and its evaluation ignores people who show nothing else. Boxes and areas are the file's.
+        Where a person has no area it is 0.53 of the box (CrowdPose's rule); where it has no box, the box is
+        that of its joints.
 
         Raises
         ------
