@@ -11,8 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_spaces import SPACES
 from search_spaces.errors import InputError
+from supernet.pose.loader import STRIDES, collate, map_size
 from supernet.pose.losses import LossWeights, associative_embedding_loss, heatmap_loss, pose_loss
+from supernet.pose.targets import draw_heatmaps, tag_indices
+from supernet.pose.transforms import Augmentation
+from tests.supernet import tiny
 
 JOINTS, HEIGHT, WIDTH = 4, 5, 6
 
@@ -110,6 +115,117 @@ def test_memory_layout_and_half_precision_change_nothing() -> None:
     for got, want in zip(associative_embedding_loss(half, indices), exact):
         assert got.dtype == torch.float32
         assert got.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make_maps(seed: int, images: int, joints: int, *, layout: str = "joints", holes: float = 0.3) -> Maps:
+    """Return float64 predictions (a part of wider maps), targets between 0 and 1, and a mask of 0 and 1."""
+    rng = np.random.default_rng(seed)
+    order = torch.channels_last if layout == "channels last" else torch.contiguous_format
+    wide = torch.from_numpy(rng.normal(size=(images, joints + 2, HEIGHT, WIDTH))).to(memory_format=order)
+    target = torch.from_numpy(rng.random((images, joints, HEIGHT, WIDTH)).clip(0.4) - 0.4)
+    mask = torch.from_numpy((rng.random((images, HEIGHT, WIDTH)) >= holes).astype(float))
+    return wide[:, 1:-1], target.to(memory_format=order), mask
+
+
+def composed(
+    pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, labelled: torch.Tensor, foreground: float
+) -> torch.Tensor:
+    """Return the heatmap loss as its formula reads."""
+    errors = (pred - target).square() * mask[:, None]
+    if foreground:
+        errors = errors * (1.0 + foreground * target)
+    per_joint, weight = errors.mean(dim=(0, 2, 3)), labelled.to(pred.dtype)
+    return (per_joint * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(1, 3),
+    labelled=st.lists(st.booleans(), min_size=1, max_size=5),
+    foreground=st.sampled_from([0.0, 1.0, 9.7]),
+    layout=st.sampled_from(["joints", "channels last"]),
+    holes=st.sampled_from([0.0, 0.3, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_heatmap_loss_and_its_gradient_are_the_formula_s(
+    seed: int,
+    images: int,
+    labelled: list[bool],
+    foreground: float,
+    layout: str,
+    holes: float,
+    dtype: torch.dtype,
+) -> None:
+    maps = make_maps(seed, images, len(labelled), layout=layout, holes=holes)
+    pred, target, mask = (each.to(dtype) for each in maps)
+    which = torch.tensor(labelled)
+    found, grads = [], []
+    for loss in (heatmap_loss, composed):
+        leaf = pred.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        value = loss(leaf, target, mask, which, foreground)
+        (0.37 * value).backward()
+        found.append(value.item())
+        grads.append(leaf.grad)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert torch.equal(grads[0], grads[1])
+    # Term by term, in plain Python.
+    total = 0.0
+    for joint in np.flatnonzero(labelled):
+        for image in range(images):
+            for p, t, m in zip(pred[image, joint].ravel(), target[image, joint].ravel(), mask[image].ravel()):
+                total += float(m * (p - t) ** 2 * (1 + foreground * t))
+    count = max(1, sum(labelled)) * images * HEIGHT * WIDTH
+    assert found[0] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("foreground", [0.0, 3.0])
+@pytest.mark.parametrize("layout", ["joints", "channels last"])
+def test_heatmap_loss_has_the_right_gradient(foreground: float, layout: str) -> None:
+    pred, target, mask = make_maps(4, 2, 3, layout=layout)
+    mask = mask * 0.7  # a weight need not be 0 or 1
+    labelled = torch.tensor([True, False, True])
+    assert torch.autograd.gradcheck(
+        lambda each: heatmap_loss(each, target, mask, labelled, foreground), pred.clone().requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_outputs_cost_what_their_values_cost(dtype: torch.dtype) -> None:
+    (quarter, half), batch = make_batch()
+    targets = Targets(
+        tuple(each.float() for each in batch.heatmaps),  # type: ignore[arg-type]
+        tuple(each.float() for each in batch.masks),  # type: ignore[arg-type]
+        batch.tags,
+        batch.labelled,
+    )
+    # Errors of 400 are squared to more than float16 holds.
+    maps = [(400 * each).to(dtype).requires_grad_() for each in (quarter, half)]
+    exact = [each.detach().double().requires_grad_() for each in maps]
+    found, expected = pose_loss((maps[0], maps[1]), targets), pose_loss((exact[0], exact[1]), batch)
+    for name, value in found.items():
+        assert value.dtype == torch.float32, name
+        assert value.item() == pytest.approx(expected[name].item(), rel=1e-4), name
+    found["total"].backward()
+    expected["total"].backward()
+    for mine, theirs in zip(maps, exact):
+        assert mine.grad is not None and mine.grad.dtype == dtype and theirs.grad is not None
+        scale = float(theirs.grad.abs().max())
+        assert float((mine.grad.double() - theirs.grad).abs().max()) < 0.01 * scale
+
+
+def test_an_unlabelled_or_wholly_masked_batch_costs_nothing() -> None:
+    pred, target, mask = make_maps(1, 2, 3)
+    none = torch.zeros(3, dtype=torch.bool)
+    for loss in (
+        heatmap_loss(pred.clone().requires_grad_(), target, mask, none),
+        heatmap_loss(pred.clone().requires_grad_(), target, torch.zeros_like(mask)),
+    ):
+        assert loss.item() == 0
+        loss.backward()
 
 
 def test_foreground_weighs_errors_by_their_target() -> None:
@@ -219,3 +335,67 @@ def test_shapes_that_do_not_fit_are_named(change: str) -> None:
     with pytest.raises(InputError, match=r"not .*\d") as caught:
         call[change]()
     assert "\n" not in str(caught.value)
+
+
+def sides() -> list[int]:
+    """Return the sides of both spaces, and such as no stride divides."""
+    spaces = [space(17) for space in SPACES.values()]
+    found = {int(v) for space in spaces for c in space.choices if c.name == "resolution" for v in c.values}
+    return sorted({*found, 65, 66, 67, 99, 130})
+
+
+@pytest.mark.parametrize("side", sides())
+def test_batches_fit_the_network_at_every_resolution(side: int) -> None:
+    network: Any = tiny.supernet()
+    batch = collate(tiny.people(), [0, 1], side, Augmentation(), 0, 0)
+    outputs = network(batch.images, network.space.smallest())
+    assert [map_size(side, stride) for stride in STRIDES] == [each.shape[-1] for each in outputs]
+    terms = pose_loss(outputs, batch)
+    quarter, half = (each.detach() for each in outputs)
+    assert torch.equal(terms["heatmap_half"], heatmap_loss(half, batch.heatmaps[1], batch.masks[1]))
+    # What the tags pull together is read where the heatmaps have their peaks.
+    push, pull = reference(quarter[:, 17:].double(), batch.tags)
+    assert terms["push"].item() == pytest.approx(push, rel=1e-4)
+    assert terms["pull"].item() == pytest.approx(pull, rel=1e-4, abs=1e-9)
+    flat, visible = batch.tags.unbind(-1)
+    for image in range(2):
+        assert (batch.heatmaps[0][image].flatten()[flat[image][visible[image] > 0]] == 1).all()
+    terms["total"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (67, 130), (128, 99)])
+def test_maps_that_are_not_square(height: int, width: int) -> None:
+    network: Any = tiny.supernet()
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    quarter, half = network(images, network.space.smallest())
+    rng = np.random.default_rng(0)
+    joints = rng.uniform(-4, (width + 4, height + 4, 3), (2, 3, 17, 3)).astype(np.float32)
+    maps, tags = [], None
+    for stride, each in zip(STRIDES, (quarter, half)):
+        size = map_size(height, stride), map_size(width, stride)
+        assert size == tuple(each.shape[2:])
+        scaled = joints / np.float32([stride, stride, 1])
+        maps.append(draw_heatmaps(scaled, *size))
+        tags = tag_indices(scaled, *size) if tags is None else tags
+    masks = [torch.ones(2, *each.shape[2:]) for each in maps]
+    assert tags is not None
+    batch = Targets((maps[0], maps[1]), (masks[0], masks[1]), torch.from_numpy(tags), torch.ones(17) > 0)
+    terms = pose_loss((quarter, half), batch)
+    # The same, read from the joints themselves.
+    pulls = []
+    for image in range(2):
+        spreads = []
+        for person in joints[image]:
+            read = [
+                float(quarter[image, 17 + joint, int(y / 4), int(x / 4)].detach())
+                for joint, (x, y, v) in enumerate(person)
+                if v > 0 and x > -4 and y > -4 and x / 4 < size_of(width) and y / 4 < size_of(height)
+            ]
+            spreads += [np.var(read)] if read else []
+        pulls.append(np.mean(spreads))
+    assert terms["pull"].item() == pytest.approx(np.mean(pulls), rel=1e-3)
+
+
+def size_of(side: int) -> int:
+    return map_size(side, STRIDES[0])

@@ -196,8 +196,8 @@ def test_a_strided_mask_is_every_other_pixel_of_the_full_one(
         image_, strided = run(stride)
         np.testing.assert_array_equal(strided, full[::stride, ::stride])
         np.testing.assert_array_equal(image_, picture)
-    # Without holes it is True exactly where the picture is: nothing is guessed where no warp is made. Between
-    # pixel centres a corner of the picture still shows a quarter of itself, what is beyond an edge at most half.
+    # Without holes it is True exactly where the picture is: nothing is guessed where no warp is made. A pixel
+    # between centres shows at least a quarter of the picture's corner, one beyond an edge at most half of it.
     if not holes:
         white = PoseSample(np.full((*size, 3), 255, np.uint8), sample.joints, mask, 1)
         plain = replace(augmentation, brightness=0, contrast=0, saturation=0, hue=0, gray=0)
