@@ -41,6 +41,7 @@ __all__ = ["Fetched", "Part", "PartStatus", "PublicData", "fetch", "find_source"
 
 _CHUNK: Final = 1 << 20
 _RECORD: Final = "fetched.json"
+_FIRST_USE: Final = "nothing: none is published, so this one is noted and later downloads are held against it"
 
 State = Literal["complete", "unpacked", "downloaded", "partly downloaded", "missing"]
 
@@ -161,7 +162,8 @@ class PublicData:
             which: {key: str(folder.resolve() / path) for key, path in source.items()}
             for which, source in self._sources()
         }
-        if not all(Path(path).exists() for source in data.values() for path in source.values()):
+        paths = [Path(path) for source in data.values() for path in source.values()]
+        if not paths or not all(path.exists() for path in paths):
             return {}
         return {**self.recipe, "data": data}
 
@@ -242,14 +244,9 @@ def survey(
     RunError
         If what stands in the folder is not what was fetched.
     """
-    for wanted in parts or ():
-        if wanted not in source.parts:
-            raise InputError(f"'{name}' has no part '{wanted}'{did_you_mean(wanted, source.parts)}")
     record = _read_record(folder, name)
     found = []
-    for short, part in source.parts.items():
-        if parts is not None and short not in parts:
-            continue
+    for short, part in _chosen(source, name, parts).items():
         noted = record.get(short, {})
         archive = folder / "downloads" / part.name
         state: State = "missing"
@@ -267,6 +264,13 @@ def survey(
             state, have = "partly downloaded", part_of(archive).stat().st_size
         found.append(PartStatus(short, part, state, have))
     return found
+
+
+def _chosen(source: PublicData, name: str, parts: Sequence[str] | None) -> dict[str, Part]:
+    for wanted in parts or ():
+        if wanted not in source.parts:
+            raise InputError(f"'{name}' has no part '{wanted}'{did_you_mean(wanted, source.parts)}")
+    return {short: part for short, part in source.parts.items() if parts is None or short in parts}
 
 
 def fetch(
@@ -309,11 +313,11 @@ def fetch(
     folder = Path(folder)
     if mirror is not None and urlsplit(mirror).scheme not in ("http", "https"):
         raise InputError(f"--mirror takes a web address (http or https), not '{mirror}'")
-    survey(source, name, folder, parts)
+    _chosen(source, name, parts)
+    note(f"{source.title}\nlicence: {source.licence}\nfrom {source.homepage} to {folder}")
     make_folder(folder)
     anew = []
     with locked(folder / ".fetch.lock", f"another fetch is at work in '{folder}'; wait for it or stop it"):
-        # Once more, now that nobody else is at it.
         statuses = [s for s in survey(source, name, folder, parts) if s.state != "complete"]
         _require_room(statuses, folder, keep_archives)
         for status in statuses:
@@ -412,6 +416,10 @@ class _Fetch:
             except RunError:
                 shutil.rmtree(self.staging, ignore_errors=True)
                 raise
+            if noted["held_against"] == _FIRST_USE:
+                note(
+                    f"{self.part.name}: no checksum is published; noted on first use: sha256 {noted['sha256']}"
+                )
             noted["makes"] = {path: _count(self.staging / path) for path in self.part.makes}
             os.sync()  # pictures by the thousand: one sync for all
             self._note({**noted, "state": "unpacked"})
@@ -479,8 +487,7 @@ class _Fetch:
                     f" entry '{self.name}' in '{self.folder / _RECORD}' and run the same command again"
                 )
         else:
-            held = "nothing: none is published, so this one is noted and later downloads are held against it"
-            note(f"{part.name}: no checksum is published; noted on first use: sha256 {found['sha256']}")
+            held = _FIRST_USE
         return {
             "url": self.url,
             "size_bytes": size,
@@ -491,40 +498,38 @@ class _Fetch:
 
     def _unpack(self) -> None:
         part = self.part
-        if not part.zipped:
-            target = self.staging / part.makes[0]
-            require_room(self.folder, self.archive.stat().st_size, f"copying '{part.name}'")
-            make_folder(target.parent)
-            try:
-                shutil.copyfile(self.archive, target)
-            except OSError as error:
-                raise RunError(f"cannot write '{target}': {error.strerror}; the download is kept") from None
-            files, unpacked = 1, target.stat().st_size
-        else:
+        if part.zipped:
             entries = members(self.archive, part.makes, part.most_bytes)
             files, unpacked = len(entries), sum(entry.file_size for entry in entries)
-            require_room(self.folder, unpacked, f"unpacking '{part.name}'")
-            make_folder(self.staging)
-            with progress_bar(f"{part.name}: unpack", len(entries)) as bar:
-                unpack(self.archive, entries, self.staging, bar.update)
+        else:
+            files, unpacked = 1, self.archive.stat().st_size
         problem = ""
         if files < part.files:
             problem = f"it holds {files:,} files, and {part.files:,} are expected"
         elif unpacked > part.most_bytes:
             problem = f"it is {unpacked:,} bytes long, and at most {part.most_bytes:,} are expected"
-        elif part.images is not None:
-            content = read_json(self.staging / part.makes[0], "download")
-            images = content.get("images") if isinstance(content, dict) else None
-            if not isinstance(images, list) or len(images) != part.images:
-                listed = (
-                    f"lists {len(images):,} images" if isinstance(images, list) else "is no COCO-format file"
-                )
+        elif part.images is not None and not part.zipped:
+            images = _listed_images(self.archive)
+            if images != part.images:
+                listed = "is no COCO-format file" if images is None else f"lists {images:,} images"
                 problem = f"it {listed}, and {part.images:,} images are expected"
         if problem:
             raise RunError(
                 f"'{self.archive}' is another file than expected: {problem}; delete it and run the same"
                 " command again, with --mirror to take it from elsewhere"
             )
+        require_room(self.folder, unpacked, f"unpacking '{part.name}'")
+        make_folder(self.staging)
+        if part.zipped:
+            with progress_bar(f"{part.name}: unpack", files) as bar:
+                unpack(self.archive, entries, self.staging, bar.update)
+            return
+        target = self.staging / part.makes[0]
+        make_folder(target.parent)
+        try:
+            shutil.copyfile(self.archive, target)
+        except OSError as error:
+            raise RunError(f"cannot write '{target}': {error.strerror}; the download is kept") from None
 
     def _publish(self) -> None:
         """Move to their places what is not there yet."""
@@ -554,6 +559,16 @@ def _digests(path: Path, kinds: set[str], size: int) -> dict[str, str]:
     return {kind: one.hexdigest() for kind, one in hashes.items()}
 
 
+def _listed_images(path: Path) -> int | None:
+    """Return how many images a COCO-format file lists; None if it is none."""
+    try:
+        content = read_json(path)
+    except InputError:
+        return None
+    images = content.get("images") if isinstance(content, dict) else None
+    return len(images) if isinstance(images, list) else None
+
+
 def _megabytes(size: int | None) -> int | None:
     """Return a size for a progress bar, rounded up."""
     return None if size is None else max(1, -(-size // 1_000_000))
@@ -576,9 +591,7 @@ def run_fetch(
     name, source = find_source(data_set)
     folder = output or Path("data") / name
     wanted = None if parts is None else [part.strip() for part in parts.split(",") if part.strip()]
-    survey(source, name, folder, wanted)
     if not only_list:
-        note(f"{source.title}\nlicence: {source.licence}\nfrom {source.homepage} to {folder}")
         fetched = fetch(source, name, folder, parts=wanted, keep_archives=keep_archives, mirror=mirror)
         note(
             f"fetched {', '.join(fetched.anew)}" if fetched.anew else "everything asked for is there already"
@@ -635,4 +648,5 @@ def run_fetch(
             print(f"  {shlex.join(line)}")
     elif not only_list:
         lacking = [status.name for status in survey(source, name, folder) if status.state != "complete"]
-        print(f"\nA recipe needs the rest, too: run the command for {', '.join(lacking)}.")
+        if lacking:
+            print(f"\nA recipe needs the rest, too: run the command for {', '.join(lacking)}.")

@@ -1,17 +1,51 @@
-"""A trained run that the tests of the commands share."""
+"""What the tests of the commands share: running one, a trained run, a web server."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from nas.cli import main
 from nas.run import RunDirectory
 from nas.train import train
 from tests.nas import tiny
+from tests.nas.web import Web, serve
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def nas_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), told.out, told.err)
+
+    return run
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A web server on this machine, which no proxy stands before."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,12 @@ from supernet.checkpoint import save_network
 from supernet.pose.synthetic import write_dataset
 from supernet.registry import build_network
 from tests.nas import tiny
+from tests.nas.conftest import Outcome
 
 COMMANDS = (
     *("demo", "train", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
     *("import-checkpoint", "data check", "data fetch"),
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def nas_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), told.out, told.err)
-
-    return run
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ import random
 import shutil
 import socket
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,12 @@ from hypothesis import strategies as st
 from nas.download import Patience, _Redirects, download, part_of, require_room
 from search_spaces import RunError, UnavailableError
 from search_spaces.files import write_json
-from tests.nas.web import Fault, Web, serve
+from tests.nas.web import Fault, Web
 
 BODY = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(310_000)
 QUICK = Patience(timeout_s=5, attempts=3, first_wait_s=0.001, longest_wait_s=0.002)
 CHANGED = "Wed, 21 Oct 2015 07:28:00 GMT"
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with serve() as server:
-        yield server
 
 
 @pytest.fixture
