@@ -1,6 +1,6 @@
 """``nas data fetch``: public data sets, downloaded, verified and unpacked so that a recipe can name them.
 
-What is fetched from where is data: ``public_data.json``. Below the output folder::
+What is fetched from where is data, see :mod:`nas.public_data`. Below the output folder::
 
     annotations/, train2017/, ...   what was asked for; appears whole or not at all
     fetched.json                    what was fetched, from where, with which checksums
@@ -15,7 +15,6 @@ their places, which the next run finishes if this one cannot.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -23,149 +22,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import yaml
 
-from nas.archives import members, safe_path, unpack
-from nas.config import build
+from nas.archives import members, unpack
 from nas.console import note, print_json, print_table, progress_bar
 from nas.download import Patience, download, part_of, require_room
+from nas.public_data import Part, PublicData, find_public_data
 from search_spaces.errors import InputError, RunError, did_you_mean
-from search_spaces.files import locked, make_folder, read_json, read_yaml, write_json
+from search_spaces.files import locked, make_folder, read_json, write_json
 
-__all__ = ["Fetched", "Part", "PartStatus", "PublicData", "fetch", "find_source", "run_fetch", "survey"]
+__all__ = ["Fetched", "PartStatus", "fetch", "run_fetch", "survey"]
 
 _CHUNK: Final = 1 << 20
 _RECORD: Final = "fetched.json"
 _FIRST_USE: Final = "nothing: none is published, so this one is noted and later downloads are held against it"
 
 State = Literal["complete", "unpacked", "downloaded", "partly downloaded", "missing"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a public data set, and what becomes of it.
-
-    Attributes
-    ----------
-    url
-        Where it is officially handed out.
-    makes
-        Paths that it becomes: members of the archive (files, or folders with all below them) of just these
-        names, or, where the file is no ``.zip``, the one place where it goes.
-    files
-        How many files those are at least.
-    most_bytes
-        Most bytes that they may be: more is refused.
-    size_bytes, md5, sha256
-        Of the file that is downloaded, where they are known.
-    images
-        How many images a JSON file lists; checked where no checksum is known.
-    file
-        Name of the download, where the URL does not end in one.
-    page
-        Page from which a person can download it.
-    sources
-        Where URL, size and checksums are from.
-    """
-
-    url: str
-    makes: tuple[str, ...]
-    files: int
-    most_bytes: int
-    size_bytes: int | None = None
-    md5: str | None = None
-    sha256: str | None = None
-    images: int | None = None
-    file: str = ""
-    page: str | None = None
-    sources: str = ""
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InputError(f"'url' is a web address (http or https), not '{self.url}'")
-        for path in (*self.makes, self.name):
-            if safe_path(path) is None:
-                raise InputError(f"a path below the folder is needed, not '{path}'")
-        if "/" in self.name or not self.makes or (not self.zipped and len(self.makes) != 1):
-            raise InputError("a part makes at least one path, and one that is no .zip exactly one")
-        for kind, digest in self.published.items():
-            if len(digest) != 2 * hashlib.new(kind).digest_size or not set(digest) <= set("0123456789abcdef"):
-                raise InputError(f"'{kind}' is no such checksum in lower-case hexadecimal: '{digest}'")
-
-    @property
-    def name(self) -> str:
-        """The download's file name."""
-        return self.file or urlsplit(self.url).path.rpartition("/")[2]
-
-    @property
-    def zipped(self) -> bool:
-        """Whether it is an archive."""
-        return self.name.endswith(".zip")
-
-    @property
-    def published(self) -> dict[str, str]:
-        """The checksums that are known beforehand, by the algorithm's name."""
-        return {kind: value for kind, value in (("sha256", self.sha256), ("md5", self.md5)) if value}
-
-    def address(self, mirror: str | None) -> str:
-        """Return the URL, or that of the same file on a mirror."""
-        if mirror is None:
-            return self.url
-        parts = urlsplit(self.url)
-        return f"{mirror.rstrip('/')}/{self.name if parts.query else parts.path.lstrip('/')}"
-
-
-@dataclass(frozen=True)
-class PublicData:
-    """A public data set.
-
-    Attributes
-    ----------
-    title, homepage, licence
-        For people.
-    parts
-        Its files by short names, in the order in which they are fetched.
-    recipe
-        The part of a recipe that uses it, with paths below the folder.
-    """
-
-    title: str
-    homepage: str
-    licence: str
-    parts: dict[str, Part]
-    recipe: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        for name in self.parts:
-            if safe_path(name) is None or "/" in name or "," in name:
-                raise InputError(f"'{name}' is no name of a part: no slash and no comma")
-        for which, source in self._sources():
-            for field in ("annotations", "images"):
-                if safe_path(str(source.get(field, ""))) is None:
-                    raise InputError(f"recipe.data.{which}.{field} is a path below the folder")
-
-    def _sources(self) -> list[tuple[str, dict[str, Any]]]:
-        data = self.recipe.get("data", {})
-        if not isinstance(data, dict) or not all(isinstance(source, dict) for source in data.values()):
-            raise InputError("recipe.data is a mapping of train and val to annotations and images")
-        return list(data.items())
-
-    def recipe_in(self, folder: Path) -> dict[str, Any]:
-        """Return the part of a recipe that uses what stands in ``folder``; empty while something lacks."""
-        data = {
-            which: {key: str(folder.resolve() / path) for key, path in source.items()}
-            for which, source in self._sources()
-        }
-        paths = [Path(path) for source in data.values() for path in source.values()]
-        if not paths or not all(path.exists() for path in paths):
-            return {}
-        return {**self.recipe, "data": data}
 
 
 @dataclass(frozen=True)
@@ -212,24 +88,6 @@ class Fetched:
     folder: Path
     record: dict[str, Any]
     anew: tuple[str, ...]
-
-
-def find_source(name: str) -> tuple[str, PublicData]:
-    """Return the short name and the description of a known data set, or those in a .json or .yaml file.
-
-    Raises
-    ------
-    InputError
-        If there is none of that name, or the file is malformed.
-    """
-    if name.endswith((".json", ".yaml", ".yml")):
-        values = read_json(name, "data set") if name.endswith(".json") else read_yaml(name, "data set")
-        return Path(name).stem, build(PublicData, values, f"data set '{name}'")
-    text = resources.files("nas").joinpath("public_data.json").read_text(encoding="utf-8")
-    known = json.loads(text)
-    if name not in known:
-        raise InputError(f"no data set '{name}' can be fetched{did_you_mean(name, known)}")
-    return name, build(PublicData, known[name], name)
 
 
 def survey(
@@ -288,7 +146,7 @@ def fetch(
     Parameters
     ----------
     source, name
-        Which; see :func:`find_source`.
+        Which; see :func:`nas.public_data.find_public_data`.
     folder
         Where; made if absent.
     parts
@@ -417,9 +275,8 @@ class _Fetch:
                 shutil.rmtree(self.staging, ignore_errors=True)
                 raise
             if noted["held_against"] == _FIRST_USE:
-                note(
-                    f"{self.part.name}: no checksum is published; noted on first use: sha256 {noted['sha256']}"
-                )
+                told = "no checksum is published; noted on first use"
+                note(f"{self.part.name}: {told}: sha256 {noted['sha256']}")
             noted["makes"] = {path: _count(self.staging / path) for path in self.part.makes}
             os.sync()  # pictures by the thousand: one sync for all
             self._note({**noted, "state": "unpacked"})
@@ -588,7 +445,7 @@ def run_fetch(
     as_json: bool,
 ) -> None:
     """Do what ``nas data fetch`` does; see there."""
-    name, source = find_source(data_set)
+    name, source = find_public_data(data_set)
     folder = output or Path("data") / name
     wanted = None if parts is None else [part.strip() for part in parts.split(",") if part.strip()]
     if not only_list:
@@ -599,42 +456,16 @@ def run_fetch(
     statuses = survey(source, name, folder, wanted)
     recipe = source.recipe_in(folder)
     checks = [
-        ["nas", "data", "check", data["annotations"], "--images", data["images"]]
+        shlex.join(["nas", "data", "check", data["annotations"], "--images", data["images"]])
         for data in recipe.get("data", {}).values()
     ]
     if as_json:
         record = _read_record(folder, name)
-        listed = {
-            status.name: {
-                "state": status.state,
-                "url": status.part.address(mirror),
-                "have_bytes": status.have_bytes,
-                **{
-                    key: getattr(status.part, key)
-                    for key in ("size_bytes", "sha256", "md5", "sources", "makes")
-                },
-                **({"fetched": record[status.name]} if status.state == "complete" else {}),
-            }
-            for status in statuses
-        }
-        facts = {
-            "data_set": name,
-            "folder": str(folder),
-            "homepage": source.homepage,
-            "licence": source.licence,
-        }
-        print_json(
-            {**facts, "parts": listed, "recipe": recipe, "check": [shlex.join(line) for line in checks]}
-        )
+        listed = {status.name: _told(status, mirror, record.get(status.name)) for status in statuses}
+        facts = {"data_set": name, "folder": str(folder), "homepage": source.homepage}
+        print_json({**facts, "licence": source.licence, "parts": listed, "recipe": recipe, "check": checks})
         return
-    rows = []
-    for status in statuses:
-        part = status.part
-        size = "?" if part.size_bytes is None else f"{part.size_bytes / 1e6:,.1f}"
-        checksum = " and ".join(part.published) or "none published"
-        far = f", {status.have_bytes / 1e6:,.1f} MB" if status.state == "partly downloaded" else ""
-        rows.append((status.name, ", ".join(part.makes), size, checksum, status.state + far))
-    print_table(f"{name}, in {folder}", ("part", "makes", "MB", "checksum", "state"), rows)
+    _show(f"{name}, in {folder}", statuses)
     if only_list:
         print(f"{source.title}\n{source.homepage}\nlicence: {source.licence}")
         for status in statuses:
@@ -643,10 +474,36 @@ def run_fetch(
             print(f"\n{status.name}: {status.part.address(mirror)}{digests}{told}")
     if recipe:
         print(f"\nIn a recipe:\n\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}")
-        print("To see what is in it, and whether all is well:\n")
-        for line in checks:
-            print(f"  {shlex.join(line)}")
+        print(
+            "\n".join(["To see what is in it, and whether all is well:\n", *(f"  {line}" for line in checks)])
+        )
     elif not only_list:
         lacking = [status.name for status in survey(source, name, folder) if status.state != "complete"]
         if lacking:
             print(f"\nA recipe needs the rest, too: run the command for {', '.join(lacking)}.")
+
+
+def _told(status: PartStatus, mirror: str | None, noted: dict[str, Any] | None) -> dict[str, Any]:
+    """Return one part for ``--json``."""
+    part = status.part
+    return {
+        "state": status.state,
+        "url": part.address(mirror),
+        "have_bytes": status.have_bytes,
+        "size_bytes": part.size_bytes,
+        "published": part.published,
+        "sources": part.sources,
+        "makes": list(part.makes),
+        "fetched": noted if status.state == "complete" else None,
+    }
+
+
+def _show(title: str, statuses: Sequence[PartStatus]) -> None:
+    rows = []
+    for status in statuses:
+        part = status.part
+        size = "?" if part.size_bytes is None else f"{part.size_bytes / 1e6:,.1f}"
+        checksum = " and ".join(part.published) or "none published"
+        far = f", {status.have_bytes / 1e6:,.1f} MB" if status.state == "partly downloaded" else ""
+        rows.append((status.name, ", ".join(part.makes), size, checksum, status.state + far))
+    print_table(title, ("part", "makes", "MB", "checksum", "state"), rows)

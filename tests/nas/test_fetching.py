@@ -22,7 +22,8 @@ import yaml
 
 from nas.config import build, to_plain
 from nas.download import Patience
-from nas.fetching import Fetched, Part, PublicData, fetch, find_source, survey
+from nas.fetching import Fetched, fetch, survey
+from nas.public_data import Part, PublicData, find_public_data
 from search_spaces import InputError, RunError, UnavailableError
 from search_spaces.files import locked, write_json
 from supernet.pose.dataset import PoseDataset
@@ -63,7 +64,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def coco(web: Web, people: dict[str, bytes]) -> PublicData:
     """COCO as the package describes it, but small and served by us."""
-    _, real = find_source("coco")
+    _, real = find_public_data("coco")
     plain = to_plain(real)
     for name, part in plain["parts"].items():
         path = part["url"].removeprefix("http://images.cocodataset.org/")
@@ -517,7 +518,7 @@ def test_unpacked_files_that_vanished_before_they_were_moved(
 
 @pytest.mark.parametrize("name", ["coco", "crowdpose"])
 def test_the_known_data_sets_are_described_without_pretence(name: str) -> None:
-    _, source = find_source(name)
+    _, source = find_public_data(name)
     assert source.licence and source.homepage.startswith("https://")
     made = {path for part in source.parts.values() for path in part.makes}
     assert {path for data in source.recipe["data"].values() for path in data.values()} <= made
@@ -535,7 +536,7 @@ def test_the_known_data_sets_are_described_without_pretence(name: str) -> None:
 
 def test_the_official_addresses_and_checksums_of_coco() -> None:
     """As PaddleDetection (md5) and torchvision (sha256) have them, and as the issue asks."""
-    _, coco = find_source("coco")
+    _, coco = find_public_data("coco")
     known = {
         "train": ("http://images.cocodataset.org/zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2"),
         "val": ("http://images.cocodataset.org/zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80"),
@@ -569,7 +570,7 @@ def test_descriptions_are_checked(
     plain["parts"]["val"] |= change
     write_json(tmp_path / "mine.json", plain)
     with pytest.raises(InputError, match=told) as error:
-        find_source(str(tmp_path / "mine.json"))
+        find_public_data(str(tmp_path / "mine.json"))
     assert "mine.json'" in str(error.value)
 
 
@@ -590,7 +591,7 @@ def test_recipes_of_descriptions_are_checked(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**to_plain(coco), **change}))
     with pytest.raises(InputError, match=told):
-        find_source(str(tmp_path / "mine.yaml"))
+        find_public_data(str(tmp_path / "mine.yaml"))
 
 
 def test_names_of_parts_are_names() -> None:
