@@ -15,6 +15,9 @@ from supernet.pose.scoring import FloatArray, IntArray
 __all__ = ["Comparison", "Interval", "bootstrap_ap", "compare_ap"]
 
 _CELLS = 2**22
+"""Most weights that are drawn at once."""
+_EQUAL = 1e-12
+"""Differences below it are rounding."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ def compare_ap(
     ):
         raise InputError("two figures are compared on the same images, people and protocol; these differ")
     value = float(first.values(name)[0] - second.values(name)[0])
+    value = 0.0 if abs(value) < _EQUAL else value
     if np.isnan(value):
         raise InputError(f"there is nobody to find for {name} in the {len(first)} images")
     parts = [
@@ -171,5 +175,6 @@ def compare_ap(
     ]
     values = np.concatenate(parts)
     values = values[~np.isnan(values)]
+    values[np.abs(values) < _EQUAL] = 0.0
     probability = float((np.sign(values) + 1).mean() / 2) if len(values) else np.nan
     return Comparison(value, *_ends(values, confidence), confidence, len(values), probability)
