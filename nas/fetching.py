@@ -297,7 +297,7 @@ class _Fetch:
 
     def _download(self) -> None:
         part = self.part
-        page = part.page or self.url
+        page = part.page or part.url
         by_hand = (
             f"; or download it in a browser from {page} to '{self.archive}' and run the same command again:"
             " it is verified and used"

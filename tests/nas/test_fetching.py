@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -621,6 +622,7 @@ def test_the_command_fetches_and_says_how_to_use_it(
     assert len(PoseDataset(**snippet["data"]["train"])) == 3
     checks = re.findall(r"^  (nas data check .*)$", told.out, flags=re.MULTILINE)
     assert len(checks) == 2 and f"{tmp_path}/here/val2017" in checks[1]
+    assert nas_(*shlex.split(checks[1])[1:]).code == 0, "what it advises can be done"
     told = nas_("data", "fetch", described, "-o", tmp_path / "here")
     assert told.code == 0 and "everything asked for is there already" in told.err
 
