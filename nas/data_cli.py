@@ -57,7 +57,7 @@ def check(
     """
     from nas.checking import run_check
 
-    run_check(
+    sound = run_check(
         source,
         images=images,
         skeleton=skeleton,
@@ -68,6 +68,8 @@ def check(
         pixels=pixels,
         as_json=as_json,
     )
+    if not sound:
+        raise typer.Exit(1)
 
 
 @data_app.command()

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from supernet.pose.scoring import CROWD_LEVELS
 
-__all__ = ["SCALE_EDGES", "Census", "PersonFacts", "PictureFacts", "scale_name"]
+__all__ = ["RESOLUTIONS", "SCALE_EDGES", "Census", "PersonFacts", "PictureFacts", "scale_name"]
 
+RESOLUTIONS: Final = (256, 320, 384, 448, 512)
+"""Resolutions of LitePose's networks, pixels."""
 SCALE_EDGES: Final = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 """Lower bounds of the bins of sqrt(area), pixels. COCO's small ends at 32, its medium at 96."""
 
@@ -145,7 +147,7 @@ class Census:
             name: sum(least <= value < end for value in known) for name, (least, end) in CROWD_LEVELS.items()
         }
 
-    def to_json(self, resolutions: Sequence[int] = ()) -> dict[str, Any]:
+    def to_json(self, resolutions: Sequence[int] = RESOLUTIONS) -> dict[str, Any]:
         """Return everything as JSON; people's sizes also in pixels at each of ``resolutions``."""
         scales, relative = self.scales(), self.relative_scales()
         sizes = Counter((each.width, each.height) for each in self.pictures)

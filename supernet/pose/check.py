@@ -36,7 +36,7 @@ from supernet.pose.annotations import (
     runs_or_polygons,
     shown,
 )
-from supernet.pose.census import Census, PersonFacts, PictureFacts
+from supernet.pose.census import RESOLUTIONS, Census, PersonFacts, PictureFacts
 from supernet.pose.dataset import PoseDataset, decode_image, file_is_there, read_image_file
 from supernet.pose.findings import Example, Finding, Gathered, ordered
 from supernet.pose.likeness import Print, image_print, likeness
@@ -90,7 +90,7 @@ class DatasetReport:
         """Return the report with further findings, in order."""
         return replace(self, findings=ordered([*self.findings, *more]))
 
-    def to_json(self, resolutions: Sequence[int] = ()) -> dict[str, Any]:
+    def to_json(self, resolutions: Sequence[int] = RESOLUTIONS) -> dict[str, Any]:
         """Return the report as JSON; ``resolutions`` as in :meth:`Census.to_json`."""
         return {
             "checked": self.where,
