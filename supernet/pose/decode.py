@@ -7,13 +7,17 @@ settings); the code works on whole arrays. Every stage is a function of its own:
 
 Coordinates are pixels of the map. Peaks and matches carry integer pixel indices; adjusted and refined
 joints lie in the continuous frame in which pixel ``i`` covers ``[i, i + 1)``, so a map coordinate times
-(image size / map size) is the image coordinate of that frame.
+(image size / map size) is the image coordinate of that frame. A peak that is exactly pixel ``i``'s lies at
+``i + 0.5`` in it, whatever the adjustment: training draws a joint's Gaussian around the pixel that the joint
+lies in (:mod:`supernet.pose.targets` truncates), which is half a pixel less than the joint on average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal, get_args
 
 import cv2
 import numpy as np
@@ -22,14 +26,34 @@ from scipy.optimize import linear_sum_assignment
 
 from search_spaces.errors import InputError
 
-__all__ = ["GroupingConfig", "adjust", "decode", "find_peaks", "match", "person_scores", "refine"]
+__all__ = [
+    "Adjustment",
+    "GroupingConfig",
+    "adjust",
+    "decode",
+    "decode_batch",
+    "find_peaks",
+    "match",
+    "person_scores",
+    "refine",
+]
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
+Adjustment = Literal["none", "quarter", "dark"]
 
-# Refinement looks for a missing joint among the pixels above these values first. On LitePose-M's maps of 92
-# photos 9% of the missing joints (24% with flip test) remain for the whole map after the second.
-_REFINE_LEVELS = (0.05, 0.002)
+# Above this share of pixels over the threshold, maxima are found by dilating whole maps.
+_CROWDED: Final = 1 / 16
+# Refinement looks for missing joints among the highest of a map's pixels first: these shares of them.
+_SHARES: Final = (1 / 64, 1 / 16)
+# Pixels of a map that are sampled to find the values which these shares lie above.
+_SAMPLES: Final = 2048
+# Pixels below each other that are judged together where these shares did not do.
+_TALL: Final = 16
+# Numbers in a temporary array of refinement: small enough for the cache.
+_AT_ONCE: Final = 1 << 17
+# DARK: a farther step (pixels) is noise, not the peak's place.
+_LONGEST_STEP: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,12 @@ class GroupingConfig:
     ignore_too_much
         Whether joints are dropped, rather than opening further people, once there are ``max_people``.
     adjust
-        Whether peaks move a quarter pixel toward the higher neighbour, then to the pixel's centre.
+        Where in its pixel a joint lies: ``none`` (at the centre), ``quarter`` (a quarter pixel from there
+        toward the higher neighbours) or ``dark`` (at the top of a Gaussian through the surroundings, see
+        :func:`adjust`).
+    sigma
+        Standard deviation in map pixels of the Gaussians that ``dark`` expects: those of training, times the
+        ratio of the map's side to the side of the maps trained on.
     refine
         Whether joints that a person misses are filled in from the heatmaps.
     """
@@ -62,7 +91,8 @@ class GroupingConfig:
     tag_threshold: float = 1.0
     use_detection_value: bool = True
     ignore_too_much: bool = False
-    adjust: bool = True
+    adjust: Adjustment = "quarter"
+    sigma: float = 2.0
     refine: bool = True
 
     def __post_init__(self) -> None:
@@ -76,6 +106,13 @@ class GroupingConfig:
             )
         if not self.tag_threshold > 0.0:
             raise InputError(f"grouping: tag_threshold must be positive, not {self.tag_threshold}")
+        if self.adjust not in get_args(Adjustment):
+            raise InputError(
+                f"grouping: adjust is one of {', '.join(get_args(Adjustment))}, not {self.adjust!r}"
+                + (" (true is 'quarter' now, false 'none')" if isinstance(self.adjust, bool) else "")
+            )
+        if not 0.0 < self.sigma <= 100.0:
+            raise InputError(f"grouping: sigma lies above 0 and is at most 100 pixels, not {self.sigma}")
 
 
 def find_peaks(
@@ -102,31 +139,73 @@ def find_peaks(
         peak are 0.
     """
     config = config or GroupingConfig()
-    joints = len(det)
-    keep = config.max_people
+    joints, height, width = det.shape
+    keep, reach = config.max_people, config.nms_kernel // 2
+    heat = np.ascontiguousarray(det, dtype=np.float32)
+    at = _maxima(heat, config.detection_threshold, reach)
+    joint = at // (height * width)
+    value = heat.reshape(-1)[at]
+    falling = np.lexsort((-value, joint))  # stable: of equal ones the first in the map
+    at, joint, value = at[falling], joint[falling], value[falling]
+    rank = _ranks(joint, joints)
+    # A plateau has many maxima; that of a flat map would be quadratic work.
+    few = rank < 4 * keep
+    at, joint, value = at[few], joint[few], value[few]
+    y, x = np.divmod(at - joint * (height * width), width)
+    first = np.ones(len(at), bool)
+    for twice in np.unique(joint[1:][(value[1:] == value[:-1]) & (joint[1:] == joint[:-1])]):
+        own = joint == twice
+        first[own] = _first_of_plateaus(value[own], x[own], y[own], reach)
+    joint, y, x, value = joint[first], y[first], x[first], value[first]
+    rank = _ranks(joint, joints)
+    best = rank < keep
+    joint, y, x, value, rank = joint[best], y[best], x[best], value[best], rank[best]
     val_k = np.zeros((joints, keep), np.float32)
     loc_k = np.zeros((joints, keep, 2), np.int64)
     tag_k = np.zeros((joints, keep, tags.shape[3]), np.float32)
-    window = np.ones((config.nms_kernel, config.nms_kernel), np.uint8)
-    for joint in range(joints):
-        heat = np.ascontiguousarray(det[joint], dtype=np.float32)
-        highest = np.asarray(cv2.dilate(heat, window))
-        # Of a row of pixels in memory: far quicker than np.nonzero in two dimensions.
-        at = np.flatnonzero((heat == highest) & (heat > config.detection_threshold))
-        y, x = np.divmod(at, heat.shape[1])
-        value = heat[y, x]
-        order = np.argsort(-value, kind="stable")[: 4 * keep]
-        value, x, y = value[order], x[order], y[order]
-        if (value[1:] == value[:-1]).any():
-            first = _first_of_plateaus(value, x, y, config.nms_kernel // 2)
-            value, x, y = value[first], x[first], y[first]
-        value, x, y = value[:keep], x[:keep], y[:keep]
-        found = len(value)
-        val_k[joint, :found] = value
-        loc_k[joint, :found, 0] = x
-        loc_k[joint, :found, 1] = y
-        tag_k[joint, :found] = tags[joint, y, x]
+    val_k[joint, rank] = value
+    loc_k[joint, rank, 0] = x
+    loc_k[joint, rank, 1] = y
+    tag_k[joint, rank] = tags[joint, y, x]
     return val_k, loc_k, tag_k
+
+
+def _maxima(heat: FloatArray, threshold: float, reach: int) -> IntArray:
+    """Return where (J, H, W) is above the threshold and nothing within ``reach`` is higher: flat, rising.
+
+    Few pixels of a network's maps are above the threshold, so only they are looked at: first each against
+    its four neighbours, which leaves little, then against the rest of the window.
+    """
+    _, height, width = heat.shape
+    flat = heat.reshape(-1)
+    at = np.flatnonzero(flat > threshold)
+    if len(at) > _CROWDED * flat.size:
+        window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+        highest = np.stack([np.asarray(cv2.dilate(plane, window)) for plane in heat]).reshape(-1)
+        crowded: IntArray = at[flat[at] == highest[at]]
+        return crowded
+    if reach == 0:
+        return at
+    for step, place, last in ((1, 1, width - 1), (width, width, height - 1)):
+        for sign, end in ((1, last), (-1, 0)):
+            inside = at // place % (last + 1) != end
+            at = at[flat[at] >= flat[at + sign * step * inside]]
+    joint, pixel = np.divmod(at, height * width)
+    y, x = np.divmod(pixel, width)
+    dy, dx = (side.reshape(-1) for side in np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    rest = np.abs(dy) + np.abs(dx) > 1
+    rows = np.clip(y[:, None] + dy[rest], 0, height - 1)
+    columns = np.clip(x[:, None] + dx[rest], 0, width - 1)
+    around = flat[(joint[:, None] * height + rows) * width + columns]
+    peaks: IntArray = at[(flat[at][:, None] >= around).all(axis=1)]
+    return peaks
+
+
+def _ranks(joint: IntArray, joints: int) -> IntArray:
+    """Return each entry's place among those of its joint; entries are sorted by joint."""
+    starts = np.searchsorted(joint, np.arange(joints))
+    ranks: IntArray = np.arange(len(joint)) - starts[joint]
+    return ranks
 
 
 def _first_of_plateaus(value: FloatArray, x: IntArray, y: IntArray, reach: int) -> NDArray[np.bool_]:
@@ -191,9 +270,8 @@ def match(
             continue
         tags = tag_k[joint, :found].astype(np.float64)
         owner = np.full(found, -1)
-        grouped = min(total, config.max_people)
-        if grouped:
-            mean = tag_sum[:grouped] / tag_count[:grouped]
+        if total:
+            mean = tag_sum[:total] / tag_count[:total]
             distance = np.sqrt(np.square(tags[:, None] - mean[None]).sum(axis=2))
             cost = distance
             if config.use_detection_value:
@@ -214,8 +292,19 @@ def match(
     return people[:total]
 
 
+_Place = Callable[[FloatArray, IntArray, IntArray, IntArray, GroupingConfig], tuple[FloatArray, FloatArray]]
+"""From heatmaps (J, H, W), the joint and the pixel x, y of each point to its place in the frame."""
+
+
+def _centre(
+    det: FloatArray, joint: IntArray, x: IntArray, y: IntArray, config: GroupingConfig
+) -> tuple[FloatArray, FloatArray]:
+    """Return the centre of each pixel."""
+    return (x + 0.5).astype(np.float32), (y + 0.5).astype(np.float32)
+
+
 def _toward_higher(
-    det: FloatArray, joint: IntArray, x: IntArray, y: IntArray
+    det: FloatArray, joint: IntArray, x: IntArray, y: IntArray, config: GroupingConfig
 ) -> tuple[FloatArray, FloatArray]:
     """Return the centre of each pixel moved a quarter pixel toward its higher neighbour in x and in y."""
     height, width = det.shape[1:]
@@ -227,8 +316,54 @@ def _toward_higher(
     )
 
 
-def adjust(people: FloatArray, det: FloatArray) -> FloatArray:
-    """Move each found joint a quarter pixel toward its higher neighbours, then to the pixel's centre (+.5).
+def _dark(
+    det: FloatArray, joint: IntArray, x: IntArray, y: IntArray, config: GroupingConfig
+) -> tuple[FloatArray, FloatArray]:
+    """Return the top of a Gaussian at each pixel, found by one Newton step (see :func:`adjust`)."""
+    height, width = det.shape[1:]
+    moved_x, moved_y = _toward_higher(det, joint, x, y, config)
+    # Blurring is linear and separable: each window (S, k, k) becomes the (S, 5, 5) that derivatives need.
+    margin = int(2.5 * config.sigma + 0.5)
+    weights = np.exp(-0.5 * np.square(np.arange(-margin, margin + 1) / config.sigma))
+    blur = np.zeros((5, 2 * margin + 5), np.float32)
+    for row in range(5):
+        blur[row, row : row + 2 * margin + 1] = weights / weights.sum()
+    offsets = np.arange(-margin - 2, margin + 3)
+    at_once = max(1, _AT_ONCE // len(offsets) ** 2)
+    for start in range(0, len(joint), at_once):
+        part = slice(start, start + at_once)
+        rows = np.clip(y[part, None] + offsets, 0, height - 1)
+        columns = np.clip(x[part, None] + offsets, 0, width - 1)
+        windows = det[joint[part, None, None], rows[:, :, None], columns[:, None, :]]
+        h = np.log(np.maximum(blur @ windows @ blur.T, 1e-10)).astype(np.float64)
+        dx, dy = (h[:, 2, 3] - h[:, 2, 1]) / 2, (h[:, 3, 2] - h[:, 1, 2]) / 2
+        dxx = (h[:, 2, 4] - 2 * h[:, 2, 2] + h[:, 2, 0]) / 4
+        dyy = (h[:, 4, 2] - 2 * h[:, 2, 2] + h[:, 0, 2]) / 4
+        dxy = (h[:, 3, 3] - h[:, 3, 1] - h[:, 1, 3] + h[:, 1, 1]) / 4
+        curvature = dxx * dyy - dxy * dxy
+        peaked = (dxx < 0) & (curvature > 0)  # H is negative definite: there is a top
+        curvature = np.where(peaked, curvature, 1.0)
+        step_x, step_y = (dxy * dy - dyy * dx) / curvature, (dxy * dx - dxx * dy) / curvature
+        inner = (x[part] > 1) & (x[part] < width - 2) & (y[part] > 1) & (y[part] < height - 2)
+        sure = inner & peaked & (np.maximum(np.abs(step_x), np.abs(step_y)) <= _LONGEST_STEP)
+        moved_x[part] = np.where(sure, x[part] + 0.5 + step_x, moved_x[part])
+        moved_y[part] = np.where(sure, y[part] + 0.5 + step_y, moved_y[part])
+    return moved_x, moved_y
+
+
+_PLACES: Final[Mapping[Adjustment, _Place]] = MappingProxyType(
+    {"none": _centre, "quarter": _toward_higher, "dark": _dark}
+)
+
+
+def adjust(people: FloatArray, det: FloatArray, config: GroupingConfig | None = None) -> FloatArray:
+    """Move each found joint from its pixel's index to its place in the continuous frame.
+
+    ``none`` is the pixel's centre (+.5), ``quarter`` a quarter pixel from there toward the higher neighbour
+    in x and in y. ``dark`` (arXiv 1910.06278) takes the surroundings for a Gaussian: the
+    heatmap is blurred with the Gaussian of training, clipped at 1e-10, its logarithm expanded to second order
+    and the top found by a Newton step ``-H^-1 g``. Where that is no maximum, farther than a pixel, or the
+    peak lies at the border, ``quarter`` holds. Only windows around the peaks are blurred.
 
     Parameters
     ----------
@@ -236,19 +371,24 @@ def adjust(people: FloatArray, det: FloatArray) -> FloatArray:
         (P, J, 3 + T) from :func:`match`.
     det
         Heatmaps (J, H, W).
+    config
+        ``adjust`` and ``sigma`` are used.
     """
+    config = config or GroupingConfig()
     moved = people.copy()
     person, joint = np.nonzero(people[:, :, 2] > 0)
     x, y = people[person, joint, :2].astype(np.int64).T
-    moved[person, joint, 0], moved[person, joint, 1] = _toward_higher(det, joint, x, y)
+    moved[person, joint, 0], moved[person, joint, 1] = _PLACES[config.adjust](det, joint, x, y, config)
     return moved
 
 
-def refine(people: FloatArray, det: FloatArray, tags: FloatArray) -> FloatArray:
+def refine(
+    people: FloatArray, det: FloatArray, tags: FloatArray, config: GroupingConfig | None = None
+) -> FloatArray:
     """Fill in the joints that people lack, from the pixels whose tags fit them best.
 
     A missing joint is looked for at ``argmax(det - round(|tag - mean tag of the person's joints|))`` and
-    taken (with a quarter-pixel shift) if the heatmap is positive there. Its tags stay 0.
+    taken (adjusted as the others are) if the heatmap is positive there. Its tags stay 0.
 
     Parameters
     ----------
@@ -258,33 +398,57 @@ def refine(people: FloatArray, det: FloatArray, tags: FloatArray) -> FloatArray:
         Heatmaps (J, H, W).
     tags
         Tags (J, H, W, T).
+    config
+        ``adjust`` and ``sigma`` are used.
     """
+    config = config or GroupingConfig()
     filled = people.copy()
     found = people[:, :, 2] > 0
     counts = found.sum(axis=1)
-    missing = ~found & (counts > 0)[:, None]
+    joint, person = np.nonzero((~found & (counts > 0)[:, None]).T)
+    if not len(joint):
+        return filled
     mean = (people[:, :, 3:] * found[:, :, None]).sum(axis=1) / np.maximum(counts, 1)[:, None]
     mean = mean.astype(np.float32)
     joints, _, width = det.shape
+    heat = np.ascontiguousarray(det, dtype=np.float32).reshape(joints, -1)
     planes = [tags[:, :, :, t].reshape(joints, -1) for t in range(tags.shape[3])]
-    heat = det.reshape(joints, -1)
-    for joint in np.flatnonzero(missing.any(axis=0)):
-        person = np.flatnonzero(missing[:, joint])
-        best = _best_pixels(heat[joint], [plane[joint] for plane in planes], mean[person])
-        value = heat[joint, best]
-        person, best, value = person[value > 0], best[value > 0], value[value > 0]
-        x, y = _toward_higher(det, np.full(len(best), joint), best % width, best // width)
-        filled[person, joint, 0] = x
-        filled[person, joint, 1] = y
-        filled[person, joint, 2] = value
+    concerned = np.unique(joint)
+    best = np.concatenate(
+        [
+            _best_pixels(
+                heat[each], [plane[each] for plane in planes], width, mean[person[joint == each]], levels
+            )
+            for each, levels in zip(concerned, _levels(heat, concerned))
+        ]
+    )
+    value = heat[joint, best]
+    taken = value > 0
+    person, joint, best = person[taken], joint[taken], best[taken]
+    x, y = _PLACES[config.adjust](det, joint, best % width, best // width, config)
+    filled[person, joint, 0] = x
+    filled[person, joint, 1] = y
+    filled[person, joint, 2] = value[taken]
     return filled
 
 
-def _best_pixels(heat: FloatArray, planes: Sequence[FloatArray], mean: FloatArray) -> IntArray:
+def _levels(heat: FloatArray, joints: IntArray) -> FloatArray:
+    """Return values that about ``_SHARES`` of some joints' pixels lie above: (joints, shares), falling."""
+    # An odd stride samples every column, too, of maps whose width is even.
+    sample = np.sort(heat[:, :: max(1, heat.shape[1] // _SAMPLES) | 1][joints], axis=1)
+    count = sample.shape[1]
+    levels: FloatArray = sample[:, [count - 1 - int(share * count) for share in _SHARES]]
+    return levels
+
+
+def _best_pixels(
+    heat: FloatArray, planes: Sequence[FloatArray], width: int, mean: FloatArray, levels: FloatArray
+) -> IntArray:
     """Return, for each person, the first pixel with the highest ``heat - round(|tag - mean|)``.
 
     A pixel's score is at most its heat. So whenever the best among the pixels above some level scores
-    above that level it is the best of the whole map, and only the few pixels above it are looked at.
+    above that level it is the best of the whole map, and only the few pixels above it are looked at. Levels
+    decide how long the search takes, never what it finds.
 
     Parameters
     ----------
@@ -292,38 +456,80 @@ def _best_pixels(heat: FloatArray, planes: Sequence[FloatArray], mean: FloatArra
         (H * W,).
     planes
         T arrays (H * W,), the tags.
+    width
+        W.
     mean
         (P, T), the people's mean tags.
+    levels
+        Falling.
     """
     best = np.zeros(len(mean), np.int64)
+    highest = np.full(len(mean), -np.inf, np.float32)
     waiting = np.arange(len(mean))
-    for level in _REFINE_LEVELS:
+    for level in levels:
         pixels = np.flatnonzero(heat > level)
         if not len(pixels):
             continue
-        at, score = _fit(heat[pixels], [plane[pixels] for plane in planes], mean[waiting])
-        sure = score > level
-        best[waiting[sure]] = pixels[at[sure]]
-        waiting = waiting[~sure]
+        at, highest[waiting] = _fit(heat[pixels], [plane[pixels] for plane in planes], mean[waiting])
+        best[waiting] = pixels[at]
+        waiting = waiting[highest[waiting] <= level]
         if not len(waiting):
             return best
-    for person in waiting:  # one by one, so that temporaries stay in the cache
-        at, _ = _fit(heat, planes, mean[person, None])
-        best[person] = at[0]
+    # The same with columns of a few pixels: none scores above its highest heat with its nearest tag.
+    tops = _extremes(heat, width, np.maximum)
+    ranges = [(_extremes(p, width, np.minimum), _extremes(p, width, np.maximum)) for p in planes]
+    for person in waiting:
+        own = mean[person, None]
+        nearest = [np.clip(tag, low, high) for tag, (low, high) in zip(own[0], ranges, strict=True)]
+        bounds = _scores(tops, nearest, own)[0]
+        # The most promising first: it may rule out many.
+        for columns in (bounds.argmax(keepdims=True), None):
+            if columns is None:
+                columns = np.flatnonzero(bounds >= highest[person])
+            row, x = np.divmod(columns, width)
+            pixels = ((row[:, None] * _TALL + np.arange(_TALL)) * width + x[:, None]).reshape(-1)
+            pixels = np.sort(pixels[pixels < len(heat)])
+            if len(pixels):
+                at, score = _fit(heat[pixels], [plane[pixels] for plane in planes], own)
+                best[person], highest[person] = pixels[at[0]], score[0]
     return best
+
+
+def _extremes(plane: FloatArray, width: int, pick: np.ufunc) -> FloatArray:
+    """Return the extremes of columns of ``_TALL`` pixels: (ceil(H / _TALL) * W,)."""
+    whole = len(plane) // (_TALL * width) * _TALL * width
+    found = [pick.reduce(plane[:whole].reshape(-1, _TALL, width), axis=1)]
+    if whole < len(plane):
+        found.append(pick.reduce(plane[whole:].reshape(1, -1, width), axis=1))
+    extremes: FloatArray = np.concatenate(found).reshape(-1)
+    return extremes
 
 
 def _fit(heat: FloatArray, planes: Sequence[FloatArray], mean: FloatArray) -> tuple[IntArray, FloatArray]:
     """Return where, and how high, ``heat - round(|tag - mean|)`` is highest for each person."""
+    best = np.empty(len(mean), np.int64)
+    highest = np.empty(len(mean), np.float32)
+    at_once = max(1, _AT_ONCE // len(heat))
+    for start in range(0, len(mean), at_once):
+        some = slice(start, start + at_once)
+        score = _scores(heat, planes, mean[some])
+        best[some] = score.argmax(axis=1)
+        highest[some] = np.take_along_axis(score, best[some, None], axis=1)[:, 0]
+    return best, highest
+
+
+def _scores(heat: FloatArray, planes: Sequence[FloatArray], mean: FloatArray) -> FloatArray:
+    """Return ``heat - round(|tag - mean|)`` of every person (rows) and pixel.
+
+    Each step is monotonic in floating point too, so higher heats and nearer tags never score lower.
+    """
     squared = planes[0] - mean[:, 0, None]
     np.square(squared, out=squared)
     for t in range(1, len(planes)):
         further = planes[t] - mean[:, t, None]
         squared += np.square(further, out=further)
-    score = np.rint(np.sqrt(squared, out=squared), out=squared)
-    np.subtract(heat, score, out=score)
-    at = score.argmax(axis=1)
-    return at, score[np.arange(len(at)), at]
+    score: FloatArray = np.rint(np.sqrt(squared, out=squared), out=squared)
+    return np.subtract(heat, score, out=score)
 
 
 def person_scores(people: FloatArray) -> FloatArray:
@@ -369,15 +575,66 @@ def decode(
     InputError
         If shapes disagree or ``joint_order`` is not a permutation of the joints.
     """
-    config = config or GroupingConfig()
     if det.ndim != 3 or tags.ndim != 4 or tags.shape[:3] != det.shape:
         raise InputError(
             f"heatmaps and tags must be (J, H, W) and (J, H, W, T), not {det.shape} and {tags.shape}"
         )
-    people = match(*find_peaks(det, tags, config), config, joint_order)
-    if config.adjust:
-        people = adjust(people, det)
+    config = config or GroupingConfig()
+    return _grouped(find_peaks(det, tags, config), det, tags, config, joint_order)
+
+
+def decode_batch(
+    det: FloatArray,
+    tags: FloatArray,
+    config: GroupingConfig | None = None,
+    joint_order: Sequence[int] | None = None,
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Return the people of each image of a batch, as :func:`decode` gives them for one.
+
+    Parameters
+    ----------
+    det
+        Heatmaps (N, J, H, W).
+    tags
+        Tags (N, J, H, W, T).
+    config, joint_order
+        As for :func:`decode`.
+
+    Raises
+    ------
+    InputError
+        As :func:`decode` does.
+    """
+    if det.ndim != 4 or tags.ndim != 5 or tags.shape[:4] != det.shape:
+        raise InputError(
+            f"heatmaps and tags of a batch must be (N, J, H, W) and (N, J, H, W, T), not {det.shape} and"
+            f" {tags.shape}"
+        )
+    config = config or GroupingConfig()
+    images, joints = det.shape[:2]
+    peaks = find_peaks(det.reshape(-1, *det.shape[2:]), tags.reshape(-1, *tags.shape[2:]), config)
+    return [
+        _grouped(
+            (peaks[0][i : i + joints], peaks[1][i : i + joints], peaks[2][i : i + joints]),
+            det[n],
+            tags[n],
+            config,
+            joint_order,
+        )
+        for n, i in enumerate(range(0, images * joints, joints))
+    ]
+
+
+def _grouped(
+    peaks: tuple[FloatArray, IntArray, FloatArray],
+    det: FloatArray,
+    tags: FloatArray,
+    config: GroupingConfig,
+    joint_order: Sequence[int] | None,
+) -> tuple[FloatArray, FloatArray]:
+    """Return the people that peaks are put together to, and their scores."""
+    people = adjust(match(*peaks, config, joint_order), det, config)
     scores = person_scores(people)
     if config.refine:
-        people = refine(people, det, tags)
+        people = refine(people, det, tags, config)
     return people, scores

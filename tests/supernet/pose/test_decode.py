@@ -261,8 +261,10 @@ def test_joints_at_the_border_stay_inside() -> None:
     assert len(people) == 1
     for joint, (y, x) in enumerate(corners):
         assert np.abs(people[0, joint, :2] - (x + 0.5, y + 0.5)).max() == 0.25
-    unmoved, _ = decode(det, np.zeros((4, 8, 9, 1), np.float32), GroupingConfig(adjust=False))
-    np.testing.assert_array_equal(unmoved[0, :, :2], [(x, y) for y, x in corners])
+    for way in ("none", "dark"):  # a window of DARK's that leaves the map is none
+        moved, _ = decode(det, np.zeros((4, 8, 9, 1), np.float32), GroupingConfig(adjust=way))
+        expected = [(x + 0.5, y + 0.5) for y, x in corners] if way == "none" else people[0, :, :2]
+        np.testing.assert_array_equal(moved[0, :, :2], expected)
 
 
 def test_inputs_are_left_alone(golden: Mapping[str, NDArray[Any]]) -> None:
@@ -278,6 +280,9 @@ def test_inputs_are_left_alone(golden: Mapping[str, NDArray[Any]]) -> None:
         (lambda: GroupingConfig(max_people=0), "max_people must be at least 1, not 0"),
         (lambda: GroupingConfig(tag_threshold=0.0), "tag_threshold must be positive"),
         (lambda: GroupingConfig(detection_threshold=-1.0), "detection_threshold"),
+        (lambda: GroupingConfig(adjust="darc"), "adjust is one of none, quarter, dark, not 'darc'"),
+        (lambda: GroupingConfig(adjust=True), "true is 'quarter' now, false 'none'"),
+        (lambda: GroupingConfig(sigma=0.0), "sigma lies above 0"),
         (lambda: decode(np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), np.float32)), "J, H, W, T"),
         (
             lambda: decode(

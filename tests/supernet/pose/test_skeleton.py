@@ -54,7 +54,7 @@ class TestPublished:
 def test_published_numbers() -> None:
     assert (len(COCO17), len(CROWDPOSE14)) == (17, 14)
     assert COCO17.grouping_order == (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
-    assert CROWDPOSE14.grouping_order[:4] == (12, 13, 0, 1)
+    assert CROWDPOSE14.grouping_order[:6] == (0, 1, 6, 7, 13, 12)  # from the torso outward
     assert COCO17.sigmas[COCO17.joints.index("left_hip")] == 0.107
     assert CROWDPOSE14.sigmas == (*COCO17.sigmas[5:], 0.079, 0.079)
 
