@@ -159,6 +159,12 @@ class EvaluateConfig:
         Most images of the search split used per evaluation (the first by id); null takes all.
     calibration_images
         Training images from which BN statistics are recomputed for every network.
+    early_stop
+        Whether a search ends an evaluation once the network is sure (with 99%) to be below another one that
+        costs no more; see :class:`supernet.evaluator.EarlyStop`.
+    decode_workers
+        Processes that group people while the network runs on; null takes none on a CPU and up to 8 beside a
+        GPU.
     """
 
     flip: bool = False
@@ -170,12 +176,16 @@ class EvaluateConfig:
     protocol: Literal["coco", "crowdpose"] = "coco"
     images: int | None = None
     calibration_images: int = 128
+    early_stop: bool = False
+    decode_workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
             raise InputError(f"evaluate.images is at least 1 or null, not {self.images}")
         if self.calibration_images < 1:
             raise InputError(f"evaluate.calibration_images is at least 1, not {self.calibration_images}")
+        if self.decode_workers is not None and self.decode_workers < 0:
+            raise InputError(f"evaluate.decode_workers is at least 0 or null, not {self.decode_workers}")
         self.at(64)
 
     def at(self, resolution: int) -> EvalConfig:

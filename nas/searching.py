@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Study:
         return {
             "stopped": self.result.stopped,
             "evaluated": len(self.result.evaluated),
+            "ended_early": len(self.result.partial),
             "priced_only": len(self.result.infeasible),
             "duplicates": self.result.duplicates,
             "best": None if best is None else best.to_json(),
@@ -68,11 +69,14 @@ class _Evaluator:
     def __init__(self, evaluator: SubnetEvaluator) -> None:
         self.evaluator = evaluator
 
-    def evaluate(self, arch: Arch) -> Evaluation:
-        """Return the arch's AP on the search images."""
+    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+        """Return the arch's AP on the search images, or an estimate once it is sure to lose to its rival."""
         began = time.perf_counter()
-        stats = self.evaluator.evaluate(arch).stats
-        return Evaluation(max(stats["AP"], 0.0), stats, time.perf_counter() - began)
+        result = self.evaluator.evaluate(arch, rival=rival)
+        stats = dict(result.stats)
+        if self.evaluator.early_stop is not None:
+            stats["images"] = result.images
+        return Evaluation(max(result.estimate, 0.0), stats, time.perf_counter() - began, result.partial)
 
 
 def study_name(constraints: Sequence[Constraint], sampler: str, seed: int) -> str:
@@ -95,9 +99,11 @@ def _fingerprint(path: Path) -> str:
 
 def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
     """Return what the APs of a search rest on; those of different contexts are not comparable."""
+    settings = to_plain(run.recipe.evaluate)
+    del settings["decode_workers"]  # no AP depends on it
     return {
         "supernet": _fingerprint(run.best),
-        "evaluation": str(to_plain(run.recipe.evaluate)),
+        "evaluation": str(settings),
         "images": f"{len(data.search)} of {data.search.where} ({data.search.fingerprint})",
         "calibration": f"{len(data.calibrate)} of {data.calibrate.where} ({data.calibrate.fingerprint})",
     }
@@ -151,7 +157,8 @@ def run_search(
     with run.locked():
         supernet_data = data or open_datasets(run.recipe)
         space = run.recipe.build_space(supernet_data.skeleton)
-        evaluator = make_evaluator(run, supernet_data, open_supernet(run, space))
+        early_stop = run.recipe.evaluate.early_stop
+        evaluator = make_evaluator(run, supernet_data, open_supernet(run, space), early_stop=early_stop)
         folder = run.study(name or study_name(constraints, sampler, seed))
         if not run.trained:
             note(f"training of '{run.folder}' is not finished; its best weights so far are searched")
@@ -175,6 +182,7 @@ def run_search(
                 study_name=folder.name,
                 executor=_executor(executor, workers, ray_address),
                 context=search_context(run, supernet_data),
+                early_stop=early_stop,
                 progress=lambda p: bar.update(
                     p.evaluated, p.trials, "" if p.best_ap is None else f"best AP {p.best_ap:.4f}"
                 ),

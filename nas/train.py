@@ -17,7 +17,7 @@ from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
 from supernet.checkpoint import import_research, load_network
-from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
 from supernet.importance import order_channels_by_importance
 from supernet.registry import build_supernet
 from supernet.state import load_weights
@@ -72,7 +72,7 @@ def initialise(recipe: Recipe, space: SearchSpace) -> Supernet:
 
 
 def make_evaluator(
-    run: RunDirectory, data: Datasets, supernet: Supernet, *, on: str = "search"
+    run: RunDirectory, data: Datasets, supernet: Supernet, *, on: str = "search", early_stop: bool = False
 ) -> SubnetEvaluator:
     """Return the evaluator of the run's subnets on its ``search`` or ``val`` images."""
     recipe = run.recipe
@@ -87,6 +87,8 @@ def make_evaluator(
         recipe.evaluate.at(64),
         device,
         protocol=recipe.evaluate.protocol,
+        early_stop=EarlyStop() if early_stop else None,
+        decode_workers=recipe.evaluate.decode_workers,
     )
 
 

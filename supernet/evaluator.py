@@ -164,13 +164,13 @@ class SubnetResult(EvalResult):
 
     Attributes
     ----------
-    stopped
+    partial
         Whether the evaluation ended early: all figures are then those of the first ``images`` images.
     estimate
         The AP on all images; where the evaluation was stopped, estimated from its share of the rival's.
     """
 
-    stopped: bool = False
+    partial: bool = False
     estimate: float = 0.0
 
 
@@ -348,6 +348,6 @@ def _result(
         sum(part.images for part in found),
         sum(part.seconds_network for part in found),
         sum(part.seconds_decode for part in found),
-        stopped=estimate is not None,
+        partial=estimate is not None,
         estimate=stats["AP"] if estimate is None else estimate,
     )

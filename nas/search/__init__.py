@@ -7,7 +7,7 @@
 """
 
 from nas.search.engine import Progress, search
-from nas.search.evaluator import Evaluation, Evaluator
+from nas.search.evaluator import Evaluation, Evaluator, StoppingEvaluator
 from nas.search.executors import Executor, InProcess
 from nas.search.objectives import (
     AP,
@@ -45,6 +45,7 @@ __all__ = [
     "RayExecutor",
     "Record",
     "SearchResult",
+    "StoppingEvaluator",
     "latency",
     "parse_constraints",
     "parse_latency",

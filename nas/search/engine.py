@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nas.pareto import pareto_front
-from nas.search.evaluator import Evaluator, checked
+from nas.search.evaluator import Evaluation, Evaluator, checked
 from nas.search.executors import Executor, InProcess, Session
 from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective, latency
 from nas.search.pricing import LatencyPricer, Pricing
@@ -67,6 +67,7 @@ def search(
     study_name: str = "search",
     executor: Executor | None = None,
     context: Mapping[str, str] | None = None,
+    early_stop: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Find the networks that trade AP against cost best, within the constraints.
@@ -108,6 +109,11 @@ def search(
         Where evaluations run; in this process by default.
     context
         Further facts that a continued search must share (checkpoint, evaluation split, ...), by name.
+    early_stop
+        Whether each network is evaluated against a rival: of the networks of earlier generations that cost no
+        more in anything, the one with the highest AP. The evaluator (a
+        :class:`~nas.search.evaluator.StoppingEvaluator`) may end once the network is sure to lose. Since a
+        generation waits for the one before, the rivals depend on no executor and on no kill.
     progress
         Called at the start and after each evaluation.
 
@@ -137,6 +143,8 @@ def search(
     given = np.array([space.encode(arch) for arch in seeds], dtype=np.int64).reshape(-1, len(space.shape))
     pricing.anchor  # noqa: B018 - refuses an impossible budget before anything is written
     identity = _identity(pricing, objectives, population, sampler, seed, seeds, context or {})
+    if early_stop:
+        identity["early stop"] = "on"
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
         run = _Search(
@@ -149,6 +157,7 @@ def search(
             population,
             seed,
             given,
+            early_stop,
             progress,
         )
         stopped = run.go()
@@ -219,6 +228,7 @@ class _Search:
     population: int
     seed: int
     given: Genotypes
+    early_stop: bool
     progress: Callable[[Progress], None] | None
 
     def go(self) -> Stopped:
@@ -288,7 +298,7 @@ class _Search:
     def _mutants(self, rng: np.random.Generator, n: int) -> Genotypes:
         """Return up to ``n`` new networks within the budget, each a mutant of the present Pareto front."""
         store = self.store
-        done = [c for c in store.to_evaluate if c.evaluation is not None]
+        done = store.measured
         values = [
             [c.costs[o] if o.is_cost else c.evaluation.ap for o in store.objectives]
             for c in done
@@ -307,9 +317,22 @@ class _Search:
                 break
         return np.array(found, dtype=np.int64).reshape(-1, parents.shape[1])
 
+    def _rival(self, candidate: Candidate) -> Mapping[str, float] | None:
+        """Return what is known of the best network of earlier generations that costs no more in anything."""
+        if not self.early_stop:
+            return None
+        best: Evaluation | None = None
+        for other in self.store.measured:
+            if other.evaluation is None or other.generation >= candidate.generation:
+                continue
+            cheaper = all(other.costs[objective] <= cost for objective, cost in candidate.costs.items())
+            if cheaper and (best is None or other.evaluation.ap > best.ap):
+                best = other.evaluation
+        return None if best is None else {**best.stats, "AP": best.ap}
+
     def _evaluate(self, session: Session, pending: Sequence[Candidate]) -> None:
         archs = [self.store.space.decode(candidate.genotype) for candidate in pending]
-        for index, evaluation in session.run(archs):
+        for index, evaluation in session.run(archs, [self._rival(candidate) for candidate in pending]):
             self.store.record(pending[index], checked(archs[index], evaluation))
             self._report(pending[index])
 
@@ -318,10 +341,10 @@ class _Search:
     def _report(self, latest: Candidate | None) -> None:
         if self.progress is None:
             return
-        aps = [c.evaluation.ap for c in self.store.to_evaluate if c.evaluation is not None]
+        aps = [c.evaluation.ap for c in self.store.measured if c.evaluation is not None]
         self.progress(
             Progress(
-                evaluated=len(aps),
+                evaluated=sum(c.evaluation is not None for c in self.store.to_evaluate),
                 trials=self.trials,
                 generation=max(0, self.store.generations - 1),
                 latest=None if latest is None else self._record(latest),
@@ -343,6 +366,7 @@ class _Search:
             ap=None if evaluation is None else evaluation.ap,
             stats={} if evaluation is None else evaluation.stats,
             seconds=0.0 if evaluation is None else evaluation.seconds,
+            partial=evaluation is not None and evaluation.partial,
         )
 
     def records(self) -> tuple[Record, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from search_spaces import Arch, RunError
 
@@ -21,20 +22,24 @@ class Evaluation:
         Further finite numbers worth keeping (AP50, AR, ...).
     seconds
         Wall-clock time that it took.
+    partial
+        Whether it ended early, since a rival was sure to be better: ``ap`` is then an estimate.
     """
 
     ap: float
     stats: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    partial: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the three fields as a JSON-able mapping."""
-        return {"ap": self.ap, "stats": dict(self.stats), "seconds": self.seconds}
+        """Return the fields as a JSON-able mapping."""
+        return {"ap": self.ap, "stats": dict(self.stats), "seconds": self.seconds, "partial": self.partial}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Evaluation:
         """Return what :meth:`to_json` described."""
-        return cls(float(value["ap"]), dict(value["stats"]), float(value["seconds"]))
+        partial = bool(value.get("partial", False))
+        return cls(float(value["ap"]), dict(value["stats"]), float(value["seconds"]), partial)
 
 
 class Evaluator(Protocol):
@@ -46,6 +51,29 @@ class Evaluator(Protocol):
     def evaluate(self, arch: Arch) -> Evaluation:
         """Return the arch's AP (and what else was measured)."""
         ...
+
+
+class StoppingEvaluator(Evaluator, Protocol):
+    """An evaluator that can end early: what a search with ``early_stop`` needs."""
+
+    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+        """Return the arch's AP, or an estimate once it is sure to be below its rival's.
+
+        Parameters
+        ----------
+        arch
+            What is evaluated.
+        rival
+            ``stats`` and ``AP`` of a network that costs no more.
+        """
+        ...
+
+
+def evaluated(evaluator: Evaluator, arch: Arch, rival: Mapping[str, float] | None) -> Evaluation:
+    """Return what the evaluator says; only one that can end early is ever given a rival."""
+    if rival is None:
+        return evaluator.evaluate(arch)
+    return cast(StoppingEvaluator, evaluator).evaluate(arch, rival)
 
 
 def checked(arch: Arch, evaluation: Evaluation) -> Evaluation:
@@ -70,4 +98,5 @@ def checked(arch: Arch, evaluation: Evaluation) -> Evaluation:
         float(evaluation.ap),
         {str(name): float(value) for name, value in evaluation.stats.items()},
         float(evaluation.seconds),
+        evaluation.partial,
     )

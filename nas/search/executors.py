@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from nas.search.evaluator import Evaluation, Evaluator
+from nas.search.evaluator import Evaluation, Evaluator, evaluated
 from search_spaces import Arch
+
+Rivals = Sequence[Mapping[str, float] | None]
+"""For each arch the stats of a network that it must not be sure to lose against, or None."""
 
 
 class Session(Protocol):
     """An evaluator that is set up to be used many times."""
 
-    def run(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Evaluation]]:
+    def run(self, archs: Sequence[Arch], rivals: Rivals) -> Iterator[tuple[int, Evaluation]]:
         """Yield ``(index into archs, evaluation)`` exactly once per arch, in the order in which they finish.
+
+        Each arch is evaluated against its rival, where it has one.
 
         Raises
         ------
@@ -43,9 +48,9 @@ class Executor(Protocol):
 class _Direct:
     evaluator: Evaluator
 
-    def run(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Evaluation]]:
-        for index, arch in enumerate(archs):
-            yield index, self.evaluator.evaluate(arch)
+    def run(self, archs: Sequence[Arch], rivals: Rivals) -> Iterator[tuple[int, Evaluation]]:
+        for index, (arch, rival) in enumerate(zip(archs, rivals, strict=True)):
+            yield index, evaluated(self.evaluator, arch, rival)
 
 
 @dataclass(frozen=True)

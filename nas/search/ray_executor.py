@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nas.search.evaluator import Evaluation, Evaluator
-from nas.search.executors import Session
+from nas.search.evaluator import Evaluation, Evaluator, evaluated
+from nas.search.executors import Rivals, Session
 from search_spaces import (
     Arch,
     BudgetError,
@@ -172,16 +172,16 @@ class _TuneSession:
     evaluator: Evaluator
     folder: Path
     tickets: int = 0
-    waiting: queue.Queue[tuple[int, Arch]] = field(default_factory=queue.Queue)
+    waiting: queue.Queue[tuple[int, Arch, Mapping[str, float] | None]] = field(default_factory=queue.Queue)
     outcomes: queue.Queue[_Outcome] = field(default_factory=queue.Queue)
     closing: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
-    def run(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Evaluation]]:
+    def run(self, archs: Sequence[Arch], rivals: Rivals) -> Iterator[tuple[int, Evaluation]]:
         open_tickets: dict[int, int] = {}
-        for index, arch in enumerate(archs):
+        for index, (arch, rival) in enumerate(zip(archs, rivals, strict=True)):
             open_tickets[self.tickets] = index
-            self.waiting.put((self.tickets, arch))
+            self.waiting.put((self.tickets, arch, rival))
             self.tickets += 1
         if self.thread is None:
             self.thread = threading.Thread(target=self._tune, name="ray-tune", daemon=True)
@@ -246,11 +246,11 @@ def _experiment(session: _TuneSession) -> None:
             if self.channel.session.closing.is_set():
                 return Searcher.FINISHED
             try:
-                ticket, arch = self.channel.session.waiting.get(timeout=_POLL_SECONDS)
+                ticket, arch, rival = self.channel.session.waiting.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 return None
             self.running[trial_id] = (ticket, arch)
-            return {"arch": json.dumps(arch.to_json())}
+            return {"arch": json.dumps(arch.to_json()), "rival": json.dumps(rival)}
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -336,7 +336,8 @@ def _worker_class() -> type:
         def step(self) -> dict[str, Any]:
             arch = arch_from_json(json.loads(self.config["arch"]))
             try:
-                outcome: dict[str, Any] = self.evaluator.evaluate(arch).to_json()
+                rival = json.loads(self.config["rival"])
+                outcome: dict[str, Any] = evaluated(self.evaluator, arch, rival).to_json()
             except tuple(_ERRORS.values()) as error:
                 kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
                 outcome = {"error": kind, "message": str(error)}

@@ -51,11 +51,14 @@ class Record:
         ``seed`` (given), ``sample`` (drawn), ``offspring`` (crossover and mutation) or ``mutation`` (of the
         front).
     ap
-        Measured AP; None if the network was not evaluated.
+        Measured AP; None if the network was not evaluated; an estimate if its evaluation is partial.
     stats
         What else the evaluation measured.
     seconds
         How long the evaluation took.
+    partial
+        Whether the evaluation ended early, since a network that costs no more was sure to be better;
+        ``stats`` are then those of the images looked at. Such a network is on no front and is never chosen.
     """
 
     arch: Arch
@@ -69,6 +72,7 @@ class Record:
     ap: float | None = None
     stats: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    partial: bool = False
 
     def require_ap(self) -> float:
         """Return the AP of an evaluated network.
@@ -120,6 +124,7 @@ class Record:
             "ap": self.ap,
             "stats": dict(self.stats),
             "seconds": self.seconds,
+            "partial": self.partial,
         }
 
     @classmethod
@@ -137,6 +142,7 @@ class Record:
             ap=None if value["ap"] is None else float(value["ap"]),
             stats={str(k): float(v) for k, v in value["stats"].items()},
             seconds=float(value["seconds"]),
+            partial=bool(value.get("partial", False)),
         )
 
 
@@ -186,8 +192,13 @@ class SearchResult:
 
     @cached_property
     def evaluated(self) -> tuple[Record, ...]:
-        """The networks whose AP was measured, in the order of their trials."""
-        return tuple(record for record in self.records if record.ap is not None)
+        """The networks whose AP was measured on all images, in the order of their trials."""
+        return tuple(record for record in self.records if record.ap is not None and not record.partial)
+
+    @cached_property
+    def partial(self) -> tuple[Record, ...]:
+        """The networks whose evaluation ended early, in the order of their trials."""
+        return tuple(record for record in self.records if record.partial)
 
     @cached_property
     def infeasible(self) -> tuple[Record, ...]:
@@ -328,7 +339,7 @@ class SearchResult:
         stats = sorted({name for record in self.records for name in record.stats})
         columns = ["trial", "generation", "origin", "id", "ap", "macs", "params"]
         columns += [str(latency(target)) for target in self.targets]
-        columns += ["feasible", "seconds", *names, *stats]
+        columns += ["feasible", "seconds", "partial", *names, *stats]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
@@ -336,7 +347,7 @@ class SearchResult:
             row: list[object] = [r.trial, r.generation, r.origin, r.arch.id]
             row += ["" if r.ap is None else r.ap, r.macs, r.params]
             row += [r.latency_ms[target] for target in self.targets]
-            row += [int(r.feasible), r.seconds]
+            row += [int(r.feasible), r.seconds, int(r.partial)]
             row += [r.arch[name] for name in names] + [r.stats.get(name, "") for name in stats]
             writer.writerow(row)
         return text.getvalue()

@@ -293,6 +293,11 @@ class Store:
         """Every candidate that was or will be evaluated, in trial order."""
         return [c for c in self.candidates if c.status in ("planned", "evaluated")]
 
+    @property
+    def measured(self) -> list[Candidate]:
+        """Every candidate whose AP was measured to the end, in trial order."""
+        return [c for c in self.to_evaluate if c.evaluation is not None and not c.evaluation.partial]
+
     # -- planning ---------------------------------------------------------------------------------------
 
     def enqueue(self, genotype: Genotypes) -> tuple[optuna.Trial, Genotypes]:
