@@ -82,7 +82,7 @@ def draw_contact_sheet(pictures: Pictures, folder: Path) -> list[Path]:
         facts = chosen[int(place)]
         image = pictures.read(facts.image_id)
         if image is not None and report.skeleton is not None:
-            cells.append(_cell(image, people[facts.image_id], report.skeleton, facts.file_name))
+            cells.append(_cell(image, people[facts.image_id], report.skeleton, facts.file_name, 1))
     return _write_sheet(cells, folder / "contact-sheet.jpg")
 
 
@@ -122,6 +122,7 @@ def draw_pairs(
 def draw_histograms(pictures: Pictures, folder: Path, title: str, resolutions: Sequence[int]) -> list[Path]:
     """Write ``histograms.png``: joints, people per image, sizes of people and images, crowdIndex."""
     census = pictures.report.census
+    title = f"{title}: {len(census.pictures):,} images, {len(census.labelled):,} labelled people"
     if not census.labelled:
         return []
     graded = [each.crowd_index for each in census.pictures if each.crowd_index is not None]
@@ -152,9 +153,13 @@ def _people_by_image(report: DatasetReport) -> dict[int, list[PersonFacts]]:
 
 
 def _cell(
-    image: NDArray[np.uint8], people: Sequence[PersonFacts], skeleton: Skeleton | None, text: str
+    image: NDArray[np.uint8],
+    people: Sequence[PersonFacts],
+    skeleton: Skeleton | None,
+    text: str,
+    lines: int = 3,
 ) -> NDArray[np.uint8]:
-    """Return the image scaled into a cell, skeletons drawn at that size, with a line or two of text below."""
+    """Return the image scaled into a cell, skeletons drawn at that size, with lines of text below."""
     scale = _CELL / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -162,12 +167,12 @@ def _cell(
     if people and skeleton is not None:
         joints = np.stack([each.keypoints for each in people])
         joints[..., :2] = (joints[..., :2] + 0.5) * scale - 0.5
-        small = draw_people(small, joints, skeleton, thickness=2)
-    lines = textwrap.wrap(text.encode("ascii", "replace").decode(), 40)[:3]
-    cell = np.full((_CELL + 3 * _CAPTION + 4, _CELL, 3), _PAPER, dtype=np.uint8)
+        small = draw_people(small, joints, skeleton)
+    cell = np.full((_CELL + lines * _CAPTION + 4, _CELL, 3), _PAPER, dtype=np.uint8)
     top, left = (_CELL - small.shape[0]) // 2, (_CELL - small.shape[1]) // 2
     cell[top : top + small.shape[0], left : left + small.shape[1]] = small
-    for number, line in enumerate(lines):
+    told = textwrap.wrap(text.encode("ascii", "replace").decode(), 40)
+    for number, line in enumerate(told[:lines]):
         spot = (2, _CELL + (number + 1) * _CAPTION - 3)
         cv2.putText(cell, line, spot, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (60, 60, 60), 1, cv2.LINE_AA)
     return cell
