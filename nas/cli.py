@@ -526,12 +526,17 @@ def emit(
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
+        Path,
+        typer.Argument(
+            help="An emitted folder, a .safetensors, an .onnx, a research .pth; or a .json of COCO results."
+        ),
     ],
     dataset: Annotated[
         str, typer.Argument(help="COCO-format .json, a recipe or run (its val images), or 'synthetic'.")
     ],
-    images: Annotated[Path | None, typer.Option(help="Folder of the images, for a .json.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, for a .json and a model.")
+    ] = None,
     skeleton: Annotated[
         str | None,
         typer.Option(help="Joints of the model: a known skeleton or a file; default: the model's own."),
@@ -545,33 +550,42 @@ def evaluate(
         str | None, typer.Option(help="coco or crowdpose; default: the recipe's, else coco.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Resamples for the AP's interval; 0: none.")
+    ] = 1000,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Another one, on the same images: the difference, with interval."),
+    ] = None,
+    detections: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the people found as COCO results.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """AP of a model on a data set; joints that the data set lacks are left out of the score.
+    """AP of a model on a data set with its confidence interval, what goes wrong, and how long it takes.
 
-    On a recipe's or run's val images, AP is measured as the recipe says.
+    Joints that the data set lacks are left out of the score. On a recipe's or run's val images, AP is
+    measured as the recipe says. A .json of COCO results in the model's place is scored as it is.
 
-    Example: nas eval mynet annotations/val.json --images images/val --flip
+    Example: nas eval mynet annotations/val.json --images images/val --flip --compare runs/a/emitted/b
     """
-    from nas.console import print_json, show
-    from nas.evaluation import evaluate_model
+    from nas.console import print_json
+    from nas.eval_report import print_evaluation
+    from nas.evaluation import EvalOptions, evaluate_model
 
     report = evaluate_model(
         model,
         dataset,
+        EvalOptions(resolution, flip, project, protocol, limit, bootstrap),
         images=images,
         skeleton=skeleton,
-        resolution=resolution,
-        flip=flip,
-        project=project,
-        protocol=protocol,
-        limit=limit,
+        compare=compare,
+        detections=detections,
     )
     if as_json:
         print_json(report)
     else:
-        stats = {key: f"{value:.4f}" for key, value in report.pop("stats").items()}
-        show({**stats, **report})
+        print_evaluation(report)
 
 
 @app.command()

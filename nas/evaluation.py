@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ from nas.run import RunDirectory
 from nas.train import load_plain_network
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
+from search_spaces.files import read_json, write_json
 from supernet.checkpoint import import_research, load_network, save_network
+from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
-from supernet.pose.evaluate import evaluate
+from supernet.pose.diagnosis import diagnose
+from supernet.pose.evaluate import evaluate, scored_joints
 from supernet.pose.maps import EvalConfig
+from supernet.pose.matching import match_detections
+from supernet.pose.metrics import ScoringProtocol, keypoint_ap
 from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
 
-__all__ = ["OnnxNetwork", "evaluate_model", "import_model", "load_model"]
+__all__ = ["EvalOptions", "OnnxNetwork", "evaluate_model", "import_model", "load_model"]
 
 PROTOCOLS = ("coco", "crowdpose")
 
@@ -134,7 +139,9 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
     return plain, _skeleton_of(plain.joints, metadata, skeleton), plain.arch.number("resolution")
 
 
-def _dataset(text: str, images: Path | None, skeleton: Skeleton) -> tuple[PoseDataset, EvaluateConfig | None]:
+def _dataset(
+    text: str, images: Path | None, skeleton: Skeleton | None, pictures: bool = True
+) -> tuple[PoseDataset, EvaluateConfig | None]:
     """Return the data set, and how AP is measured on it where a recipe says so."""
     path = Path(text)
     if text == "synthetic":
@@ -144,74 +151,199 @@ def _dataset(text: str, images: Path | None, skeleton: Skeleton) -> tuple[PoseDa
         return open_source(recipe.data.val, skeleton), recipe.evaluate
     if path.is_dir():
         raise InputError(f"the data set '{text}' is a folder, but no run directory; name the annotation file")
-    if images is None:
+    if images is None and pictures:
         raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
     return PoseDataset(path, images, skeleton), None
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How ``nas eval`` measures; None and False leave it to the recipe, or to the model.
+
+    Attributes
+    ----------
+    resolution
+        Short side of the input, pixels.
+    flip, project
+        See :class:`supernet.pose.maps.EvalConfig`.
+    protocol
+        ``coco`` or ``crowdpose``.
+    limit
+        Only so many of the data set's images.
+    resamples
+        Of the bootstrap, for intervals; 0 leaves them out.
+    """
+
+    resolution: int | None = None
+    flip: bool = False
+    project: bool = False
+    protocol: str | None = None
+    limit: int | None = None
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise InputError(f"--protocol: unknown '{self.protocol}'{did_you_mean(self.protocol, PROTOCOLS)}")
+        if self.resolution is not None and self.resolution % 16:
+            raise InputError(f"--resolution is a multiple of 16 pixels, not {self.resolution}")
+        if self.resamples < 0:
+            raise InputError(f"--bootstrap is a number of resamples, 0 for none, not {self.resamples}")
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A model, or what it detected before: COCO results."""
+
+    name: str
+    network: nn.Module | None
+    resolution: int
+    found: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path, wanted: str | None) -> tuple[_Contender, Skeleton | None]:
+        """Return it with the joints of its people; None if the file leaves that to the data set."""
+        if path.suffix != ".json":
+            network, skeleton, resolution = load_model(path, wanted)
+            return cls(str(path), network.eval(), resolution, []), skeleton
+        found = read_json(path, "detections")
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise InputError(f"detections '{path}' are no COCO results: a list of people was expected")
+        known = None if wanted is None else get_skeleton(wanted)
+        return cls(str(path), None, 0, found), known
+
+    def report(
+        self, data: PoseDataset, config: EvalConfig, protocol: ScoringProtocol, left_out: frozenset[int]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return stats and times, and the detections; results on images that are left out do not count."""
+        scored = scored_joints(data)
+        if self.network is None:
+            ids = (each.get("image_id") for each in self.found)
+            kept = [not isinstance(i, int) or i not in left_out for i in ids]  # no id at all is told later
+            found = [each for each, keep in zip(self.found, kept, strict=True) if keep]
+            flat = found[0].get("keypoints") if found else None
+            if isinstance(flat, list) and len(flat) % 3 == 0 and len(flat) != 3 * len(data.skeleton):
+                raise InputError(
+                    f"the people in '{self.name}' have {len(flat) // 3} joints, those of skeleton"
+                    f" '{data.skeleton.name}' {len(data.skeleton)}; name theirs with --skeleton"
+                )
+            sides = data.ground_truth(), found, data.skeleton.sigmas, scored, protocol, config.max_detections
+            return {"stats": keypoint_ap(*sides), "images": len(data), "people_found": len(found)}, found
+        with progress_bar(f"evaluating {self.name}", len(data)) as bar:
+            result = evaluate(
+                self.network,
+                data,
+                config,
+                protocol=protocol,
+                progress=lambda done, total: bar.update(done, total),
+            )
+        network, decode = (1e3 * s / len(data) for s in (result.seconds_network, result.seconds_decode))
+        measured = {
+            "stats": result.stats,
+            "images": result.images,
+            "people_found": len(result.detections),
+            "resolution": config.resolution,
+            "flip": config.flip,
+            "project": config.project,
+            "network_ms_per_image": round(network, 2),
+            "decode_ms_per_image": round(decode, 2),
+            "images_per_second": round(1e3 / (network + decode), 2),
+        }
+        return measured, result.detections
+
+
+def _config(options: EvalOptions, settings: EvaluateConfig | None, own: int) -> EvalConfig:
+    side = options.resolution or own
+    config = EvalConfig(side) if settings is None else settings.at(side)
+    if side % config.multiple:
+        config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
+    # One image at a time, as the network will run: its time is then that of batch 1.
+    return replace(
+        config, flip=options.flip or config.flip, project=options.project or config.project, batch_size=1
+    )
 
 
 def evaluate_model(
     model: Path,
     dataset: str,
+    options: EvalOptions | None = None,
     *,
     images: Path | None = None,
     skeleton: str | None = None,
-    resolution: int | None = None,
-    flip: bool = False,
-    project: bool = False,
-    protocol: str | None = None,
-    limit: int | None = None,
+    compare: Path | None = None,
+    detections: Path | None = None,
 ) -> dict[str, Any]:
-    """Carry out ``nas eval``; return the stats and how they were measured.
+    """Carry out ``nas eval``; return the figures and how they were measured.
 
-    On the val images of a recipe or run, what is not asked for is done as the recipe says.
+    On the val images of a recipe or run, what is not asked for is done as the recipe says. The resamples of
+    the bootstrap are the same every time.
+
+    Parameters
+    ----------
+    model
+        See :func:`load_model`; or a ``.json`` of COCO results, which is scored as it is.
+    dataset
+        A COCO-format ``.json``, a recipe or run (its val images), or ``synthetic``.
+    options
+        How it is measured.
+    images
+        Folder of the images, for a ``.json`` and a model.
+    skeleton
+        Joints of the people found, where the model does not say; for results the data set's own by default.
+    compare
+        Another one, measured on the same images.
+    detections
+        Where the people found are written as COCO results.
 
     Raises
     ------
     InputError
         If the model or the data set cannot be read, or they do not fit each other.
     """
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise InputError(f"--protocol: unknown '{protocol}'{did_you_mean(protocol, PROTOCOLS)}")
-    network, joints, own = load_model(model, skeleton)
-    data, settings = _dataset(dataset, images, joints)
-    if limit is not None and limit < len(data):
-        data = data.subset(data.ids[:limit])
-    network.eval()
-    side = resolution or own
-    if side % 16:
-        raise InputError(f"--resolution is a multiple of 16 pixels, not {side}")
-    config = EvalConfig(side) if settings is None else settings.at(side)
-    if side % config.multiple:
-        config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
-    if settings is not None:
-        flip, project, protocol = (
-            flip or config.flip,
-            project or config.project,
-            protocol or settings.protocol,
+    options = options or EvalOptions()
+    if compare is not None and not options.resamples:
+        raise InputError(
+            "--compare needs resamples to tell a difference from chance; leave out --bootstrap 0"
         )
-    # One image at a time, as the network will run: its time is then that of batch 1.
-    config = replace(config, flip=flip, project=project, batch_size=1)
-    protocol = protocol or "coco"
-    with progress_bar("evaluating", len(data)) as bar:
-        result = evaluate(
-            network,
-            data,
-            config,
-            protocol="crowdpose" if protocol == "crowdpose" else "coco",
-            progress=lambda done, total: bar.update(done, total),
+    first, joints = _Contender.open(model, skeleton)
+    other, others = (None, None) if compare is None else _Contender.open(compare, skeleton)
+    joints = joints or others
+    needed = first.network is not None or (other is not None and other.network is not None)
+    data, settings = _dataset(dataset, images, joints, needed)
+    if others is not None and others.joints != data.skeleton.joints:
+        raise InputError(
+            f"'{compare}' finds {', '.join(others.joints)}, but '{model}' {', '.join(data.skeleton.joints)};"
+            " only models of the same joints can be compared"
         )
-    return {
-        "stats": result.stats,
-        "images": result.images,
-        "people_found": len(result.detections),
-        "resolution": config.resolution,
-        "flip": flip,
-        "project": project,
+    left_out: frozenset[int] = frozenset()
+    if options.limit is not None and options.limit < len(data):
+        left_out = frozenset(data.ids[options.limit :])
+        data = data.subset(data.ids[: options.limit])
+    named = options.protocol or (settings.protocol if settings is not None else "coco")
+    protocol: ScoringProtocol = "crowdpose" if named == "crowdpose" else "coco"
+    truth, scored = data.ground_truth(), scored_joints(data)
+    config = _config(options, settings, first.resolution or 448)
+    report, found = first.report(data, config, protocol, left_out)
+    sigmas, most = data.skeleton.sigmas, config.max_detections
+    report |= {
+        "model": first.name,
         "protocol": protocol,
-        "joints_scored": [name for name, given in zip(joints.joints, data.labelled) if given],
-        "network_ms_per_image": round(1e3 * result.seconds_network / max(1, result.images), 2),
-        "decode_ms_per_image": round(1e3 * result.seconds_decode / max(1, result.images), 2),
+        "joints_scored": [name for name, given in zip(data.skeleton.joints, data.labelled) if given],
     }
+    diagnosis = diagnose(truth, found, data.skeleton, scored, protocol, most)
+    report["pck"], report["errors"] = diagnosis.accuracy.to_json(), diagnosis.errors.to_json()
+    if detections is not None:
+        write_json(detections, found)
+        report["detections"] = str(detections)
+    if options.resamples:
+        matches = match_detections(truth, found, sigmas, scored, protocol, most)
+        report["interval"] = bootstrap_ap(matches, options.resamples, np.random.default_rng(0)).to_json()
+        if other is not None:
+            config = _config(options, settings, other.resolution or 448)
+            theirs, people = other.report(data, config, protocol, left_out)
+            rivals = match_detections(truth, people, sigmas, scored, protocol, most)
+            found_out = compare_ap(matches, rivals, options.resamples, np.random.default_rng(0))
+            report["compare"] = {"model": other.name, **theirs, "difference": found_out.to_json()}
+    return report
 
 
 def import_model(

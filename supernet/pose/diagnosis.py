@@ -135,7 +135,7 @@ class ErrorBreakdown:
     repaired
         What the AP would be without one kind of error: joints of that kind put where they belong, or
         ``missed`` people not asked for, ``duplicates`` or ``background`` left out, or (``scoring``) each
-        detection scored by its best OKS. Without duplicates the AP is lower where they are the better ones.
+        person's best detection scored by its OKS, the others by 0. Without duplicates the AP is lower where they are the better ones.
     """
 
     joints: tuple[str, ...]
@@ -370,7 +370,13 @@ class _Sides:
         return self._anew(self.truth, self._keeping(~which)) if which.any() else self.ap()
 
     def with_true_scores(self) -> float:
-        best = np.zeros(len(self.pairs.order))
+        """The best detection of each person first, the others last."""
+        size = len(self.pairs.order)
+        best, own = np.zeros((2, size))
         np.maximum.at(best, self.pairs.detection, self.pairs.oks)
-        kept = self._keeping(np.ones(len(best), np.bool_))
-        return self._anew(self.truth, replace(kept, score=best))
+        kept = replace(self._keeping(np.ones(size, np.bool_)), score=best)
+        pairs = pair_people(self.truth, kept, self.sigmas, self.max_detections)
+        partner = assign(self.truth, pairs, np.array([_BELONGS]))[0, 0]
+        at_own = pairs.person == partner[pairs.detection]
+        own[pairs.order[pairs.detection[at_own]]] = pairs.oks[at_own]
+        return self._anew(self.truth, replace(kept, score=own))
