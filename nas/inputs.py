@@ -43,8 +43,8 @@ class Input:
     path
         The file, absolute; for a camera what the user wrote.
     name
-        Where it lies below the deepest folder that holds all inputs, with forward slashes: no two inputs
-        have the same.
+        Where it lies below the deepest folder that holds all that was given, with forward slashes: no two
+        inputs have the same.
     camera
         The camera's number.
     """
@@ -76,11 +76,15 @@ def find_inputs(arguments: Sequence[str]) -> tuple[list[Input], Path]:
         word, number = cameras[0]
         return [Input("camera", Path(word), f"camera-{number}", number)], Path.cwd()
     # Folders are resolved, so that no name holds a '..'; links to files keep the name that they have here.
-    found = [path.parent.resolve() / path.name for word in words for path in _expand(word)]
-    files = list(dict.fromkeys(found))
+    files: dict[Path, None] = {}
+    bases: list[Path] = []
+    for word in words:
+        found = [path.parent.resolve() / path.name for path in _expand(word)]
+        files.update(dict.fromkeys(found))
+        bases += [Path(word).resolve()] if Path(word).is_dir() else [path.parent for path in found]
     if not files:
         raise InputError("there is nothing to look at: the list on standard input is empty")
-    root = Path(os.path.commonpath([path.parent for path in files]))
+    root = Path(os.path.commonpath(bases))
     return [Input(_kind(path), path, path.relative_to(root).as_posix()) for path in files], root
 
 

@@ -85,7 +85,7 @@ def draw_people(
 def _line_width(joints: NDArray[np.floating], shape: tuple[int, ...]) -> int:
     """Return the width of a person's lines: a fixed part of its size, but no more than suits the image."""
     extent = float(np.ptp(joints, axis=0).max())
-    return max(1, min(round(extent / 50), round(min(shape[:2]) / 130)))
+    return max(1, min(round(extent / 50), math.ceil(math.sqrt(shape[0] * shape[1]) / 150)))
 
 
 def _draw_person(
