@@ -28,7 +28,7 @@ from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
 from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
 
-__all__ = ["EvalOptions", "OnnxNetwork", "evaluate_model", "import_model", "load_model"]
+__all__ = ["EvalOptions", "OnnxNetwork", "evaluate_model", "import_model", "load_model", "parse_scales"]
 
 PROTOCOLS = ("coco", "crowdpose")
 
@@ -156,6 +156,22 @@ def _dataset(
     return PoseDataset(path, images, skeleton), None
 
 
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Return the numbers of ``0.5,1,1.5``.
+
+    Raises
+    ------
+    InputError
+        If they are no numbers.
+    """
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--scales are numbers with commas between, such as 0.5,1,1.5, not '{text}'"
+        ) from None
+
+
 @dataclass(frozen=True)
 class EvalOptions:
     """How ``nas eval`` measures; None and False leave it to the recipe, or to the model.
@@ -164,7 +180,7 @@ class EvalOptions:
     ----------
     resolution
         Short side of the input, pixels.
-    flip, project
+    flip, project, scales
         See :class:`supernet.pose.maps.EvalConfig`.
     protocol
         ``coco`` or ``crowdpose``.
@@ -180,6 +196,7 @@ class EvalOptions:
     protocol: str | None = None
     limit: int | None = None
     resamples: int = 1000
+    scales: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.protocol is not None and self.protocol not in PROTOCOLS:
@@ -243,6 +260,7 @@ class _Contender:
             "people_found": len(result.detections),
             "resolution": config.resolution,
             "flip": config.flip,
+            "scales": list(config.scales),
             "project": config.project,
             "network_ms_per_image": round(network, 2),
             "decode_ms_per_image": round(decode, 2),
@@ -258,7 +276,11 @@ def _config(options: EvalOptions, settings: EvaluateConfig | None, own: int) -> 
         config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
     # One image at a time, as the network will run: its time is then that of batch 1.
     return replace(
-        config, flip=options.flip or config.flip, project=options.project or config.project, batch_size=1
+        config,
+        flip=options.flip or config.flip,
+        project=options.project or config.project,
+        scales=options.scales or config.scales,
+        batch_size=1,
     )
 
 

@@ -151,7 +151,7 @@ class EvaluateConfig:
 
     Attributes
     ----------
-    flip, project, batch_size, multiple, max_detections, grouping
+    flip, scales, project, batch_size, multiple, max_detections, grouping
         See :class:`supernet.pose.maps.EvalConfig`.
     protocol
         ``coco`` or ``crowdpose``.
@@ -168,6 +168,7 @@ class EvaluateConfig:
     """
 
     flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
     project: bool = False
     batch_size: int = 8
     multiple: int = 64
@@ -193,6 +194,7 @@ class EvaluateConfig:
         return EvalConfig(
             resolution=resolution,
             flip=self.flip,
+            scales=self.scales,
             project=self.project,
             batch_size=self.batch_size,
             grouping=self.grouping,

@@ -112,13 +112,13 @@ class Pictures:
 
     def get(self, index: int, config: EvalConfig) -> tuple[NDArray[np.uint8], AffineTransform]:
         """Return image ``index`` as :func:`resize_for_eval` gives it; it must not be changed."""
-        key = (config.resolution, config.multiple)
+        key = config.input_grid
         with self._lock:
             group = self._kept.setdefault(key, {})
             self._kept.move_to_end(key)
             if index in group:
                 return group[index]
-        made = resize_for_eval(self.dataset.load_image(index), config.resolution, config.multiple)
+        made = resize_for_eval(self.dataset.load_image(index), *config.input_grid)
         with self._lock:
             while self.held_bytes + made[0].nbytes > self.limit_bytes and next(iter(self._kept), key) != key:
                 _, dropped = self._kept.popitem(last=False)

@@ -1,7 +1,8 @@
-"""From a network to one stack of heatmaps and tags: both outputs merged, flip test, projection."""
+"""From a network to one stack of heatmaps and tags: outputs merged, flip test, several scales, projection."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,9 @@ class EvalConfig:
         Short side of the network's input, pixels.
     flip
         Whether the mirrored image is run too: heatmaps are averaged, its tags become a second dimension.
+    scales
+        Sizes at which every image is run, as multiples of ``resolution``; heatmaps are averaged, tags are
+        those of scale 1. Each must make whole pixels of ``multiple``.
     project
         Whether maps are resized to the input's size before grouping ("project2image" in the published
         test settings: slower, a little more accurate).
@@ -34,7 +38,7 @@ class EvalConfig:
     grouping
         Thresholds and stages of grouping.
     multiple
-        Input sides are rounded up to a multiple of it, pixels.
+        Input sides (of scale 1) are rounded up to a multiple of it, pixels.
     max_detections
         People kept per image, by score.
     """
@@ -46,12 +50,31 @@ class EvalConfig:
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     multiple: int = 64
     max_detections: int = 20
+    scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         for what in ("resolution", "batch_size", "multiple", "max_detections"):
             value = getattr(self, what)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"evaluation: {what} must be a positive integer, not {value!r}")
+        if 1.0 not in self.scales or len(set(self.scales)) < len(self.scales):
+            raise InputError(
+                "evaluation: scales must be different numbers and contain 1, from which tags are taken, not"
+                f" {list(self.scales)}"
+            )
+        for scale in self.scales:
+            side = scale * self.multiple
+            if not (math.isfinite(scale) and scale > 0 and side == int(side)):
+                raise InputError(
+                    f"evaluation: every scale must be positive and make whole pixels of {self.multiple}"
+                    f" ('multiple'), such as 0.5 or 1.5; {scale} makes {side:g}"
+                )
+
+    @property
+    def input_grid(self) -> tuple[int, int]:
+        """Short side and ``multiple`` of the images to resize for :func:`predict_maps`: the largest scale."""
+        largest = max(self.scales)
+        return math.ceil(self.resolution * largest), round(self.multiple * largest)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -70,6 +93,23 @@ def _heatmaps_and_tags(network: nn.Module, images: Tensor) -> tuple[Tensor, Tens
     return (quarter[:, :joints] + half) / 2.0, quarter[:, joints:]
 
 
+def _mirrored_too(
+    network: nn.Module, images: Tensor, flip_index: NDArray[np.int64] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Return heatmaps, and tags of the image and, with ``flip_index``, of its mirror image."""
+    det, tags = _heatmaps_and_tags(network, images)
+    if flip_index is None:
+        return det, [tags]
+    if len(flip_index) != det.shape[1]:
+        raise InputError(
+            f"flip test needs one mirrored joint for each of the network's {det.shape[1]} joints, not"
+            f" {len(flip_index)}"
+        )
+    index = torch.as_tensor(flip_index, device=det.device)
+    mirrored, mirrored_tags = _heatmaps_and_tags(network, images.flip(3))
+    return (det + mirrored.flip(3)[:, index]) / 2.0, [tags, mirrored_tags.flip(3)[:, index]]
+
+
 @torch.no_grad()
 def predict_maps(
     network: nn.Module, images: Tensor, flip_index: NDArray[np.int64] | None, config: EvalConfig
@@ -78,19 +118,20 @@ def predict_maps(
 
     The 1/4 maps are resized (bilinearly) to 1/2 and their heatmaps averaged with the 1/2 heatmaps. With
     ``config.flip`` heatmaps are averaged with the mirrored image's (mirrored back, left and right joints
-    exchanged), whose tags become a second tag dimension. With ``config.project`` all maps are then resized
-    to the input's size.
+    exchanged), whose tags become a second tag dimension. With several ``config.scales`` the images are
+    shrunk to each, and heatmaps averaged at the size of the largest's; tags are those of scale 1. With
+    ``config.project`` all maps are instead resized to the input's size at scale 1.
 
     Parameters
     ----------
     network
         Returns ``(quarter (N, 2J, H/4, W/4), half (N, J, H/2, W/2))``; should be in eval mode.
     images
-        Normalised images (N, 3, H, W).
+        Normalised images (N, 3, H, W) at the largest scale (``config.input_grid``).
     flip_index
         (J,): joint that each joint becomes in the mirror; needed with ``config.flip``.
     config
-        ``flip`` and ``project`` are used.
+        ``flip``, ``scales`` and ``project`` are used.
 
     Returns
     -------
@@ -102,20 +143,23 @@ def predict_maps(
     InputError
         If flip is asked without ``flip_index`` or if the network's maps are not as stated.
     """
-    det, first_tags = _heatmaps_and_tags(network, images)
-    tags = [first_tags]
-    if config.flip:
-        if flip_index is None or len(flip_index) != det.shape[1]:
-            raise InputError(
-                f"flip test needs one mirrored joint for each of the network's {det.shape[1]} joints"
-            )
-        index = torch.as_tensor(flip_index, device=det.device)
-        mirrored, mirrored_tags = _heatmaps_and_tags(network, images.flip(3))
-        det = (det + mirrored.flip(3)[:, index]) / 2.0
-        tags.append(mirrored_tags.flip(3)[:, index])
-    if config.project:
-        size = (images.shape[2], images.shape[3])
-        det = _resize(det, size)
-        tags = [_resize(each, size) for each in tags]
+    if config.flip and flip_index is None:
+        raise InputError("flip test needs one mirrored joint for each of the network's joints, not none")
+    height, width = images.shape[2:]
+    largest = max(config.scales)
+    size = (round(height / largest), round(width / largest)) if config.project else None
+    heats: list[Tensor] = []
+    tags: list[Tensor] = []
+    for scale in sorted(config.scales, reverse=True):
+        scaled = images
+        if scale != largest:
+            sides = round(height * scale / largest), round(width * scale / largest)
+            scaled = functional.interpolate(images, sides, mode="bilinear", antialias=True)
+        det, own = _mirrored_too(network, scaled, flip_index if config.flip else None)
+        size = size or (det.shape[2], det.shape[3])
+        heats.append(_resize(det, size))
+        if scale == 1.0:
+            tags = [_resize(each, size) for each in own]
+    det = heats[0] if len(heats) == 1 else torch.stack(heats).mean(dim=0)
     # One contiguous plane per tag dimension: grouping reads whole planes.
     return det.float().contiguous(), torch.stack(tags, dim=2).float().movedim(2, -1)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,7 +22,7 @@ from supernet.pose.evaluate import evaluate
 from supernet.pose.inference import predict_dataset
 from supernet.pose.maps import EvalConfig, predict_maps
 from supernet.pose.skeleton import CROWDPOSE14, Skeleton
-from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_for_eval
+from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_size, resize_for_eval
 
 # --- A data set whose images carry their number in red and their left half in green, and a network that
 # --- reads both and draws the maps of the people it knows to be there.
@@ -91,6 +93,7 @@ class Oracle(nn.Module):
             resize_for_eval(data.load_image(i), resolution)[1].inverse()(people)
             for i, people in enumerate(data.people)
         ]
+        self.resolution = resolution
         self.batches: list[int] = []
         self.modes: list[bool] = []
 
@@ -115,7 +118,7 @@ class Oracle(nn.Module):
             pixels = image.permute(1, 2, 0) * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
             row = pixels[height // 2] * 255.0
             index = round(float(row[width // 2, 0]) / 20.0) - 1
-            people = self.forth[index]
+            people = self.forth[index] * (min(height, width) / self.resolution)
             if row[width // 4, 1] < 100.0:  # the mirrored image: left is right
                 people = people[:, SKELETON.flip_index] * (-1, 1) + (width, 0)
             det, tag = self.maps(people, height, width, 4)
@@ -126,10 +129,13 @@ class Oracle(nn.Module):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("project", [False, True])
-def test_a_network_that_knows_the_answers_is_found_right(flip: bool, project: bool) -> None:
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)])
+def test_a_network_that_knows_the_answers_is_found_right(
+    flip: bool, project: bool, scales: tuple[float, ...]
+) -> None:
     data = Kites()
     network = Oracle(data, 128)
-    config = EvalConfig(128, flip=flip, project=project, batch_size=2)
+    config = EvalConfig(128, flip=flip, project=project, batch_size=2, scales=scales)
     result = evaluate(network, data, config)
     assert result.images == len(SIZES)
     assert [each["image_id"] for each in result.detections] == [i for i in data.ids for _ in range(2)]
@@ -254,6 +260,53 @@ def test_the_flip_test_treats_both_directions_alike(images: Tensor, project: boo
     assert (det - plain).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_scales_are_averaged_as_stated(flip: bool, project: bool) -> None:
+    """Heatmaps at the size of the largest scale, or of the input at scale 1; tags are those of scale 1."""
+    network, index = Convolutions(4), SKELETON.flip_index
+    large = torch.randn(2, 3, 48, 96, generator=torch.Generator().manual_seed(2))
+    size = (32, 64) if project else (24, 48)
+    heats = []
+    for sides in ((48, 96), (32, 64), (16, 32)):
+        shrunk = large
+        if sides != (48, 96):
+            shrunk = functional.interpolate(large, sides, mode="bilinear", antialias=True)
+        one, own = predict_maps(network, shrunk, index, EvalConfig(32, flip=flip))
+        heats.append(functional.interpolate(one, size, mode="bilinear"))
+        if sides == (32, 64):
+            planes = own.movedim(-1, 0)
+            expected_tags = [functional.interpolate(plane, size, mode="bilinear") for plane in planes]
+    config = EvalConfig(32, flip=flip, project=project, scales=(0.5, 1.0, 1.5), multiple=32)
+    det, tags = predict_maps(network, large, index, config)
+    torch.testing.assert_close(det, (heats[0] + heats[1] + heats[2]) / 3)
+    torch.testing.assert_close(tags, torch.stack(expected_tags, dim=-1))
+
+
+@settings(max_examples=200)
+@given(
+    height=st.integers(20, 2000),
+    width=st.integers(20, 2000),
+    resolution=st.integers(32, 512),
+    multiple=st.sampled_from([16, 32, 64]),
+    scales=st.sets(st.sampled_from([0.25, 0.5, 0.75, 1.25, 1.5, 2.0])),
+)
+def test_every_scale_shows_the_same_view(
+    height: int, width: int, resolution: int, multiple: int, scales: set[float]
+) -> None:
+    config = EvalConfig(resolution, multiple=multiple, scales=(1.0, *scales))
+    base = np.array(eval_size(height, width, resolution, multiple))
+    large = np.array(eval_size(height, width, *config.input_grid))
+    largest = max(config.scales)
+    for scale in config.scales:
+        sides = large * scale / largest
+        np.testing.assert_array_equal(sides, np.round(sides))
+    # What is resized for the largest scale is the picture of scale 1, enlarged: but for the long side, whose
+    # rest below one pixel is cut off at one scale and not at the other.
+    assert min(large) == min(base) * largest
+    assert abs(max(large) / largest - max(base)) in (0, multiple)
+
+
 def test_networks_and_ids_that_do_not_fit_are_named(images: Tensor) -> None:
     data = Kites()
     with pytest.raises(InputError, match=r"finds 6 joints, but .* 'kite' has 4"):
@@ -264,6 +317,24 @@ def test_networks_and_ids_that_do_not_fit_are_named(images: Tensor) -> None:
         predict_maps(Convolutions(4), images, None, EvalConfig(64, flip=True))
     with pytest.raises(InputError, match="batch_size must be a positive integer, not 0"):
         EvalConfig(64, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ((0.5, 2.0), "contain 1, from which tags are taken"),
+        ((), "contain 1"),
+        ((1.0, 0.5, 0.5), "different numbers"),
+        ((1.0, 1.3), r"whole pixels of 64 \('multiple'\), such as 0.5 or 1.5; 1.3 makes 83.2"),
+        ((1.0, -1.0), "must be positive"),
+        ((1.0, float("nan")), "must be positive"),
+        ((1.0, float("inf")), "must be positive"),
+    ],
+)
+def test_scales_that_do_not_fit_are_named(scales: tuple[float, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        EvalConfig(64, scales=scales)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_untrained_and_a_broken_network_give_no_crash() -> None:
