@@ -495,6 +495,7 @@ def emit(
     """
     from nas.console import note, print_json, show
     from nas.emitting import emit_from_run
+    from nas.eval_report import interval_words
     from nas.run import RunDirectory
 
     emitted = emit_from_run(
@@ -510,11 +511,11 @@ def emit(
     if as_json:
         print_json({"folder": str(emitted.folder), **emitted.card})
         return
-    card = emitted.card
+    card, ap = emitted.card, emitted.card["ap"]
     note(f"wrote {emitted.folder}")
     lines = {
         "network": card["id"],
-        "AP (val)": f"{card['ap']['stats']['AP']:.4f} on {card['ap']['on']}",
+        "AP (val)": f"{ap['stats']['AP']:.4f} ({interval_words(ap['interval'])}) on {ap['on']}",
         "MACs": f"{card['cost']['macs'] / 1e9:.4f} G",
         "parameters": f"{card['cost']['params']:,}",
     }
@@ -546,6 +547,10 @@ def evaluate(
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
     project: Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")] = False,
+    scales: Annotated[
+        str | None,
+        typer.Option(metavar="S,S,...", help="Average over these multiples of the resolution: 0.5,1,1.5."),
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="coco or crowdpose; default: the recipe's, else coco.")
     ] = None,
@@ -571,12 +576,13 @@ def evaluate(
     """
     from nas.console import print_json
     from nas.eval_report import print_evaluation
-    from nas.evaluation import EvalOptions, evaluate_model
+    from nas.evaluation import EvalOptions, evaluate_model, parse_scales
 
+    sizes = None if scales is None else parse_scales(scales)
     report = evaluate_model(
         model,
         dataset,
-        EvalOptions(resolution, flip, project, protocol, limit, bootstrap),
+        EvalOptions(resolution, flip, project, protocol, limit, bootstrap, sizes),
         images=images,
         skeleton=skeleton,
         compare=compare,

@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from latency_tables import LatencyPredictor
@@ -29,6 +30,9 @@ from supernet.export import export_onnx
 from supernet.pose.evaluate import evaluate
 
 __all__ = ["Emitted", "emit", "emit_from_run"]
+
+RESAMPLES: Final = 1000
+"""For the interval of the AP on the card."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ def emit(
             protocol=evaluator.protocol,
             device=evaluator.device,
             progress=progress,
+            resamples=RESAMPLES,
+            rng=np.random.default_rng(run.recipe.seed),
         )
         write_arch(building / "arch.json", arch)
         if has_research_config(arch):
@@ -137,6 +143,7 @@ def emit(
                 "project": config.project,
                 "joints_scored": scored,
                 "stats": result.stats,
+                "interval": None if result.interval is None else result.interval.to_json(),
             },
             "chosen": dict(found or {}),
             "supernet": {"run": run.recipe.name, "seed": run.recipe.seed, "space": space.config()},

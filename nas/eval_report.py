@@ -7,7 +7,7 @@ from typing import Any
 
 from nas.console import print_table, show
 
-__all__ = ["difference_line", "print_evaluation"]
+__all__ = ["difference_line", "interval_words", "print_evaluation"]
 
 _PEOPLE = {"missed": "missed people", "duplicates": "duplicates", "background": "background"}
 
@@ -20,7 +20,8 @@ def _signed(value: float) -> str:
     return f"{value:+.4f}"
 
 
-def _between(interval: Mapping[str, Any], signed: bool = False) -> str:
+def interval_words(interval: Mapping[str, Any], signed: bool = False) -> str:
+    """Return in words where a figure lies."""
     low, high = (_signed(interval[end]) if signed else f"{interval[end]:.4f}" for end in ("low", "high"))
     return f"{100 * interval['confidence']:g}% interval {low} to {high}"
 
@@ -32,7 +33,7 @@ def difference_line(difference: Mapping[str, Any], model: str, other: str) -> st
     verdict = f"{better} is better than {worse}" if difference["shown"] else "no difference shown"
     chance = difference["probability"]
     return (
-        f"{_signed(value)} AP ({_between(difference, signed=True)};"
+        f"{_signed(value)} AP ({interval_words(difference, signed=True)};"
         f" ahead in {_percent(chance)} of {difference['resamples']:,} resamples): {verdict}"
     )
 
@@ -42,7 +43,7 @@ def print_evaluation(report: Mapping[str, Any]) -> None:
     lines = {name: f"{value:.4f}" for name, value in report["stats"].items()}
     if "interval" in report:
         interval = report["interval"]
-        lines["AP"] += f"  ({_between(interval)}, {interval['resamples']:,} resamples of the images)"
+        lines["AP"] += f"  ({interval_words(interval)}, {interval['resamples']:,} resamples of the images)"
     lines["images"] = f"{report['images']:,}, {report['people_found']:,} people found"
     lines["joints scored"] = f"{len(report['joints_scored'])}, by the {report['protocol']} protocol"
     lines |= _measured(report)
@@ -83,8 +84,8 @@ def _print_joints(report: Mapping[str, Any]) -> None:
     rows.append(("all", f"{total:,}", *means, *map(_percent, errors["share"].values())))
     columns = ("joint", "labelled", f"PCK@{pck['fraction']:g}", "of all", *errors["counts"])
     title = (
-        f"Joints of {errors['people'] - errors['missed']:,} people found; PCK within {pck['fraction']:g} of the"
-        f" {pck['reference']}, 'of all' also of people missed"
+        f"Joints of {errors['people'] - errors['missed']:,} people found; PCK within {pck['fraction']:g} of"
+        f" the {pck['reference']}, 'of all' also of people missed"
     )
     print_table(title, columns, rows)
 

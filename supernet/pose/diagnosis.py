@@ -135,7 +135,8 @@ class ErrorBreakdown:
     repaired
         What the AP would be without one kind of error: joints of that kind put where they belong, or
         ``missed`` people not asked for, ``duplicates`` or ``background`` left out, or (``scoring``) each
-        person's best detection scored by its OKS, the others by 0. Without duplicates the AP is lower where they are the better ones.
+        person's best detection scored by its OKS, the others by 0. Without duplicates the AP is lower where
+        they are the better ones.
     """
 
     joints: tuple[str, ...]
