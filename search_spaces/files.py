@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import tempfile
@@ -24,6 +25,7 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "remove_leftovers",
     "write_bytes",
     "write_json",
     "write_text",
@@ -88,6 +90,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary files that a kill during :func:`atomic_path` of ``path`` has left beside it.
+
+    Nobody else may be writing it meanwhile.
+    """
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.stem[:80])}-????????{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

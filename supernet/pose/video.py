@@ -28,6 +28,7 @@ __all__ = [
     "VideoFile",
     "VideoSink",
     "can_write",
+    "check_codec",
     "choose_codec",
     "quiet_opencv",
 ]
@@ -299,6 +300,8 @@ class Camera:
 
 def _writer(path: Path, codec: str, fps: float, size: tuple[int, int]) -> Any:
     """Return a ``cv2.VideoWriter`` for frames of (height, width)."""
+    # As a fraction, MPEG-4 takes denominators up to 65535 only.
+    fps = round(fps, 3 - (fps > 65) - (fps > 655))
     return cv2.VideoWriter(
         str(path.absolute()), _backend(), cv2.VideoWriter.fourcc(*codec), fps, (size[1], size[0])
     )
@@ -323,6 +326,12 @@ def can_write(codec: str) -> bool:
         return len(shades) == 2 and abs(shades[0] - 40) < 20 and abs(shades[1] - 200) < 20
 
 
+def check_codec(asked: str) -> None:
+    """Refuse a codec that is unknown (:class:`~search_spaces.errors.InputError`)."""
+    if asked not in CODECS:
+        raise InputError(f"--codec: unknown '{asked}'{did_you_mean(asked, CODECS)}")
+
+
 def choose_codec(asked: str | None) -> tuple[str, str | None]:
     """Return the codec to write with, and a note where it is not the usual one.
 
@@ -333,9 +342,8 @@ def choose_codec(asked: str | None) -> tuple[str, str | None]:
     UnavailableError
         If this OpenCV cannot write the one asked for, or none at all.
     """
-    if asked is not None and asked not in CODECS:
-        raise InputError(f"--codec: unknown '{asked}'{did_you_mean(asked, CODECS)}")
     if asked is not None:
+        check_codec(asked)
         if can_write(asked):
             return asked, None
         able = [codec for codec in CODECS if can_write(codec)]

@@ -2,11 +2,19 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from search_spaces import RunError
-from search_spaces.files import atomic_path, locked, make_folder, write_json, write_text
+from search_spaces.files import (
+    atomic_path,
+    locked,
+    make_folder,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failing_writer_leaves_the_old_content_and_no_litter(tmp_path):
@@ -81,3 +89,17 @@ def test_a_place_that_cannot_be_locked_or_made_is_one_clear_line(tmp_path):
     with pytest.raises(RunError, match="cannot write to"):
         make_folder(tmp_path / "file" / "below")
     assert make_folder(tmp_path / "a" / "b").is_dir() and make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        left = temporary.with_name(temporary.name)
+        kept = left.read_bytes()
+        raise KeyboardInterrupt
+    left.write_bytes(kept)  # as if the process had been killed
+    others = [tmp_path / name for name in (".a[1]-notes.json", ".a1-12345678.json", "a[1]-12345678.json")]
+    for each in (*others, path):
+        each.touch()
+    remove_leftovers(path)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, path])

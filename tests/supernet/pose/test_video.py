@@ -217,6 +217,20 @@ def test_a_live_video_is_played_as_fast_as_it_was_seen(tmp_path: Path) -> None:
             assert video.fps == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize("codec", ["mp4v", "MJPG"])
+@pytest.mark.parametrize(
+    "fps", [0.1, 3.3333333, 23.976023976, 59.94005994, 81.123456789, 119.88, 700.12345, 1000.0]
+)
+def test_any_rate_can_be_written(tmp_path: Path, codec: str, fps: float) -> None:
+    path = tmp_path / f"a{CODECS[codec]}"
+    sink = VideoSink(path, codec, fps)
+    for number in range(5):
+        sink.write(shade(20 * number), number / fps)
+    sink.close()
+    video = VideoFile(path)
+    assert len(list(video)) == 5 and video.fps == pytest.approx(fps, rel=1e-3, abs=1e-3)
+
+
 def test_no_frame_leaves_no_file_and_no_disk_is_told(tmp_path: Path) -> None:
     VideoSink(tmp_path / "a.mp4", "mp4v", 10.0).close()
     VideoSink(tmp_path / "b.mp4", "mp4v", None).close()
