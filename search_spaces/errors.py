@@ -48,3 +48,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(options)}" if options else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: on one line, and not endless."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "an endless number"
+    return text if len(text) <= 80 else f"{text[:77]}..."

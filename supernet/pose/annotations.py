@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from search_spaces.errors import InputError, did_you_mean
+from search_spaces.errors import InputError, did_you_mean, shown
 
 __all__ = [
     "BOX_AREA",
@@ -32,7 +32,6 @@ __all__ = [
     "read_table",
     "region",
     "runs_or_polygons",
-    "shown",
 ]
 
 FARTHEST: Final = 1e6
@@ -68,15 +67,6 @@ def _is_int(value: object) -> bool:
 def _is_number(value: object, most: float = FARTHEST) -> bool:
     """Whether ``value`` is a number of at most ``most`` either way; NaN is not, nor is a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
-
-
-def shown(value: object) -> str:
-    """Return a value as a message shows it: on one line, and not endless."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return "an endless number"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # -- tables and categories -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shown
 from supernet.pose.annotations import (
     FARTHEST,
     FieldError,
@@ -34,7 +34,6 @@ from supernet.pose.annotations import (
     read_reference,
     read_table,
     runs_or_polygons,
-    shown,
 )
 from supernet.pose.census import RESOLUTIONS, Census, PersonFacts, PictureFacts
 from supernet.pose.dataset import PoseDataset, decode_image, file_is_there, read_image_file

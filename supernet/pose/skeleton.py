@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import InputError, did_you_mean
+from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.files import check_keys, read_json, read_yaml
 
 __all__ = [
@@ -95,24 +95,28 @@ class Skeleton:
             raise InputError(f"{where} needs at least one joint")
         for joint in self.joints:
             if self.joints.count(joint) > 1:
-                raise InputError(f"{where}: joint names must be distinct; '{joint}' is there more than once")
+                raise InputError(
+                    f"{where}: joint names must be distinct; {shown(joint)} is there more than once"
+                )
         for what, pairs in (("flip_pairs", self.flip_pairs), ("limbs", self.limbs)):
             for pair in pairs:
                 if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= joint < count for joint in pair):
                     raise InputError(
                         f"{where}: {what} must be pairs of two different joints 0..{count - 1}, "
-                        f"not {list(pair)}"
+                        f"not {shown(list(pair))}"
                     )
         paired = [joint for pair in self.flip_pairs for joint in pair]
         if len(set(paired)) != len(paired):
             raise InputError(
-                f"{where}: a joint may be in one of the flip_pairs only, got {list(self.flip_pairs)}"
+                f"{where}: a joint may be in one of the flip_pairs only, got {shown(list(self.flip_pairs))}"
             )
         if len(self.sigmas) != count or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
-            raise InputError(f"{where}: sigmas must be {count} positive numbers, got {list(self.sigmas)}")
+            raise InputError(
+                f"{where}: sigmas must be {count} positive numbers, got {shown(list(self.sigmas))}"
+            )
         if self.order and sorted(self.order) != list(range(count)):
             raise InputError(
-                f"{where}: order must name every joint 0..{count - 1} once, got {list(self.order)}"
+                f"{where}: order must name every joint 0..{count - 1} once, got {shown(list(self.order))}"
             )
 
     def __len__(self) -> int:
@@ -163,37 +167,39 @@ class Skeleton:
         fields = check_keys(value, {"name", "joints", "flip_pairs", "sigmas", "limbs", "order"}, where)
         joints = fields.get("joints")
         if not isinstance(joints, list) or not joints or not all(isinstance(joint, str) for joint in joints):
-            raise InputError(f"{where}: 'joints' must be a list of joint names, got {joints!r}")
+            raise InputError(f"{where}: 'joints' must be a list of joint names, got {shown(joints)}")
         name = str(fields.get("name", where))
 
         def indices(what: str, row: object) -> tuple[int, ...]:
             if not isinstance(row, list | tuple):
-                raise InputError(f"{where}: '{what}' must hold joint names or 0-based indices, got {row!r}")
+                raise InputError(
+                    f"{where}: '{what}' must hold joint names or 0-based indices, got {shown(row)}"
+                )
             found: list[int] = []
             for joint in row:
                 if isinstance(joint, str):
                     if joint not in joints:
                         raise InputError(
-                            f"{where}: '{what}' names joint '{joint}'{did_you_mean(joint, joints)}"
+                            f"{where}: '{what}' names joint {shown(joint)}{did_you_mean(joint, joints)}"
                         )
                     found.append(joints.index(joint))
                 elif isinstance(joint, int) and not isinstance(joint, bool):
                     found.append(joint)
                 else:
                     raise InputError(
-                        f"{where}: '{what}' must hold joint names or 0-based indices, got {joint!r}"
+                        f"{where}: '{what}' must hold joint names or 0-based indices, got {shown(joint)}"
                     )
             return tuple(found)
 
         def pairs(what: str) -> tuple[tuple[int, int], ...]:
             rows = fields.get(what) or []
             if not isinstance(rows, list):
-                raise InputError(f"{where}: '{what}' must be a list of pairs of joints, got {rows!r}")
+                raise InputError(f"{where}: '{what}' must be a list of pairs of joints, got {shown(rows)}")
             out: list[tuple[int, int]] = []
             for row in rows:
                 pair = indices(what, row)
                 if len(pair) != 2:
-                    raise InputError(f"{where}: '{what}' must be a list of pairs of joints, got {row!r}")
+                    raise InputError(f"{where}: '{what}' must be a list of pairs of joints, got {shown(row)}")
                 out.append((pair[0], pair[1]))
             return tuple(out)
 
@@ -203,7 +209,7 @@ class Skeleton:
         if not isinstance(sigmas, list | tuple) or not all(
             isinstance(s, int | float) and not isinstance(s, bool) for s in sigmas
         ):
-            raise InputError(f"{where}: 'sigmas' must be a list of numbers, got {sigmas!r}")
+            raise InputError(f"{where}: 'sigmas' must be a list of numbers, got {shown(sigmas)}")
         flip_pairs = pairs("flip_pairs") if "flip_pairs" in fields else _mirror_pairs(joints)
         limbs, order = pairs("limbs"), indices("order", fields.get("order") or [])
         try:
@@ -232,7 +238,7 @@ class Skeleton:
         joints = category.get("keypoints")
         if not isinstance(joints, list) or not joints or not all(isinstance(joint, str) for joint in joints):
             raise InputError(
-                f"{where}: a category's 'keypoints' must be a list of joint names, got {joints!r}"
+                f"{where}: a category's 'keypoints' must be a list of joint names, got {shown(joints)}"
             )
         names = tuple(canonical_joint(joint) for joint in joints)
         for known in SKELETONS.values():
@@ -243,7 +249,7 @@ class Skeleton:
             isinstance(limb, list | tuple) and all(isinstance(end, int) for end in limb) for limb in limbs
         ):
             raise InputError(
-                f"{where}: a category's 'skeleton' must be pairs of 1-based joints, got {limbs!r}"
+                f"{where}: a category's 'skeleton' must be pairs of 1-based joints, got {shown(limbs)}"
             )
         return cls.from_json(
             {
