@@ -160,7 +160,8 @@ def command(options: argparse.ArgumentParser, given: argparse.Namespace) -> str:
     for name, value in vars(given).items():
         if name in ("record", "results") or value == options.get_default(name):
             continue
-        words += [f"--{name.replace('_', '-')}", value.name if isinstance(value, Path) else str(value)]
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *(v.name if isinstance(v, Path) else str(v) for v in values)]
     return " ".join(words)
 
 
