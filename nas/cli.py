@@ -73,6 +73,20 @@ Tables = Annotated[
         "--tables", help="Folder of latency tables (default: ./tables and the run's own). Repeatable."
     ),
 ]
+Model = Annotated[
+    Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
+]
+ModelJoints = Annotated[
+    str | None,
+    typer.Option(help="Joints of the model: a known skeleton or a file; default: the model's own."),
+]
+Resolution = Annotated[int | None, typer.Option(min=32, help="Short side, px; default: the model's own.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
+Project = Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")]
+Scales = Annotated[
+    str | None,
+    typer.Option(metavar="S,S,...", help="Average over these multiples of the resolution: 0.5,1,1.5."),
+]
 
 
 # -- costs and spaces --------------------------------------------------------------------------------------
@@ -538,19 +552,11 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images, for a .json and a model.")
     ] = None,
-    skeleton: Annotated[
-        str | None,
-        typer.Option(help="Joints of the model: a known skeleton or a file; default: the model's own."),
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(min=32, help="Short side, px; default: the model's own.")
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
-    project: Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")] = False,
-    scales: Annotated[
-        str | None,
-        typer.Option(metavar="S,S,...", help="Average over these multiples of the resolution: 0.5,1,1.5."),
-    ] = None,
+    skeleton: ModelJoints = None,
+    resolution: Resolution = None,
+    flip: Flip = False,
+    project: Project = False,
+    scales: Scales = None,
     protocol: Annotated[
         str | None, typer.Option(help="coco or crowdpose; default: the recipe's, else coco.")
     ] = None,
@@ -596,9 +602,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[
-        Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
-    ],
+    model: Model,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -607,11 +611,10 @@ def predict(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for drawings and JSON files.")],
-    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
-    project: Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")] = False,
-    resolution: Annotated[
-        int | None, typer.Option(min=32, help="Short side, px; default: the model's own.")
-    ] = None,
+    flip: Flip = False,
+    project: Project = False,
+    scales: Scales = None,
+    resolution: Resolution = None,
     threshold: Annotated[float, typer.Option(help="Joints below this heatmap value are not found.")] = 0.1,
     min_score: Annotated[float, typer.Option(help="People below this score are not drawn.")] = 0.1,
     max_people: Annotated[int, typer.Option(min=1, help="People kept per image, by score.")] = 20,
@@ -623,10 +626,7 @@ def predict(
     codec: Annotated[
         str | None, typer.Option(help="Of drawn videos: mp4v (default), avc1, MJPG or XVID.")
     ] = None,
-    skeleton: Annotated[
-        str | None,
-        typer.Option(help="Joints of the model: a known skeleton or a file; default: the model's own."),
-    ] = None,
+    skeleton: ModelJoints = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     show_times: Annotated[
@@ -642,12 +642,14 @@ def predict(
     Example: nas predict mynet photos -o found
     """
     from nas.console import print_json, show
+    from nas.evaluation import parse_scales
     from nas.predicting import PredictSettings, failure, predict_inputs, time_table
 
     settings = PredictSettings(
         resolution=resolution,
         flip=flip,
         project=project,
+        scales=(1.0,) if scales is None else parse_scales(scales),
         threshold=threshold,
         min_score=min_score,
         max_people=max_people,

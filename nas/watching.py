@@ -47,7 +47,7 @@ class PredictSettings:
     ----------
     resolution
         Short side of the network's input, pixels; None takes the model's own.
-    flip, project
+    flip, project, scales
         As in :class:`~supernet.pose.maps.EvalConfig`.
     threshold
         Heatmap value above which a joint is found. Joints at or below it are neither drawn nor annotated.
@@ -70,6 +70,7 @@ class PredictSettings:
     resolution: int | None = None
     flip: bool = False
     project: bool = False
+    scales: tuple[float, ...] = (1.0,)
     threshold: float = GroupingConfig().detection_threshold
     min_score: float = 0.1
     max_people: int = 20
@@ -102,6 +103,7 @@ class PredictSettings:
             side,
             flip=self.flip,
             project=self.project,
+            scales=self.scales,
             batch_size=1,
             grouping=replace(grouping, max_people=max(grouping.max_people, self.max_people)),
             multiple=math.gcd(side, 64),

@@ -16,7 +16,7 @@ from search_spaces.errors import InputError
 from supernet.pose.inference import predict
 from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import Skeleton
-from supernet.pose.transforms import AffineTransform, eval_size, letterbox
+from supernet.pose.transforms import AffineTransform, letterbox
 
 __all__ = ["LONGEST", "Found", "PosePredictor", "shown_joints"]
 
@@ -79,6 +79,11 @@ class PosePredictor:
         (height, width) of the only input that the network takes; pictures are fitted into it (see
         :func:`~supernet.pose.transforms.letterbox`). By default it takes any, and pictures keep their
         aspect.
+
+    Raises
+    ------
+    InputError
+        If several scales are asked of a network that takes one size.
     """
 
     def __init__(
@@ -90,15 +95,16 @@ class PosePredictor:
         device: str | torch.device = "cpu",
         size: tuple[int, int] | None = None,
     ) -> None:
+        if size is not None and len(config.scales) > 1:
+            raise InputError(
+                f"a network for {size[0]}x{size[1]} pixels only cannot see pictures at scales"
+                f" {list(config.scales)}; take one for any size, or the scale 1 alone"
+            )
         self.network = network.eval()
         self.skeleton = skeleton
         self.device = torch.device(device)
         self.size = size
         self.config = config if size is None else replace(config, resolution=min(size), multiple=1)
-
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) at which the network sees a picture of that size."""
-        return self.size or eval_size(height, width, self.config.resolution, self.config.multiple)
 
     def __call__(self, image: NDArray[np.uint8]) -> Found:
         """Return the people in a picture, RGB uint8 (H, W, 3).

@@ -31,7 +31,7 @@ from tests.nas.conftest import Outcome
 
 COMMANDS = (
     *("demo", "train", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
-    *("import-checkpoint", "data check", "data fetch"),
+    *("predict", "import-checkpoint", "data check", "data fetch"),
 )
 
 

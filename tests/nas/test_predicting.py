@@ -148,17 +148,17 @@ def test_pictures_of_every_kind_are_found_and_drawn(nas_: Nas, box: Path, model:
 
 def test_joints_in_both_files_are_those_of_predict_dataset(nas_: Nas, box: Path) -> None:
     """The whole chain on files against the whole chain on the data set, with and without flip test."""
-    annotations = write_dataset(box / "data", 3, 3, size=(96, 128), people=(1, 2))
+    annotations = write_dataset(box / "data", 2, 3, size=(96, 128), people=(1, 2))
     images = annotations.parent / "images"
     network = randomise(build_network(tiny.space().largest(), 17), seed=3).eval()
-    save_network(box / "net.safetensors", network, {"skeleton": COCO17.to_json()})
+    save_network(box / "emitted/model.safetensors", network, {"skeleton": COCO17.to_json()})
     data = PoseDataset(annotations, images)
     for options, config in (
         (["--resolution", 96], EvalConfig(96, multiple=32)),
         (["--flip", "--resolution", 64], EvalConfig(64, flip=True)),
     ):
         told = nas_(
-            "predict", "net.safetensors", images, "-o", "out", "--max-people", 7, "--no-draw", *options
+            "predict", "emitted", images, "-o", "out", "--max-people", 7, "--no-draw", *options
         )
         assert told.code == 0, told.err
         ids = {each["file_name"]: each["id"] for each in load(box / "out")["images"]}

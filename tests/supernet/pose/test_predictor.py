@@ -51,7 +51,6 @@ def test_networks_of_one_size_find_joints_in_pictures_of_any(height: int, width:
     lights = three_lights(height, width, turn)
     image = picture(height, width, lights)
     predictor = PosePredictor(Beacon(), LIGHTS, EvalConfig(448), size=(64, 96))
-    assert predictor.input_size(height, width) == (64, 96)
     found = predictor(image)
     cell = 2 * max(height / 64, width / 96)  # of the finest map, in pixels of the picture
     best = found.people[0]
@@ -80,6 +79,18 @@ def test_letterboxes_of_the_same_aspect_are_what_evaluation_sees() -> None:
     resized, other = resize_for_eval(image, 64)
     np.testing.assert_array_equal(boxed, resized)
     np.testing.assert_array_equal(back.matrix, other.matrix)
+
+
+def test_several_scales_are_those_of_a_data_set_and_need_a_network_of_any_size() -> None:
+    data = tiny.people(1)
+    network = restless_network()
+    config = EvalConfig(64, scales=(1.0, 0.5), multiple=32)
+    expected = predict_dataset(network, data, config)
+    found = PosePredictor(network, data.skeleton, config)(data.load_image(0))
+    keypoints = np.array([each["keypoints"] for each in expected]).reshape(-1, 17, 3)
+    np.testing.assert_allclose(found.people[..., :2], keypoints[..., :2], atol=1e-3)
+    with pytest.raises(InputError, match=r"64x64 pixels only cannot see pictures at scales \[1.0, 0.5\]"):
+        PosePredictor(network, data.skeleton, config, size=(64, 64))
 
 
 def test_strips_are_refused_before_they_take_all_memory() -> None:
