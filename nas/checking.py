@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nas.data import Datasets
     from nas.recipe import DataSource, Recipe
 
-__all__ = ["CheckResult", "check_files", "check_recipe", "run_check"]
+__all__ = ["CheckResult", "check_files", "check_recipe", "run_check", "write_report"]
 
 _SHOWN: Final = {"error": 3, "warning": 3, "note": 1}
 """Examples shown of a finding; the JSON report has more."""
