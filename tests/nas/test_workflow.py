@@ -260,6 +260,9 @@ def test_the_emitted_folder_is_complete_and_says_where_it_comes_from(story: Stor
     assert card["supernet"]["space"] == story.space.config()
     assert card["ap"]["on"].startswith("6 images of annotation file '")
     assert card["ap"]["joints_scored"] == list(get_skeleton("coco17").joints)
+    interval = card["ap"]["interval"]
+    assert interval["low"] <= interval["value"] == pytest.approx(card["ap"]["stats"]["AP"])
+    assert interval["low"] < interval["high"] and interval["resamples"] > 900
     assert card["onnx"]["max_rel_error"] < 1e-4
     assert card["environment"]["versions"]["torch"]
     assert card["calibration_images"] == 8
