@@ -46,14 +46,14 @@ Adjustment = Literal["none", "quarter", "dark"]
 _CROWDED: Final = 1 / 16
 # Refinement looks for missing joints among the highest of a map's pixels first: these shares of them.
 _SHARES: Final = (1 / 64, 1 / 16)
+# Above this share of a map's pixels it is quicker to look at all of them.
+_MANY: Final = 1 / 8
 # Pixels of a map that are sampled to find the values which these shares lie above.
 _SAMPLES: Final = 2048
 # Pixels below each other that are judged together where these shares did not do.
 _TALL: Final = 16
 # Numbers in a temporary array of refinement: small enough for the cache.
 _AT_ONCE: Final = 1 << 17
-# DARK: a farther step (pixels) is noise, not the peak's place.
-_LONGEST_STEP: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -329,13 +329,17 @@ def _dark(
     for row in range(5):
         blur[row, row : row + 2 * margin + 1] = weights / weights.sum()
     offsets = np.arange(-margin - 2, margin + 3)
+    flat = np.ascontiguousarray(det, dtype=np.float32).reshape(-1)
     at_once = max(1, _AT_ONCE // len(offsets) ** 2)
     for start in range(0, len(joint), at_once):
         part = slice(start, start + at_once)
         rows = np.clip(y[part, None] + offsets, 0, height - 1)
         columns = np.clip(x[part, None] + offsets, 0, width - 1)
-        windows = det[joint[part, None, None], rows[:, :, None], columns[:, None, :]]
-        h = np.log(np.maximum(blur @ windows @ blur.T, 1e-10)).astype(np.float64)
+        windows = flat[((joint[part, None] * height + rows) * width)[:, :, None] + columns[:, None, :]]
+        # Two products of large matrices, not one of small ones for every window.
+        lines = (windows.reshape(-1, len(offsets)) @ blur.T).reshape(len(rows), len(offsets), 5)
+        smooth = (blur @ lines.swapaxes(0, 1).reshape(len(offsets), -1)).reshape(5, len(rows), 5)
+        h = np.log(np.maximum(smooth.swapaxes(0, 1), 1e-10)).astype(np.float64)
         dx, dy = (h[:, 2, 3] - h[:, 2, 1]) / 2, (h[:, 3, 2] - h[:, 1, 2]) / 2
         dxx = (h[:, 2, 4] - 2 * h[:, 2, 2] + h[:, 2, 0]) / 4
         dyy = (h[:, 4, 2] - 2 * h[:, 2, 2] + h[:, 0, 2]) / 4
@@ -345,7 +349,7 @@ def _dark(
         curvature = np.where(peaked, curvature, 1.0)
         step_x, step_y = (dxy * dy - dyy * dx) / curvature, (dxy * dx - dxx * dy) / curvature
         inner = (x[part] > 1) & (x[part] < width - 2) & (y[part] > 1) & (y[part] < height - 2)
-        sure = inner & peaked & (np.maximum(np.abs(step_x), np.abs(step_y)) <= _LONGEST_STEP)
+        sure = inner & peaked & (np.maximum(np.abs(step_x), np.abs(step_y)) <= config.sigma)
         moved_x[part] = np.where(sure, x[part] + 0.5 + step_x, moved_x[part])
         moved_y[part] = np.where(sure, y[part] + 0.5 + step_y, moved_y[part])
     return moved_x, moved_y
@@ -362,8 +366,8 @@ def adjust(people: FloatArray, det: FloatArray, config: GroupingConfig | None = 
     ``none`` is the pixel's centre (+.5), ``quarter`` a quarter pixel from there toward the higher neighbour
     in x and in y. ``dark`` (arXiv 1910.06278) takes the surroundings for a Gaussian: the
     heatmap is blurred with the Gaussian of training, clipped at 1e-10, its logarithm expanded to second order
-    and the top found by a Newton step ``-H^-1 g``. Where that is no maximum, farther than a pixel, or the
-    peak lies at the border, ``quarter`` holds. Only windows around the peaks are blurred.
+    and the top found by a Newton step ``-H^-1 g``. Where that is no maximum, farther than ``sigma``, or the
+    peak lies within two pixels of the border, ``quarter`` holds. Only windows around the peaks are blurred.
 
     Parameters
     ----------
@@ -433,7 +437,7 @@ def refine(
 
 
 def _levels(heat: FloatArray, joints: IntArray) -> FloatArray:
-    """Return values that about ``_SHARES`` of some joints' pixels lie above: (joints, shares), falling."""
+    """Return values that about ``_SHARES`` of some joints' pixels reach: (joints, shares), falling."""
     # An odd stride samples every column, too, of maps whose width is even.
     sample = np.sort(heat[:, :: max(1, heat.shape[1] // _SAMPLES) | 1][joints], axis=1)
     count = sample.shape[1]
@@ -446,9 +450,9 @@ def _best_pixels(
 ) -> IntArray:
     """Return, for each person, the first pixel with the highest ``heat - round(|tag - mean|)``.
 
-    A pixel's score is at most its heat. So whenever the best among the pixels above some level scores
-    above that level it is the best of the whole map, and only the few pixels above it are looked at. Levels
-    decide how long the search takes, never what it finds.
+    A pixel's score is at most its heat. So whenever the best among the pixels that reach some level reaches
+    that level too, it is the best of the whole map, and only those few are looked at. Levels decide how long
+    the search takes, never what it finds.
 
     Parameters
     ----------
@@ -467,12 +471,12 @@ def _best_pixels(
     highest = np.full(len(mean), -np.inf, np.float32)
     waiting = np.arange(len(mean))
     for level in levels:
-        pixels = np.flatnonzero(heat > level)
-        if not len(pixels):
-            continue
+        pixels = np.flatnonzero(heat >= level)
+        if not 0 < len(pixels) <= len(heat) * _MANY:  # all values are one, or there is a NaN
+            break
         at, highest[waiting] = _fit(heat[pixels], [plane[pixels] for plane in planes], mean[waiting])
         best[waiting] = pixels[at]
-        waiting = waiting[highest[waiting] <= level]
+        waiting = waiting[highest[waiting] < level]
         if not len(waiting):
             return best
     # The same with columns of a few pixels: none scores above its highest heat with its nearest tag.
@@ -486,6 +490,9 @@ def _best_pixels(
         for columns in (bounds.argmax(keepdims=True), None):
             if columns is None:
                 columns = np.flatnonzero(bounds >= highest[person])
+            if len(columns) > len(bounds) * _MANY:
+                best[person] = _fit(heat, planes, own)[0][0]
+                break
             row, x = np.divmod(columns, width)
             pixels = ((row[:, None] * _TALL + np.arange(_TALL)) * width + x[:, None]).reshape(-1)
             pixels = np.sort(pixels[pixels < len(heat)])
