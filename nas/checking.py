@@ -287,11 +287,10 @@ def print_result(result: CheckResult) -> None:
         _print_findings(f"{name}: {part.report.where}", part.report.findings)
         _print_contents(name, part.report, result.resolutions)
     for (one, other), findings in result.shared.items():
-        title = f"{one} and {other}"
         if findings:
-            _print_findings(f"{title} share images", findings)
+            _print_findings(f"{one} and {other} share images", findings)
         else:
-            print(f"{title} share no image, as far as could be seen\n")
+            print(f"{one} and {other} share no image, as far as could be seen\n")
     if result.split:
         show({"images by use": ", ".join(f"{name} {count}" for name, count in result.split.items())})
     if result.refused:
@@ -305,14 +304,13 @@ def print_result(result: CheckResult) -> None:
 
 
 def _print_findings(title: str, findings: Sequence[Finding]) -> None:
-    if not findings:
-        print(f"{title}: nothing to report\n")
-        return
-    rows = []
+    """Print one line per finding, and its examples below it, which tables would break."""
+    print(title)
     for finding in findings:
-        examples = "\n".join(_line(each) for each in finding.examples[: _SHOWN[finding.severity]])
-        rows.append((finding.rule.text, finding.severity, f"{finding.count:,}", examples))
-    print_table(title, ("found", "severity", "count", "for example"), rows, left=("severity", "for example"))
+        print(f"  {finding.severity:<8}{finding.count:>7,}  {finding.rule.text}")
+        for example in finding.examples[: _SHOWN[finding.severity]]:
+            print(f"{'':19}{_line(example)}")
+    print("" if findings else "  nothing to report\n")
 
 
 def _line(example: Example) -> str:
@@ -357,6 +355,7 @@ def _print_contents(name: str, report: DatasetReport, resolutions: Sequence[int]
             for joint, count in found["joints"].items()
         ]  # fmt: skip
         print_table(f"joints of {name}", ("joint", "visible", "occluded", "unlabelled", "labelled"), rows)
+    print()
 
 
 def _range(spread: Mapping[str, float]) -> str:
