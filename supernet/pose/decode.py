@@ -587,7 +587,11 @@ def decode(
             f"heatmaps and tags must be (J, H, W) and (J, H, W, T), not {det.shape} and {tags.shape}"
         )
     config = config or GroupingConfig()
-    return _grouped(find_peaks(det, tags, config), det, tags, config, joint_order)
+    people = adjust(match(*find_peaks(det, tags, config), config, joint_order), det, config)
+    scores = person_scores(people)
+    if config.refine:
+        people = refine(people, det, tags, config)
+    return people, scores
 
 
 def decode_batch(
@@ -617,31 +621,5 @@ def decode_batch(
             f"heatmaps and tags of a batch must be (N, J, H, W) and (N, J, H, W, T), not {det.shape} and"
             f" {tags.shape}"
         )
-    config = config or GroupingConfig()
-    images, joints = det.shape[:2]
-    peaks = find_peaks(det.reshape(-1, *det.shape[2:]), tags.reshape(-1, *tags.shape[2:]), config)
-    return [
-        _grouped(
-            (peaks[0][i : i + joints], peaks[1][i : i + joints], peaks[2][i : i + joints]),
-            det[n],
-            tags[n],
-            config,
-            joint_order,
-        )
-        for n, i in enumerate(range(0, images * joints, joints))
-    ]
-
-
-def _grouped(
-    peaks: tuple[FloatArray, IntArray, FloatArray],
-    det: FloatArray,
-    tags: FloatArray,
-    config: GroupingConfig,
-    joint_order: Sequence[int] | None,
-) -> tuple[FloatArray, FloatArray]:
-    """Return the people that peaks are put together to, and their scores."""
-    people = adjust(match(*peaks, config, joint_order), det, config)
-    scores = person_scores(people)
-    if config.refine:
-        people = refine(people, det, tags, config)
-    return people, scores
+    # One after the other: finding the peaks of all images at once is no quicker, and holds more memory.
+    return [decode(heat, tag, config, joint_order) for heat, tag in zip(det, tags, strict=True)]

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from search_spaces.errors import InputError, RunError
-from supernet.pose.decode import FloatArray, GroupingConfig, decode
+from supernet.pose.decode import FloatArray, GroupingConfig, decode_batch
 
 __all__ = ["DecodeWorkers", "Decoded", "decode_maps"]
 
@@ -58,7 +58,7 @@ def decode_maps(
 ) -> Decoded:
     """Return the people in a batch of maps: ``det`` (N, J, H, W), ``tags`` (N, J, H, W, T)."""
     start = time.perf_counter()
-    people = [decode(heat, tag, config, order) for heat, tag in zip(det, tags, strict=True)]
+    people = decode_batch(det, tags, config, order)
     return Decoded(people, time.perf_counter() - start)
 
 
