@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,28 +22,55 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces import InputError
+from supernet.base import Subnet
 
 __all__ = ["recalibrate"]
 
 _PART_PIXELS: Final = 2 * 256 * 256
 """Input pixels of a part: the same on every machine, since sums of parts are rounded."""
+_ROWS: Final = 2048
+"""Values of a channel that torch adds up at once in single precision; ten times as many cost a digit."""
+
+
+_Block = tuple[int, Tensor, Tensor]
+"""Count, mean and biased variance per channel."""
 
 
 @dataclass
 class _Moments:
-    """Count, mean and sum of squared deviations per channel, merged part by part in double precision."""
+    """Count, mean and sum of squared deviations per channel, in double precision."""
 
     count: int = 0
     mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     deviations: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def merge(self, count: int, mean: Tensor, deviations: Tensor) -> None:
-        """Add ``count`` values per channel (Chan et al., 1979)."""
-        total = self.count + count
-        step = mean - self.mean
-        self.deviations = self.deviations + deviations + step**2 * (self.count * count / total)
-        self.mean = self.mean + step * (count / total)
+    @classmethod
+    def of(cls, blocks: Sequence[_Block]) -> _Moments:
+        """Return the moments of all blocks together."""
+        counts = torch.tensor([count for count, _, _ in blocks], dtype=torch.float64)
+        means = torch.stack([mean for _, mean, _ in blocks]).double().cpu()
+        variances = torch.stack([variance for _, _, variance in blocks]).double().cpu()
+        mean = counts @ means / counts.sum()
+        return cls(int(counts.sum()), mean, counts @ (variances + (means - mean) ** 2))
+
+    def add(self, other: _Moments) -> None:
+        """Add the values that ``other`` stands for (Chan et al., 1979)."""
+        total = self.count + other.count
+        step = other.mean - self.mean
+        self.deviations = self.deviations + other.deviations + step**2 * (self.count * other.count / total)
+        self.mean = self.mean + step * (other.count / total)
         self.count = total
+
+
+def _blocks(x: Tensor) -> list[_Block]:
+    """Return the statistics of a layer's input (n, C, ...), a few rows at a time."""
+    rows: Sequence[Tensor] = [x]
+    if x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        rows = torch.split(x.permute(0, 2, 3, 1).flatten(0, 2), _ROWS)
+    return [
+        (block.numel() // block.shape[1], *torch.batch_norm_update_stats(block, None, None, 0.0))
+        for block in rows
+    ]
 
 
 class _Lockstep:
@@ -51,26 +78,26 @@ class _Lockstep:
 
     Parameters
     ----------
-    pools
-        Where each layer's statistics are gathered, over all batches.
+    layers, pools
+        The normalisations, and where the statistics of each are gathered, over all batches.
     parts
         How many parts there are.
     workers
         How many compute at the same time.
     """
 
-    def __init__(self, pools: Sequence[_Moments], parts: int, workers: int) -> None:
-        self._pools = pools
+    def __init__(
+        self, layers: Sequence[_BatchNorm], pools: Sequence[_Moments], parts: int, workers: int
+    ) -> None:
+        self._layers, self._pools = layers, pools
         self._turn = threading.Semaphore(workers)
         self._barrier = threading.Barrier(parts, self._pool_parts)
         self._place = threading.local()
-        self._found: list[tuple[int, int, Tensor, Tensor] | None] = [None] * parts
-        self._layers: Sequence[_BatchNorm] = ()
+        self._found: list[tuple[int, list[_Block]]] = [(-1, [])] * parts
         self._affine: tuple[Tensor, Tensor] | None = None
 
-    def run(self, network: nn.Module, layers: Sequence[_BatchNorm], parts: Sequence[Tensor]) -> None:
+    def run(self, network: nn.Module, parts: Sequence[Tensor]) -> None:
         """Run every part through the network; an error of one ends all."""
-        self._layers = layers
         if len(parts) == 1:
             self._part(network, 0, parts[0])
             return
@@ -100,10 +127,9 @@ class _Lockstep:
         with torch.no_grad(), self._turn:
             network(part)
 
-    def normalise(self, number: int, x: Tensor) -> Tensor:
+    def normalise(self, number: int, x: Tensor, in_place: bool) -> Tensor:
         """Stand in for layer ``number``: normalise ``x`` by the statistics of all parts together."""
-        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
-        self._found[self._place.value] = (number, x.numel() // x.shape[1], mean, variance)
+        self._found[self._place.value] = number, _blocks(x)
         self._turn.release()
         try:
             self._barrier.wait()
@@ -112,42 +138,42 @@ class _Lockstep:
         assert self._affine is not None
         shape = (1, -1, *(1 for _ in x.shape[2:]))
         scale, shift = (each.view(shape) for each in self._affine)
-        return torch.addcmul(shift, x, scale)
+        return torch.addcmul(shift, x, scale, out=x if in_place else None)
 
     def _pool_parts(self) -> None:
         """Pool what the parts found at the layer where all of them now wait."""
-        batch, numbers = _Moments(), set()
-        for found in self._found:
-            assert found is not None
-            number, count, mean, variance = found
-            numbers.add(number)
-            batch.merge(count, mean.double().cpu(), variance.double().cpu() * count)
-        if len(numbers) != 1:
+        number = self._found[0][0]
+        if any(other != number for other, _ in self._found):
             raise RuntimeError("the parts of a batch took different ways through the network")
-        layer = self._layers[number]
-        self._pools[number].merge(batch.count, batch.mean, batch.deviations)
+        blocks = [block for _, found in self._found for block in found]
+        batch, layer = _Moments.of(blocks), self._layers[number]
+        self._pools[number].add(batch)
         scale = torch.rsqrt(batch.deviations / batch.count + layer.eps)
         if layer.weight is not None:
             scale = scale * layer.weight.double().cpu()
         shift = -batch.mean * scale
         if layer.bias is not None:
             shift = shift + layer.bias.double().cpu()
-        self._affine = scale.to(mean), shift.to(mean)
+        _, like, _ = blocks[0]
+        self._affine = scale.to(like), shift.to(like)
 
 
 @contextmanager
-def _standing_in(layers: Sequence[_BatchNorm], lockstep: Callable[[], _Lockstep]) -> Iterator[None]:
-    """While entered, every layer normalises by the batch, in lockstep."""
+def _standing_in(layers: Mapping[str, _BatchNorm], network: nn.Module) -> Iterator[list[_Lockstep]]:
+    """While entered, every layer normalises by the batch, in the lockstep that is in the list."""
+    # What only convolutions write and a normalisation reads may be written over.
+    own = network.norm_sources() if isinstance(network, Subnet) else {}
+    steps: list[_Lockstep] = []
 
-    def forward(number: int, x: Tensor) -> Tensor:
-        return lockstep().normalise(number, x)
+    def forward(number: int, in_place: bool, x: Tensor) -> Tensor:
+        return steps[0].normalise(number, x, in_place)
 
     try:
-        for number, layer in enumerate(layers):
-            layer.forward = partial(forward, number)  # type: ignore[method-assign]
-        yield
+        for number, (name, layer) in enumerate(layers.items()):
+            layer.forward = partial(forward, number, name in own)  # type: ignore[method-assign]
+        yield steps
     finally:
-        for layer in layers:
+        for layer in layers.values():
             layer.__dict__.pop("forward", None)
 
 
@@ -181,21 +207,25 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], workers: int | No
         If there are no images. The statistics are then, and after any other error, what they were.
     """
     network.eval()
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    named = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+    layers = list(named.values())
     pools = [_Moments() for _ in layers]
     threads = torch.get_num_threads()
     images = 0
-    steps: list[_Lockstep] = []
     try:
-        with _standing_in(layers, lambda: steps[-1]):
+        with _standing_in(named, network) as steps:
             for batch in batches:
                 if len(batch) == 0:
                     continue
                 parts = _parts(batch)
                 if batch.device.type == "cpu":
                     torch.set_num_threads(1)
-                steps[:] = [_Lockstep(pools, len(parts), workers or threads)]
-                steps[0].run(network, layers, parts)
+                steps[:] = [_Lockstep(layers, pools, len(parts), workers or threads)]
+                steps[0].run(network, parts)
                 images += len(batch)
     finally:
         torch.set_num_threads(threads)
