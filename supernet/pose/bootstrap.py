@@ -89,9 +89,9 @@ def _check(matches: Matches, resamples: int, confidence: float) -> None:
 
 def _ends(values: FloatArray, confidence: float) -> tuple[float, float]:
     """Return the ends of the percentile interval."""
-    low, high = (
-        np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(values) else (np.nan,) * 2
-    )
+    if len(values) == 0:
+        raise InputError("no resample holds anybody to find; draw more of them")
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
@@ -176,5 +176,5 @@ def compare_ap(
     values = np.concatenate(parts)
     values = values[~np.isnan(values)]
     values[np.abs(values) < _EQUAL] = 0.0
-    probability = float((np.sign(values) + 1).mean() / 2) if len(values) else np.nan
+    probability = float((np.sign(values) + 1).mean() / 2) if len(values) else 0.5
     return Comparison(value, *_ends(values, confidence), confidence, len(values), probability)

@@ -1,7 +1,7 @@
 """What goes wrong in which joint: PCK per joint, and the errors that keep an AP from being 1.
 
 The kinds of error are those of Ronchi and Perona, "Benchmarking and Error Diagnosis in Multi-Instance Pose
-Estimation" (ICCV 2017, sections 3 and 4). A detection belongs to a person from an OKS of .1, by COCO's greedy
+Estimation" (ICCV 2017). A detection belongs to a person from an OKS of .1, by COCO's greedy
 assignment. With the similarity ``ks = exp(-d^2 / (2 s^2 k^2))`` of one joint (OKS is its mean; d: distance,
 s^2: the person's area, k = 2 sigma), a labelled joint of a person who was found is
 
@@ -56,7 +56,7 @@ def _plain(values: FloatArray) -> list[float | None]:
 class JointAccuracy:
     """Percentage of correct keypoints (PCK), per joint.
 
-    Yang and Ramanan (TPAMI 2013, section 6): a joint is right if it is no farther from its place than
+    Yang and Ramanan (TPAMI 2013): a joint is right if it is no farther from its place than
     ``fraction`` of the person's ``reference``. Only labelled joints of people who count are asked for.
 
     Attributes
@@ -295,7 +295,8 @@ def _similarity(
 ) -> FloatArray:
     """Return how well points (n, J) lie at those joints of people (n,); 0 where they are unlabelled."""
     where = truth.keypoints[people][:, joints]
-    squared = ((points - where[..., :2]) ** 2).sum(axis=2)
+    with np.errstate(over="ignore"):  # infinitely far is far
+        squared = ((points - where[..., :2]) ** 2).sum(axis=2)
     scale = truth.area[people, None] + np.spacing(1)
     return np.where(where[..., 2] > 0, np.exp(-squared / (2 * scale * (2 * sigmas[joints]) ** 2)), 0.0)
 

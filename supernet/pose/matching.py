@@ -135,25 +135,29 @@ def pair_people(
     person = people[np.repeat(begin[image], lengths) + _ranges(lengths)]
     oks = np.zeros(len(detection))
     labelled = (truth.keypoints[..., 2] > 0).sum(axis=1)
-    joints = truth.keypoints.shape[1]
     for count in np.unique(labelled[person]):
         # People with equally many labelled joints together: their means add up in the evaluator's order.
-        for part in _parts(np.flatnonzero(labelled[person] == count), max(joints, 1)):
+        for part in _parts(np.flatnonzero(labelled[person] == count), truth.keypoints.shape[1]):
             points = found.keypoints[order[detection[part]]]
-            whom = person[part]
-            if count == 0:
-                squared, falloff = (
-                    _outside(points, truth.box[whom]),
-                    np.broadcast_to(sigmas, points.shape[:2]),
-                )
-            else:
-                chosen = np.argsort(truth.keypoints[whom, :, 2] <= 0, axis=1, kind="stable")[:, :count]
-                rows = np.arange(len(part))[:, None]
-                offset = points[rows, chosen] - truth.keypoints[whom[:, None], chosen, :2]
-                squared, falloff = offset[..., 0] ** 2 + offset[..., 1] ** 2, sigmas[chosen]
-            scale = truth.area[whom, None] + np.spacing(1)
-            oks[part] = np.exp(-(squared / (falloff * 2) ** 2 / scale / 2)).sum(axis=1) / squared.shape[1]
+            oks[part] = _similarity(truth, person[part], points, sigmas, int(count))
     return Pairs(order, _starts(image, size), detection, person, oks)
+
+
+def _similarity(
+    truth: TruePeople, people: IntArray, points: FloatArray, sigmas: FloatArray, count: int
+) -> FloatArray:
+    """Return the OKS (n,) of points (n, J, 2) with people who have ``count`` labelled joints."""
+    keypoints = truth.keypoints[people]
+    with np.errstate(over="ignore"):  # infinitely far is far
+        if count == 0:
+            chosen = np.broadcast_to(np.arange(len(sigmas)), points.shape[:2])
+            squared = _outside(points, truth.box[people])
+        else:
+            chosen = np.argsort(keypoints[..., 2] <= 0, axis=1, kind="stable")[:, :count]
+            offset = np.take_along_axis(points - keypoints[..., :2], chosen[..., None], axis=1)
+            squared = offset[..., 0] ** 2 + offset[..., 1] ** 2
+        exponent = squared / (sigmas[chosen] * 2) ** 2 / (truth.area[people, None] + np.spacing(1)) / 2
+    return np.asarray(np.exp(-exponent).sum(axis=1) / squared.shape[1], np.float64)
 
 
 def _parts(items: IntArray, width: int) -> Iterator[IntArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
@@ -100,19 +101,27 @@ class DetectedPeople:
 
 def _number(entry: Mapping[str, Any], key: str, what: str) -> float:
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{what} needs a finite number as '{key}' to be evaluated, not {value!r}")
-    return float(value)
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise InputError(
+            f"{what} needs a finite number as '{key}' to be evaluated, not {reprlib.repr(value)}"
+        )
+    return number
 
 
 def _box(entry: Mapping[str, Any], what: str) -> list[float]:
     box = entry.get("bbox")
     try:
         numbers = [float(value) for value in box or ()]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise InputError(f"{what} needs a 'bbox' [x, y, width, height] to be evaluated, not {box!r}")
+        raise InputError(
+            f"{what} needs a 'bbox' [x, y, width, height] to be evaluated, not {reprlib.repr(box)}"
+        )
     return numbers
 
 
@@ -130,10 +139,10 @@ def _stacked(rows: list[Sequence[float]], count: int, joints: Sequence[int], nam
     """Return flat keypoints as an array (rows, len(joints), 3)."""
     try:
         table = np.array(rows, np.float64).reshape(-1, count, 3)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         table = np.full((len(rows), count, 3), np.nan)
         for at, row in enumerate(rows):  # which of them is it?
-            with contextlib.suppress(TypeError, ValueError):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
                 table[at] = np.asarray(row, np.float64).reshape(count, 3)
     bad = np.flatnonzero(~np.isfinite(table).all(axis=(1, 2)))
     if len(bad):
@@ -145,9 +154,10 @@ def _index_of(entry: Mapping[str, Any], known: Mapping[Any, int], category: int,
     """Return the index of an entry's image."""
     image = entry.get("image_id")
     if isinstance(image, list | dict) or image not in known:
-        raise InputError(f"{what} is on image {image}, which the ground truth lacks")
-    if entry.get("category_id") != category:
-        raise InputError(f"{what} has category_id {entry.get('category_id')}, which the ground truth lacks")
+        raise InputError(f"{what} is on image {reprlib.repr(image)}, which the ground truth lacks")
+    given = entry.get("category_id")
+    if given != category:
+        raise InputError(f"{what} has category_id {reprlib.repr(given)}, which the ground truth lacks")
     return known[image]
 
 
@@ -168,6 +178,11 @@ def _true_people(
             raise InputError(f"ground truth in COCO's format has a list '{key}'")
     if len(truth["categories"]) != 1:
         raise InputError(f"people of one category are scored at a time, not of {len(truth['categories'])}")
+    for entry in (*truth["images"], *truth["categories"]):
+        if not isinstance(entry.get("id"), int):
+            raise InputError(
+                f"ground truth has an image or category whose id is {reprlib.repr(entry.get('id'))}"
+            )
     category = truth["categories"][0]["id"]
     images = sorted(truth["images"], key=lambda image: int(image["id"]))
     known = {image["id"]: index for index, image in enumerate(images)}

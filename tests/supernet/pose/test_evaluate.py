@@ -181,6 +181,19 @@ def test_results_do_not_depend_on_batches_or_the_order_of_images() -> None:
     np.testing.assert_allclose(chosen[0]["keypoints"], by_image[some[0]][0]["keypoints"], atol=1e-4)
 
 
+def test_an_interval_is_there_where_it_is_asked_for() -> None:
+    data = Kites()
+    network, config = Oracle(data, 128), EvalConfig(128)
+    assert evaluate(network, data, config).interval is None
+    ids = data.ids[:5]
+    result = evaluate(network, data, config, ids=ids, resamples=60, rng=np.random.default_rng(0))
+    assert result.interval is not None
+    assert result.interval.value == pytest.approx(result.stats["AP"])
+    assert (result.interval.resamples, result.interval.confidence) == (60, 0.95)
+    with pytest.raises(InputError, match="60 bootstrap resamples need a generator"):
+        evaluate(network, data, config, resamples=60)
+
+
 def test_joints_that_the_data_lacks_are_not_scored() -> None:
     data = Kites()
     full = evaluate(Oracle(data, 128), data, EvalConfig(128))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,17 @@ def test_no_detections_give_zeros() -> None:
     assert set(stats.values()) == {0.0}
 
 
+def test_far_away_is_far_and_no_warning() -> None:
+    """Coordinates whose squares are no numbers any more."""
+    truth, detections = random_case(11, 6, 6)
+    sigmas = [0.07] * 6
+    ghosts = [{**each, "keypoints": [1e200] * 18, "score": 1e-9} for each in detections]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stats = match_detections(truth, detections + ghosts, sigmas).stats()
+    assert stats == approx(match_detections(truth, detections, sigmas).stats())
+
+
 def test_a_range_without_people_is_undefined() -> None:
     truth, detections = random_case(11, 6, 6)
     for each in truth["annotations"]:
@@ -191,6 +203,18 @@ Change = Callable[[dict[str, Any], list[dict[str, Any]]], object]
         (lambda _, found: found[0].update(score=float("nan")), "'score'"),
         (lambda _, found: found[0]["keypoints"].__setitem__(0, float("inf")), "finite"),
         (lambda _, found: found[0].pop("keypoints"), "not none"),
+        (lambda _, found: found[0].update(score=10**400), "'score'"),
+        (lambda _, found: found[0].update(score=True), "'score'"),
+        (lambda _, found: found[0]["keypoints"].__setitem__(3, 10**400), "finite"),
+        (lambda _, found: found[0]["keypoints"].__setitem__(3, "far"), "detection 1 .* finite"),
+        (lambda _, found: found[0]["keypoints"].__setitem__(3, [1, 2]), "detection 1 .* finite"),
+        (lambda _, found: found[0].update(image_id={}), "detection 1 is on image {}"),
+        (lambda truth, _: truth["images"][0].pop("id"), "id is None"),
+        (lambda truth, _: truth["images"].append(truth["images"][0]), "7 images have only 6 different ids"),
+        (lambda truth, _: truth["annotations"][0].update(image_id=77), "annotation 1 is on image 77"),
+        (lambda truth, _: truth["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 needs a 'bbox'"),
+        (lambda truth, _: truth["annotations"][0].update(bbox=[1, 2, 3, 10**400]), "needs a 'bbox'"),
+        (lambda truth, _: truth["categories"].append({"id": 2}), "one category .* not of 2"),
     ],
 )
 def test_bad_annotations_and_detections_are_named(change: Change, words: str) -> None:
