@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,6 +190,14 @@ def read_keypoints(annotation: Record, joints: int, where: str) -> NDArray[np.fl
             f"{label} needs {3 * joints} keypoint values (x, y, v of {joints} joints), got {got}",
         )
     array = array.astype(np.float64).reshape(joints, 3)
+    seen = array[:, 2]
+    if not (np.abs(array).max() <= FARTHEST and ((seen == 0) | (seen == 1) | (seen == 2)).all()):
+        _refuse_keypoints(array, label)
+    return np.where(array[:, 2:] > 0, array, 0.0)
+
+
+def _refuse_keypoints(array: NDArray[np.float64], label: str) -> NoReturn:
+    """Say what is wrong with keypoints (J, 3) that are not all finite, near and of known visibility."""
     if not np.isfinite(array).all():
         joint = _first(~np.isfinite(array).all(axis=1))
         raise FieldError(
@@ -202,14 +210,11 @@ def read_keypoints(annotation: Record, joints: int, where: str) -> NDArray[np.fl
             "keypoints-far",
             f"{label} has joint {joint} at {array[joint, :2].tolist()}, far outside any image",
         )
-    wrong = ~np.isin(array[:, 2], (0, 1, 2))
-    if wrong.any():
-        joint = _first(wrong)
-        raise FieldError(
-            "visibility",
-            f"{label} has visibility {array[joint, 2]:g} at joint {joint}; 0, 1 or 2 is needed",
-        )
-    return np.where(array[:, 2:] > 0, array, 0.0)
+    joint = _first(~np.isin(array[:, 2], (0, 1, 2)))
+    raise FieldError(
+        "visibility",
+        f"{label} has visibility {array[joint, 2]:g} at joint {joint}; 0, 1 or 2 is needed",
+    )
 
 
 def _first(flags: Any) -> int:

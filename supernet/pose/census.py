@@ -73,7 +73,7 @@ class PersonFacts:
     area: float
     crowd: bool
 
-    @property
+    @cached_property
     def labelled(self) -> bool:
         """Whether it is one person with at least one labelled joint: what is trained on and scored."""
         return not self.crowd and bool((self.keypoints[:, 2] > 0).any())

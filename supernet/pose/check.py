@@ -392,32 +392,38 @@ class _Walk:
         place: Mapping[str, Any],
     ) -> None:
         assert self.skeleton is not None
-        known = np.flatnonzero(person.keypoints[:, 2] > 0)
-        points = person.keypoints[known, :2]
+        names = self.skeleton.joints
+        points = [(joint, x, y) for joint, (x, y, v) in enumerate(person.keypoints.tolist()) if v > 0]
 
-        def worst(code: str, beyond: NDArray[np.float64], least: float, what: str) -> None:
-            if (beyond > least).any():
-                joint = int(np.argmax(beyond))
-                name = self.skeleton.joints[known[joint]] if self.skeleton else ""
-                spot = f"{points[joint, 0]:g}, {points[joint, 1]:g}"
-                text = f"{about}: {name} at {spot}{what}"
-                weight = float(beyond[joint])
+        def worst(code: str, beyond: Callable[[float, float], float], least: float, what: str) -> None:
+            joint, x, y = max(points, key=lambda point: beyond(point[1], point[2]))
+            weight = beyond(x, y)
+            if weight > least:
+                spot = f"{x:g}, {y:g}"
+                text = f"{about}: {names[joint]} at {spot}{what}"
                 self.found.add(code, Example(text, value=spot, weight=weight, **place))
 
-        size = np.array([picture.width, picture.height])
-        outside = np.maximum(-points, points - size).max(axis=1)
-        worst("joint-outside-image", outside, 1.0, f" on {picture.width}x{picture.height}")
-        if row.get("bbox") is not None and min(person.box[2:]) > 0:
-            low, span = np.array(person.box[:2]), np.array(person.box[2:])
-            stray = np.maximum(low - points, points - low - span).max(axis=1) / span.max()
-            worst("joint-outside-box", stray, _STRAY, f", box {shown(row['bbox'])}")
-        worst("joint-at-origin", (points == 0).all(axis=1).astype(np.float64), 0.5, "")
-        spots, counts = np.unique(points, axis=0, return_counts=True)
-        if (counts > 1).any():
-            spot = spots[np.argmax(counts)]
-            names = [self.skeleton.joints[j] for j in known[(points == spot).all(axis=1)]]
-            text = f"{about}: {', '.join(names)} at {spot[0]:g}, {spot[1]:g}"
-            self.found.add("joints-stacked", Example(text, weight=float(counts.max()), **place))
+        wide, high = picture.width, picture.height
+        worst(
+            "joint-outside-image",
+            lambda x, y: max(-x, -y, x - wide, y - high),
+            1.0,
+            f" on {wide}x{high}",
+        )
+        left, top, width, height = person.box
+        if row.get("bbox") is not None and min(width, height) > 0:
+            worst(
+                "joint-outside-box",
+                lambda x, y: max(left - x, top - y, x - left - width, y - top - height) / max(width, height),
+                _STRAY,
+                f", box {shown(row['bbox'])}",
+            )
+        worst("joint-at-origin", lambda x, y: float(x == y == 0), 0.5, "")
+        ((x, y), count), *_ = Counter((x, y) for _, x, y in points).most_common(1)
+        if count > 1:
+            stacked = ", ".join(names[joint] for joint, *spot in points if spot == [x, y])
+            text = f"{about}: {stacked} at {x:g}, {y:g}"
+            self.found.add("joints-stacked", Example(text, weight=float(count), **place))
 
     # -- what only the whole shows
 
