@@ -754,7 +754,7 @@ def _latency_line(value: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0, 2 after a mistake of the user's, 130 after Ctrl-C.
+    """Run the command and exit: 0, 1 for flawed data, 2 after a mistake of the user's, 130 after Ctrl-C.
 
     A mistake is one line on standard error, whoever found it: this toolkit, the option parser or the system.
     """
