@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -361,19 +362,21 @@ def test_an_untrained_and_a_broken_network_give_no_crash() -> None:
     assert result.detections == [] and result.stats["AP"] == 0.0
 
 
-def test_the_published_network_finds_people_in_photos(shared: Path) -> None:
-    """Reading, resizing, network, merging, grouping, mapping back and scoring, on eight photos.
+def test_the_published_network_is_no_worse_than_in_its_own_pipeline(shared: Path) -> None:
+    """Reading, resizing, network, merging, grouping, mapping back and scoring, on all 92 photos.
 
-    On all 92 photos this chain gives .4409 AP where the recorded research pipeline gives .4433, and .4433
-    as well when it groups joints in that pipeline's order and breaks ties of the assignment as it does.
+    The recorded AP is the research pipeline's, with the same weights, photos and settings; this is the
+    quickest of three. ``experiments/reference_ap.py`` compares all.
     """
     data = PoseDataset(
         shared / "data" / "coco" / "annotations" / "person_keypoints_val.json",
         shared / "data" / "coco" / "images" / "val",
         CROWDPOSE14,
     )
+    golden = json.loads((shared / "golden" / "reference-ap.json").read_text(encoding="utf-8"))
+    recorded = golden["no-flip+map-resolution"]["stats"]
     network = import_research(shared / "weights" / "litepose-m-crowdpose.reference.pth")
     network.to(memory_format=torch.channels_last)  # quicker on a CPU
-    result = evaluate(network, data, EvalConfig(448, batch_size=4), ids=data.with_people().ids[:8])
-    assert result.stats["AP"] == pytest.approx(0.580, abs=0.01)
-    assert result.stats["AP_large"] == pytest.approx(0.863, abs=0.02)
+    stats = evaluate(network, data, EvalConfig(448, batch_size=4)).stats
+    for name in ("AP", "AP_medium", "AP_large", "AR"):
+        assert stats[name] >= recorded[name] - 5e-6, name  # recorded with five digits
