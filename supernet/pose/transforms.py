@@ -310,10 +310,12 @@ def resize_for_eval(
 
 
 def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], AffineTransform]:
-    """Fit a whole picture into a fixed size, centred, with black bands where its aspect leaves a rest.
+    """Fit a whole picture into a fixed size, centred, with bands where its aspect leaves a rest.
 
     Networks exported for one input size see pictures like this. A picture of the size's aspect is scaled
-    as :func:`resize_for_eval` scales it.
+    as :func:`resize_for_eval` scales it. The bands have the mean colour, which :func:`normalise` makes 0,
+    like the padding of convolutions. They must not be black: training masks what lies outside a picture, so
+    in broad black bands a network sees people (LitePose-M at 448x448 on 45 photos: .21 AP, against .45).
 
     Parameters
     ----------
@@ -329,17 +331,18 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[
     back
         Maps coordinates in the scaled picture to the original one.
     """
-    return _centred(image, size, min(size[0] / image.shape[0], size[1] / image.shape[1]))
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    return _centred(image, size, scale, tuple(_MEAN.round().tolist()))
 
 
 def _centred(
-    image: NDArray[np.uint8], size: tuple[int, int], scale: float
+    image: NDArray[np.uint8], size: tuple[int, int], scale: float, bands: tuple[float, ...] = (0, 0, 0)
 ) -> tuple[NDArray[np.uint8], AffineTransform]:
     """Scale a picture about its centre onto a canvas of (height, width); return it and the way back."""
     height, width = image.shape[:2]
     center = (int(width / 2 + 0.5), int(height / 2 + 0.5))
     forth = AffineTransform.about(center, (size[1] / 2, size[0] / 2), scale)
-    scaled = cv2.warpAffine(image, forth.matrix, size[::-1], flags=cv2.INTER_LINEAR)
+    scaled = cv2.warpAffine(image, forth.matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=bands)
     return np.asarray(scaled, dtype=np.uint8), forth.inverse()
 
 

@@ -23,7 +23,7 @@ LIGHTS = Skeleton(
 
 
 class Beacon(nn.Module):
-    """Heatmaps are the picture's colours, averaged over cells; all tags are 0, so there is one person."""
+    """Heatmaps show how far colours are above half; all tags are 0, so there is one person."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Beacon(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        colours = images * self.std + self.mean
+        colours = functional.relu(2 * (images * self.std + self.mean) - 1)
         quarter = functional.avg_pool2d(colours, 4)
         return torch.cat([quarter, torch.zeros_like(quarter)], dim=1), functional.avg_pool2d(colours, 2)
 
@@ -44,14 +44,15 @@ def write_onnx(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
         for name, side in (("low", 4), ("half", 2))
     ]
     constants = {
-        "std": np.array(IMAGENET_STD, np.float32).reshape(1, 3, 1, 1),
-        "mean": np.array(IMAGENET_MEAN, np.float32).reshape(1, 3, 1, 1),
+        "double": 2 * np.array(IMAGENET_STD, np.float32).reshape(1, 3, 1, 1),
+        "above": 2 * np.array(IMAGENET_MEAN, np.float32).reshape(1, 3, 1, 1) - 1,
         "zero": np.zeros(1, np.float32),
     }
     graph = helper.make_graph(
         [
-            helper.make_node("Mul", ["images", "std"], ["scaled"]),
-            helper.make_node("Add", ["scaled", "mean"], ["colours"]),
+            helper.make_node("Mul", ["images", "double"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "above"], ["raised"]),
+            helper.make_node("Relu", ["raised"], ["colours"]),
             *pools,
             helper.make_node("Mul", ["low", "zero"], ["tags"]),
             helper.make_node("Concat", ["low", "tags"], ["quarter"], axis=1),
