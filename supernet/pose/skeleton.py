@@ -134,12 +134,14 @@ class Skeleton:
     def grouping_order(self) -> tuple[int, ...]:
         """Order of joint-by-joint grouping: from the head or torso outward, each joint once.
 
-        Known skeletons have theirs as data (:attr:`order`). COCO's is the published one; CrowdPose's goes from
-        the torso outward. Whoever is found first decides with whose tags the others are compared, and head top
-        and neck are poor beginnings: on 191 COCO train photos, over 150 orders at random (LitePose-M's maps),
-        orders that begin there reach .510 and .512 AP (.533 and .530 with flip test), those that begin at the
-        shoulders or hips .512 (.535). What comes after the torso makes no difference that shows. Otherwise the walk is breadth-first along the limbs, from
-        the unpaired joints (head, neck, pelvis) or, when all are paired, from the joints with most limbs.
+        Known skeletons have theirs as data (:attr:`order`). COCO's is the published one; CrowdPose's goes
+        from the torso outward. Whoever is found first decides with whose tags the others are compared, and
+        head top and neck are poor beginnings: on 191 COCO train photos and LitePose-M's maps, over 150 orders
+        at random, those that begin there reach .510 and .512 AP (.533 and .530 with flip test), those that
+        begin at the shoulders or hips .512 (.535). What comes after the torso makes no difference that shows.
+
+        Otherwise the walk is breadth-first along the limbs, from the unpaired joints (head, neck, pelvis) or,
+        when all are paired, from the joints with most limbs.
         """
         if self.order:
             return self.order
