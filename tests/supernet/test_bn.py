@@ -1,5 +1,7 @@
 """Recalibration against statistics computed by hand."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from search_spaces import InputError
+from supernet import bn
 from supernet.bn import recalibrate
 from supernet.registry import build_supernet
 from tests.supernet.networks import SPACES, images, randomise, relative_error
@@ -123,3 +126,115 @@ def test_an_interrupted_recalibration_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert net.first.momentum == 0.3
     assert not net.first._forward_hooks
+
+
+# -- parts in lockstep -------------------------------------------------------------------------------------
+
+
+def statistics(net):
+    return {name: value.clone() for name, value in net.state_dict().items() if "running" in name}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of two images of 40 x 40 pixels."""
+    monkeypatch.setattr(bn, "_PART_PIXELS", 2 * 40 * 40)
+
+
+def test_parts_give_the_statistics_of_the_whole_batch(small_parts, monkeypatch):
+    net, space = build_supernet(SPACES["native"]), SPACES["native"]
+    randomise(net)
+    plain = net.extract(space.sample(np.random.default_rng(2))).to(memory_format=torch.channels_last)
+    x = images(9, 40, 40).to(memory_format=torch.channels_last)
+    recalibrate(plain, [x])
+    in_parts = statistics(plain)
+    monkeypatch.setattr(bn, "_PART_PIXELS", 10**9)
+    recalibrate(plain, [x])
+    for name, whole in statistics(plain).items():
+        spread = (in_parts[name.replace("mean", "var")].sqrt() if "mean" in name else whole) + 1e-6
+        assert ((in_parts[name] - whole).abs() / spread).max() < 1e-4, name
+
+
+def test_statistics_are_those_of_torch_in_training(small_parts):
+    """An independent witness: torch's own layers in training mode, on the whole batch in its own layout."""
+    net = build_supernet(SPACES["native"])
+    randomise(net)
+    arch, x = SPACES["native"].sample(np.random.default_rng(4)), images(8, 40, 40)
+    plain, witness = net.extract(arch), net.extract(arch)
+    recalibrate(plain.to(memory_format=torch.channels_last), [x.to(memory_format=torch.channels_last)])
+    for module in witness.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        witness.train()(x)
+    expected = statistics(witness)
+    for name, found in statistics(plain).items():
+        spread = (expected[name.replace("mean", "var")].sqrt() if "mean" in name else found) + 1e-6
+        assert ((found - expected[name]).abs() / spread).max() < 1e-3, name
+
+
+def test_the_same_bits_whatever_the_number_of_workers_and_threads(small_parts):
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads, workers in ((1, 1), (1, 2), (2, None), (1, 7)):
+            torch.set_num_threads(threads)
+            net = randomise(build_supernet(SPACES["native"])).extract(SPACES["native"].smallest())
+            recalibrate(net, images(11, 40, 40).split(6), workers=workers)
+            assert torch.get_num_threads() == threads
+            found.append(statistics(net))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+
+
+def test_large_means_leave_small_variances_exact(small_parts):
+    """Sums of thousands of equal numbers lose digits in single precision."""
+    net = nn.Sequential(nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
+    x = (images(6, 300, 300) * 0.1 + 30).to(memory_format=torch.channels_last)
+    recalibrate(net, [x])
+    mean, var = by_hand([x])
+    torch.testing.assert_close(net[0].running_mean.double(), mean, rtol=3e-6, atol=0)
+    torch.testing.assert_close(net[0].running_var.double(), var, rtol=1e-4, atol=0)
+
+
+def test_the_images_given_are_left_alone(small_parts):
+    x = images(6, 40, 40)
+    before = x.clone()
+    recalibrate(randomise(TwoNorms()), [x])
+    recalibrate(randomise(build_supernet(SPACES["native"])).extract(SPACES["native"].smallest()), [x])
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_error_in_one_part_ends_all_and_changes_nothing(small_parts, kind):
+    class Failing(TwoNorms):
+        def forward(self, x):
+            y = self.first(x)
+            if (x == 7).any():
+                raise kind("part")
+            return self.second(self.conv(y))
+
+    net = randomise(Failing())
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    x = images(10, 40, 40)
+    x[5, 0, 0, 0] = 7
+    threads = threading.active_count()
+    with pytest.raises(kind, match="part"):
+        recalibrate(net, [x])
+    assert threading.active_count() == threads
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert "forward" not in net.first.__dict__
+    assert recalibrate(net, [images(10, 40, 40)]) == 10
+
+
+def test_parts_that_take_different_ways_are_refused(small_parts):
+    class Forked(TwoNorms):
+        def forward(self, x):
+            return self.first(x) if (x == 7).any() else self.second(self.conv(x))
+
+    x = images(4, 40, 40)
+    x[0, 0, 0, 0] = 7
+    with pytest.raises(RuntimeError, match="different ways"):
+        recalibrate(randomise(Forked()), [x])
