@@ -20,6 +20,8 @@ from nas.watching import PredictSettings, Watch
 from search_spaces import InputError, UnavailableError
 from search_spaces.files import remove_leftovers, write_json
 from search_spaces.jsonl import open_lines
+from supernet.base import Subnet
+from supernet.export import fold_batchnorm
 from supernet.pose.coco_json import write_dataset_json, write_results_json
 from supernet.pose.predictor import PosePredictor
 from supernet.pose.video import choose_codec, quiet_opencv
@@ -56,6 +58,8 @@ def _open_model(model: Path, settings: PredictSettings) -> PosePredictor:
     if not isinstance(network, OnnxNetwork):
         config = settings.evaluation(settings.resolution or own)
         device = pick_device(settings.device)
+        if isinstance(network, Subnet):
+            network = fold_batchnorm(network)  # equal but for rounding, and a quarter faster on a CPU
         return PosePredictor(network.to(device), skeleton, config, device=device)
     if settings.device not in ("auto", "cpu"):
         raise UnavailableError(f"--device: an .onnx runs on the CPU here, not on '{settings.device}'")

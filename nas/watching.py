@@ -410,6 +410,8 @@ class Watch:
                 else f"video '{source.path}' has no frame that can be read",
             )
             return
+        if frames.error is not None:
+            self.tell(f"camera {source.camera} failed after {len(seen)} frames: {frames.error}")
         if frames.announced is not None and frames.exhausted:
             lost = frames.announced - frames.frames_read
             if lost > max(2, frames.announced // 100):

@@ -115,7 +115,46 @@ def _rgb(image: Any) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, code), dtype=np.uint8)
 
 
-class VideoFile:
+class _Source:
+    """What files and cameras have in common: a capture, and which of its frames are wanted."""
+
+    live: bool
+    error: str | None = None
+
+    def __init__(self, capture: Capture, every: int, limit: int | None) -> None:
+        self._capture, self.every, self.limit = capture, every, limit
+        self.frames_read = 0
+        self.exhausted = False
+        self._stop = False
+
+    def _rate(self) -> float | None:
+        """Return the frames per second that the capture claims, where they make sense."""
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        return rate if _SANE_FPS[0] <= rate <= _SANE_FPS[1] else None
+
+    def _at(self, index: int, grabbed: float) -> float:
+        """Return the seconds since the beginning of a frame, taken when the clock showed ``grabbed``."""
+        raise NotImplementedError
+
+    def _next(self) -> Frame | None:
+        """Return the next frame that is wanted; None where there is no further one."""
+        start = time.perf_counter()
+        while not self._stop and self._capture.grab():
+            grabbed = time.perf_counter()
+            index = self.frames_read
+            self.frames_read += 1
+            if index % self.every:
+                continue
+            got, image = self._capture.retrieve()
+            if not got:
+                break
+            # Waiting for a camera is no work.
+            since = grabbed if self.live else start
+            return Frame(index, self._at(index, grabbed), _rgb(image), time.perf_counter() - since)
+        return None
+
+
+class VideoFile(_Source):
     """The frames of a video file, upright as the file says.
 
     Parameters
@@ -154,12 +193,11 @@ class VideoFile:
         opener: Callable[[str], Capture] = _open_file,
     ) -> None:
         self.path = Path(path)
-        self.every, self.limit = every, limit
         if not self.path.is_file():
             raise InputError(f"video '{path}' does not exist")
         try:
             # In full: FFmpeg takes what stands before a colon in a bare name for a protocol.
-            self._capture = opener(str(self.path.absolute()))
+            super().__init__(opener(str(self.path.absolute())), every, limit)
         except (cv2.error, UnicodeError, TypeError):
             raise InputError(f"video '{path}' has a name that OpenCV cannot open; rename it") from None
         if not self._capture.isOpened():
@@ -167,37 +205,29 @@ class VideoFile:
                 f"video '{path}' ({self.path.stat().st_size} bytes) is damaged, or of a kind that OpenCV"
                 " cannot read; convert it to .mp4 (H.264)"
             )
-        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.fps = rate if _SANE_FPS[0] <= rate <= _SANE_FPS[1] else _DEFAULT_FPS
+        self.fps = self._rate() or _DEFAULT_FPS
         count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.announced = int(count) if math.isfinite(count) and 0 < count < 1e9 else None
-        self.frames_read = 0
-        self.exhausted = False
+
+    def _at(self, index: int, grabbed: float) -> float:
+        return index / self.fps
 
     def __iter__(self) -> Iterator[Frame]:
         delivered = 0
         while self.limit is None or delivered < self.limit:
-            start = time.perf_counter()
-            if not self._capture.grab():
-                self.exhausted = True
-                return
-            index = self.frames_read
-            self.frames_read += 1
-            if index % self.every:
-                continue
-            got, image = self._capture.retrieve()
-            if not got:
+            frame = self._next()
+            if frame is None:
                 self.exhausted = True
                 return
             delivered += 1
-            yield Frame(index, index / self.fps, _rgb(image), time.perf_counter() - start)
+            yield frame
 
     def close(self) -> None:
         """Give the file back."""
         self._capture.release()
 
 
-class Camera:
+class Camera(_Source):
     """The frames of a camera: always the newest, so that what is shown is what happens.
 
     A thread takes every frame that the camera delivers; those that come while nobody waits are let go.
@@ -215,6 +245,8 @@ class Camera:
         Frames per second that the camera claims, or None.
     frames_read
         Frames that the camera delivered so far.
+    error
+        What the camera failed with, if it did; its frames then end.
 
     Raises
     ------
@@ -232,41 +264,30 @@ class Camera:
         limit: int | None = None,
         opener: Callable[[int], Capture] = _open_camera,
     ) -> None:
-        self.number, self.every, self.limit = number, every, limit
-        self._capture = opener(number)
+        super().__init__(opener(number), every, limit)
         if not self._capture.isOpened():
             raise UnavailableError(
                 f"camera {number} cannot be opened; is it plugged in, free, and may you use it?"
             )
-        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.fps = rate if _SANE_FPS[0] <= rate <= _SANE_FPS[1] else None
-        self.frames_read = 0
-        self.exhausted = False
+        self.number = number
+        self.fps = self._rate()
+        self._begin = 0.0
         self._changed = threading.Condition()
         self._newest: Frame | None = None
-        self._error: BaseException | None = None
-        self._stop = False
         self._thread: threading.Thread | None = None
+
+    def _at(self, index: int, grabbed: float) -> float:
+        return grabbed - self._begin
 
     def _take(self) -> None:
         try:
-            begin = time.perf_counter()
-            while not self._stop and self._capture.grab():
-                start = time.perf_counter()
-                index = self.frames_read
-                self.frames_read += 1
-                if index % self.every:
-                    continue
-                got, image = self._capture.retrieve()
-                if not got:
-                    break
-                now = time.perf_counter()
-                frame = Frame(index, start - begin, _rgb(image), now - start)
+            self._begin = time.perf_counter()
+            while (frame := self._next()) is not None:
                 with self._changed:
                     self._newest = frame
                     self._changed.notify()
-        except Exception as error:
-            self._error = error
+        except Exception as error:  # whatever a driver throws; what was seen so far is not lost
+            self.error = str(error) or type(error).__name__
         finally:
             with self._changed:
                 self.exhausted = True
@@ -282,8 +303,6 @@ class Camera:
                     self._changed.wait()
                 frame, self._newest = self._newest, None
             if frame is None:
-                if self._error is not None:
-                    raise RunError(f"camera {self.number} failed: {self._error}") from self._error
                 return
             delivered += 1
             yield frame

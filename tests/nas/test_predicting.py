@@ -560,6 +560,10 @@ def test_a_camera_that_ends_or_has_a_limit(
     watched(monkeypatch, 3, pause=0.2)
     told = nas_("predict", model, "0", "-o", "out", "--json")
     assert told.code == 0 and json.loads(told.out)["frames"] == 3
+    watched(monkeypatch, 3, pause=0.2).error = OSError("unplugged")
+    told = nas_("predict", model, "0", "-o", "out", "--json")
+    assert told.code == 0 and json.loads(told.out)["notes"] == ["camera 0 failed after 3 frames: unplugged"]
+    assert len(list(VideoFile(box / "out/drawn/camera-0.mp4"))) == 3
     watched(monkeypatch, 0)
     told = nas_("predict", model, "0", "-o", "none")
     assert told.code == 2 and "camera 0 delivered no frame" in told.err
