@@ -63,7 +63,7 @@ class GroupingConfig:
     Attributes
     ----------
     max_people
-        Peaks kept per joint, and people that a joint may be matched to.
+        Peaks kept per joint. People are not limited: different joints may show different ones.
     nms_kernel
         Odd side in pixels of the window in which a peak must be the maximum.
     detection_threshold
@@ -276,7 +276,7 @@ def match(
             cost = distance
             if config.use_detection_value:
                 # Rounded costs tie often. Ties are left to the (deterministic) solver, whose choice is by
-                # rank; going by the plain distance cost .005 to .008 AP on 92 COCO val images.
+                # rank; going by the plain distance cost .005 to .013 AP on 191 COCO train images.
                 cost = np.round(distance) * 100.0 - val_k[joint, :found, None]
             rows, columns = linear_sum_assignment(cost)
             near = distance[rows, columns] < config.tag_threshold
