@@ -787,7 +787,8 @@ def _usage(error: Any) -> str:
 
 def _fail(message: str) -> NoReturn:
     # One line, whatever was passed on; spaces stay, since they may be a path's.
-    print(f"error: {' '.join(filter(None, map(str.strip, message.splitlines())))}", file=sys.stderr)
+    line = " ".join(filter(None, map(str.strip, message.splitlines())))
+    print(f"error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
     sys.exit(2)
 
 

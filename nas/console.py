@@ -26,17 +26,22 @@ def _errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    r"""Return a text with what cannot be printed, the bytes of names that are not UTF-8, as ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def note(text: str) -> None:
     """Tell something on standard error, which ``--json`` leaves alone."""
-    _errors().print(text, markup=False)
+    _errors().print(printable(text), markup=False)
 
 
 class Bar:
     """One progress bar; outside a terminal it prints a line about every tenth part instead."""
 
     def __init__(self, title: str, total: int | None, progress: Progress | None) -> None:
-        self.title, self.total, self._progress = title, total, progress
-        self._task = None if progress is None else progress.add_task(title, total=total, text="")
+        self.title, self.total, self._progress = printable(title), total, progress
+        self._task = None if progress is None else progress.add_task(self.title, total=total, text="")
         self._tenth = -1
 
     def update(self, done: int, total: int | None = None, text: str = "") -> None:
@@ -93,4 +98,4 @@ def show(rows: Mapping[str, Any]) -> None:
     """Print names and values, one a line, aligned."""
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        print(printable(f"{name:<{width}}  {value}"))

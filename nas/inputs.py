@@ -14,6 +14,7 @@ from typing import Final, Literal
 import cv2
 
 from search_spaces import InputError
+from supernet.pose.video import full_name
 
 __all__ = ["DRAWN", "PARTIAL", "PICTURES", "PREDICTIONS", "VIDEOS", "Input", "find_inputs"]
 
@@ -151,6 +152,10 @@ def _kind(path: Path) -> Literal["picture", "video"]:
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
         return "video"
-    if suffix in PICTURES or not path.is_file() or cv2.haveImageReader(str(path)):
+    if suffix in PICTURES or not path.is_file():
         return "picture"
-    return "video" if cv2.VideoCapture(str(path)).isOpened() else "picture"
+    try:
+        name = full_name(path)
+    except InputError:
+        return "picture"
+    return "video" if not cv2.haveImageReader(name) and cv2.VideoCapture(name).isOpened() else "picture"

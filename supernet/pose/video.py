@@ -30,6 +30,7 @@ __all__ = [
     "can_write",
     "check_codec",
     "choose_codec",
+    "full_name",
     "quiet_opencv",
 ]
 
@@ -81,6 +82,22 @@ def _backend() -> int:
     """Return FFmpeg where OpenCV has it: other backends would take names with a % for picture series."""
     backends = cv2.videoio_registry.getBackends()
     return int(cv2.CAP_FFMPEG if cv2.CAP_FFMPEG in backends else cv2.CAP_ANY)
+
+
+def full_name(path: Path) -> str:
+    """Return the name by which OpenCV opens a file: in full, for FFmpeg takes ``a:b`` for a protocol.
+
+    Raises
+    ------
+    InputError
+        If the name is not UTF-8, which OpenCV does not survive.
+    """
+    name = str(path.absolute())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"OpenCV cannot open '{path}', whose name is not UTF-8; rename it") from None
+    return name
 
 
 def _open_file(path: str) -> Capture:
@@ -195,11 +212,7 @@ class VideoFile(_Source):
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"video '{path}' does not exist")
-        try:
-            # In full: FFmpeg takes what stands before a colon in a bare name for a protocol.
-            super().__init__(opener(str(self.path.absolute())), every, limit)
-        except (cv2.error, UnicodeError, TypeError):
-            raise InputError(f"video '{path}' has a name that OpenCV cannot open; rename it") from None
+        super().__init__(opener(full_name(self.path)), every, limit)
         if not self._capture.isOpened():
             raise InputError(
                 f"video '{path}' ({self.path.stat().st_size} bytes) is damaged, or of a kind that OpenCV"
@@ -322,7 +335,7 @@ def _writer(path: Path, codec: str, fps: float, size: tuple[int, int]) -> Any:
     # As a fraction, MPEG-4 takes denominators up to 65535 only.
     fps = round(fps, 3 - (fps > 65) - (fps > 655))
     return cv2.VideoWriter(
-        str(path.absolute()), _backend(), cv2.VideoWriter.fourcc(*codec), fps, (size[1], size[0])
+        full_name(path), _backend(), cv2.VideoWriter.fourcc(*codec), fps, (size[1], size[0])
     )
 
 

@@ -504,6 +504,21 @@ def test_videos_without_frames_and_videos_that_end_early(nas_: Nas, box: Path, m
     assert "none.avi" in told.err and "Traceback" not in told.err
 
 
+def test_names_that_are_not_utf8(nas_: Nas, box: Path, model: Path) -> None:
+    (box / "in").mkdir()
+    lights(box / "plain.png")
+    for name in (b"\xff.png", b"\xfe"):
+        (box / "in" / os.fsdecode(name)).write_bytes((box / "plain.png").read_bytes())
+    film(box / "a.mp4").rename(box / "in" / os.fsdecode(b"\xff.mp4"))
+    told = nas_("predict", model, "in", box / "in" / os.fsdecode(b"\xfe"), "-o", "out", "--json")
+    assert told.code == 2 and "whose name is not UTF-8; rename it" in told.err.splitlines()[-1]
+    assert json.loads(told.out)["pictures"] == 2 and len(json.loads(told.out)["failed"]) == 1
+    assert (box / "out/drawn" / os.fsdecode(b"\xff.png")).is_file()
+    film(box / "b.mp4")
+    told = nas_("predict", model, "b.mp4", "-o", os.fsdecode(b"\xfd"))
+    assert told.code == 2 and "whose name is not UTF-8" in told.err.splitlines()[-1]
+
+
 def test_an_interrupted_video_can_be_played_and_begins_anew(nas_: Nas, box: Path, model: Path) -> None:
     film(box / "a.mp4", 12)
     film(box / "b.mp4", 12)
