@@ -64,6 +64,8 @@ def _measured(report: Mapping[str, Any]) -> dict[str, str]:
     if "resolution" not in report:
         return {}
     how = [f"short side {report['resolution']} px", *(what for what in ("flip", "project") if report[what])]
+    if report["scales"] != [1.0]:
+        how.append("scales " + "/".join(f"{scale:g}" for scale in report["scales"]))
     return {
         "run": ", ".join(how),
         "time": f"{report['network_ms_per_image']} ms network + {report['decode_ms_per_image']} ms decoding"

@@ -102,6 +102,23 @@ def test_a_network_is_timed_and_its_detections_are_worth_the_same(shop: Path) ->
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_several_scales_are_averaged(shop: Path, nas_: Callable[..., Outcome]) -> None:
+    where = (str(shop / "net.safetensors"), str(shop / "val" / "annotations.json"))
+    few = ("--images", str(shop / "val" / "images"), "--limit", "4", "--bootstrap", "0")
+    told = nas_("eval", *where, *few, "--scales", "0.5,1,1.5", "--detections", str(shop / "several.json"))
+    assert told.code == 0
+    assert "scales 0.5/1/1.5" in told.out
+    plain = nas_("eval", *where, *few, "--detections", str(shop / "one.json"))
+    assert "scales" not in plain.out
+    several, one = (json.loads((shop / f"{name}.json").read_text()) for name in ("several", "one"))
+    assert several and one and several != one
+    for text, words in (("1,two", "such as 0.5,1,1.5"), ("0.5", "contain 1"), ("1,1.3", "1.3 makes")):
+        refused = nas_("eval", *where, *few, "--scales", text)
+        assert refused.code == 2
+        assert words in refused.err
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_are_compared_on_the_same_images(shop: Path) -> None:
     compared = run(shop, "good.json", compare="bad.json")["compare"]
     difference = compared["difference"]
