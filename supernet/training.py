@@ -279,7 +279,7 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnavailableError(
             f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} GPUs;"
-            " use --set train.device=cpu"
+            " take the CPU (--set train.device=cpu; nas predict: --device cpu)"
         )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
