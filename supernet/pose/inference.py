@@ -119,6 +119,7 @@ class Pictures:
             if index in group:
                 return group[index]
         made = resize_for_eval(self.dataset.load_image(index), *config.input_grid)
+        made[0].setflags(write=False)
         with self._lock:
             while self.held_bytes + made[0].nbytes > self.limit_bytes and next(iter(self._kept), key) != key:
                 _, dropped = self._kept.popitem(last=False)
@@ -169,17 +170,12 @@ def _batches(
 
 
 def _results(
-    people: FloatArray,
-    scores: FloatArray,
-    back: AffineTransform,
-    zoom: NDArray[np.float64],
-    limit: int,
+    people: FloatArray, scores: FloatArray, back: AffineTransform, zoom: NDArray[np.float64]
 ) -> list[tuple[list[float], float]]:
-    """Return keypoints (flat x, y, value in pixels of the original image) and score of the best people."""
-    best = np.argsort(-scores, kind="stable")[:limit]
-    keypoints = people[best, :, :3].astype(np.float64)
+    """Return keypoints (flat x, y, value in pixels of the original image) and score of each person."""
+    keypoints = people[:, :, :3].astype(np.float64)
     keypoints[..., :2] = back(keypoints[..., :2] * zoom)
-    return [(person.ravel().tolist(), float(scores[at])) for at, person in zip(best, keypoints)]
+    return [(person.ravel().tolist(), float(score)) for person, score in zip(keypoints, scores, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -244,7 +240,13 @@ class _Run:
         heat, tag = det.cpu().numpy(), tags.cpu().numpy()
         seconds = time.perf_counter() - start
         decoder = decode_maps if self.inference.workers is None else self.inference.workers.submit
-        decoded = decoder(heat, tag, self.config.grouping, self.skeleton.grouping_order)
+        decoded = decoder(
+            heat,
+            tag,
+            self.config.grouping,
+            self.skeleton.grouping_order,
+            self.config.max_detections,
+        )
         zoom = np.array(images.shape[:1:-1]) / np.array(heat.shape[:1:-1])
         return _Ran(decoded, zoom, seconds)
 
@@ -325,7 +327,7 @@ def predict(
                 if not isinstance(decoded, Decoded):
                     decoded = DecodeWorkers.result(decoded)
                 for position, back, people in zip(batch.positions, batch.back, decoded.people, strict=True):
-                    found[position] = _results(*people, back, result.zoom, config.max_detections)
+                    found[position] = _results(*people, back, result.zoom)
                 seconds_network += result.seconds
                 seconds_decode += decoded.seconds
                 done += len(batch)

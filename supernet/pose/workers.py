@@ -13,10 +13,10 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
 from typing import Final, Self
@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from search_spaces.errors import InputError, RunError
-from supernet.pose.decode import FloatArray, GroupingConfig, decode_batch
+from supernet.pose.decode import FloatArray, GroupingConfig, decode, refine
 
 __all__ = ["DecodeWorkers", "Decoded", "decode_maps"]
 
@@ -44,7 +44,7 @@ class Decoded:
     Attributes
     ----------
     people
-        For each image what :func:`supernet.pose.decode.decode` returns: people and scores.
+        For each image people and scores as :func:`supernet.pose.decode.decode` returns them, best first.
     seconds
         Wall-clock time that decoding took.
     """
@@ -54,12 +54,32 @@ class Decoded:
 
 
 def decode_maps(
-    det: FloatArray, tags: FloatArray, config: GroupingConfig, order: Sequence[int] | None
+    det: FloatArray,
+    tags: FloatArray,
+    config: GroupingConfig,
+    order: Sequence[int] | None,
+    most: int | None = None,
 ) -> Decoded:
-    """Return the people in a batch of maps: ``det`` (N, J, H, W), ``tags`` (N, J, H, W, T)."""
+    """Return the best people in a batch of maps.
+
+    Parameters
+    ----------
+    det, tags
+        (N, J, H, W) and (N, J, H, W, T).
+    config, order
+        As for :func:`supernet.pose.decode.decode`.
+    most
+        People kept per image, by score. Scores are known before missing joints are filled in, which is most
+        of the work where there are many people; so only those kept are filled in.
+    """
     start = time.perf_counter()
-    people = decode_batch(det, tags, config, order)
-    return Decoded(people, time.perf_counter() - start)
+    found, bare = [], replace(config, refine=False)
+    for heat, tag in zip(det, tags, strict=True):
+        people, scores = decode(heat, tag, bare, order)
+        best = np.argsort(-scores, kind="stable")[:most]
+        people, scores = people[best], scores[best]
+        found.append((refine(people, heat, tag, config) if config.refine else people, scores))
+    return Decoded(found, time.perf_counter() - start)
 
 
 class _Slot:
@@ -115,7 +135,12 @@ class DecodeWorkers:
         self._closed = False
 
     def submit(
-        self, det: FloatArray, tags: FloatArray, config: GroupingConfig, order: Sequence[int] | None
+        self,
+        det: FloatArray,
+        tags: FloatArray,
+        config: GroupingConfig,
+        order: Sequence[int] | None,
+        most: int | None = None,
     ) -> Future[Decoded]:
         """Copy a batch of maps and have it decoded; see :func:`decode_maps`.
 
@@ -130,7 +155,8 @@ class DecodeWorkers:
         try:
             planes = np.moveaxis(tags, -1, 2)
             name = slot.fill(det, planes)
-            job = self._pool.submit(_decode_shared, name, det.shape, planes.shape, config, order)
+            with _deaf_children():  # the first call starts them
+                job = self._pool.submit(_decode_shared, name, det.shape, planes.shape, config, order, most)
         except BrokenProcessPool:
             self._free.put(slot)
             raise RunError(_LOST) from None
@@ -171,12 +197,21 @@ class DecodeWorkers:
         self.close()
 
 
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """While entered, processes are started that Ctrl-C does not reach; here it is dealt with on leaving."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # -- In the workers ------------------------------------------------------------------------------------------
 
 
 def _begin() -> None:
-    """Leave Ctrl-C to the parent, which then closes the pool; do not outlive it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Do not outlive the parent, however it ends. (It alone hears Ctrl-C, and then closes the pool.)"""
     cv2.setNumThreads(0)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -194,12 +229,13 @@ def _decode_shared(
     planes: tuple[int, ...],
     config: GroupingConfig,
     order: Sequence[int] | None,
+    most: int | None,
 ) -> Decoded:
     memory = SharedMemory(name)
     det = np.ndarray(shape, np.float32, memory.buf)
     tags = np.ndarray(planes, np.float32, memory.buf, det.nbytes)
     try:
-        return decode_maps(det, np.moveaxis(tags, 2, -1), config, order)
+        return decode_maps(det, np.moveaxis(tags, 2, -1), config, order, most)
     finally:
         del det, tags
         with contextlib.suppress(BufferError):  # an error's traceback still holds the arrays
