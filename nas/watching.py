@@ -314,6 +314,12 @@ class Watch:
         self.failed[source.name] = reason
         note(f"skipped: {reason}")
 
+    def _people(self, source: Input, image: NDArray[np.uint8]) -> Found:
+        try:
+            return self.predictor(image)
+        except InputError as error:
+            raise InputError(f"{source.kind} '{source.path}': {error}") from None
+
     # -- pictures --------------------------------------------------------------------------------------------
 
     def pictures(self, inputs: Sequence[Input]) -> None:
@@ -330,7 +336,7 @@ class Watch:
                 try:
                     if isinstance(loaded.image, InputError):
                         raise loaded.image
-                    found = self.predictor(loaded.image)
+                    found = self._people(loaded.source, loaded.image)
                 except InputError as error:
                     self.fail(loaded.source, str(error))
                 else:
@@ -398,6 +404,9 @@ class Watch:
                 self.seen.pop(source.name)
                 if sink is not None:
                     sink.abandon()
+                if isinstance(stop, InputError):  # frames that no network takes
+                    self.fail(source, str(stop))
+                    return
                 raise
         if sink is not None:
             sink.close()
@@ -467,7 +476,7 @@ class Watch:
             # A camera has a thread of its own that keeps the newest frame; a queue would only make it old.
             ahead = iter(frames) if frames.live else stack.enter_context(closing(read_ahead(frames)))
             for count, frame in enumerate(ahead, start=1):
-                found = self.predictor(frame.image)
+                found = self._people(source, frame.image)
                 ends.append(time.perf_counter())
                 fps = (len(ends) - 1) / (ends[-1] - ends[0])
                 behind((frame, found, fps))

@@ -504,6 +504,27 @@ def test_videos_without_frames_and_videos_that_end_early(nas_: Nas, box: Path, m
     assert "none.avi" in told.err and "Traceback" not in told.err
 
 
+def test_strips_are_named_and_the_others_done(nas_: Nas, box: Path) -> None:
+    save_network(box / "m.safetensors", randomise(build_network(tiny.space().largest(), 3), seed=0), {})
+    skeleton = box / "three.yaml"
+    skeleton.write_text("joints: [a, b, c]")
+    film(box / "in" / "strip.avi", 3, size=(10, 170))
+    write(box / "in" / "strip.png", np.zeros((10, 170, 3), np.uint8))
+    film(box / "in" / "x.avi", 3)
+    lights(box / "in" / "b.png")
+    told = nas_("predict", "m.safetensors", "in", "-o", "out", "--json", "--skeleton", "three.yaml")
+    assert told.code == 2
+    summary = json.loads(told.out)
+    assert summary["pictures"] == summary["videos"] == 1
+    failed = {each["input"]: each["reason"] for each in summary["failed"]}
+    assert set(failed) == {"strip.avi", "strip.png"}
+    for name, reason in failed.items():
+        assert f"in/{name}': a picture of 170x10 pixels is too long" in reason
+        assert f"skipped: {reason}" in told.err
+    assert [each["file_name"] for each in load(box / "out")["images"]][0] == "b.png"
+    assert not list((box / "out").rglob("*partial*"))
+
+
 def test_names_that_are_not_utf8(nas_: Nas, box: Path, model: Path) -> None:
     (box / "in").mkdir()
     lights(box / "plain.png")
