@@ -521,7 +521,7 @@ def test_strips_are_named_and_the_others_done(nas_: Nas, box: Path) -> None:
     for name, reason in failed.items():
         assert f"in/{name}': a picture of 170x10 pixels is too long" in reason
         assert f"skipped: {reason}" in told.err
-    assert [each["file_name"] for each in load(box / "out")["images"]][0] == "b.png"
+    assert next(each["file_name"] for each in load(box / "out")["images"]) == "b.png"
     assert not list((box / "out").rglob("*partial*"))
 
 
