@@ -12,7 +12,7 @@ import pytest
 
 from nas.search import MACS, Constraint, Evaluation, RayExecutor, SearchResult, search
 from search_spaces import Arch, InputError, UnavailableError
-from tests.nas.problems import Analytic, analytic_ap, small_space
+from tests.nas.problems import Analytic, Staged, analytic_ap, small_space
 
 SPACE = small_space()
 
@@ -47,10 +47,12 @@ class Refusing(Analytic):
         raise InputError("the evaluation split has no image 'x.jpg'")
 
 
-def run(path: Path, evaluator: Any, executor: RayExecutor | None = None) -> SearchResult:
+def run(
+    path: Path, evaluator: Any, executor: RayExecutor | None = None, trials: int = 12, **options: Any
+) -> SearchResult:
     return search(
-        SPACE, evaluator, storage=path, trials=12, population=6, constraints=[Constraint(MACS, 0.9e9)],
-        executor=executor,
+        SPACE, evaluator, storage=path, trials=trials, population=6, constraints=[Constraint(MACS, 0.9e9)],
+        executor=executor, **options,
     )  # fmt: skip
 
 
@@ -75,6 +77,13 @@ def test_ray_gives_the_in_process_result_though_workers_die(
         with pytest.raises(InputError, match=r"no image 'x\.jpg'"):
             run(tmp_path / "c.journal", Refusing(), RayExecutor(workers=1))
         assert run(tmp_path / "c.journal", Analytic()) == expected
+
+        stopping = run(tmp_path / "e.journal", Staged(), early_stop=True, trials=30)
+        assert stopping.partial
+        assert (
+            run(tmp_path / "f.journal", Staged(), RayExecutor(workers=2), early_stop=True, trials=30)
+            == stopping
+        )
 
         with pytest.raises(UnavailableError, match="each Ray worker asks for 3 GPU, but Ray offers 0 in all"):
             run(tmp_path / "d.journal", Analytic(), RayExecutor(gpus_per_worker=3))

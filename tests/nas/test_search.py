@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ from search_spaces import (
     litepose_extended,
     litepose_native,
 )
-from tests.nas.problems import Analytic, MacsPricer, analytic_ap, small_space
+from tests.nas.problems import Analytic, MacsPricer, Staged, analytic_ap, small_space
 
 SPACE = small_space()
 BUDGET = Constraint(MACS, 0.7e9)
@@ -671,3 +671,112 @@ def test_a_second_driver_is_turned_away(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     assert len(run(tmp_path / "a.journal").evaluated) == 24
+
+
+# -- early stopping ----------------------------------------------------------------------------------------
+
+
+def test_early_stopping_saves_images_and_stops_none_that_matters(tmp_path: Path) -> None:
+    staged = Staged()
+    found = run(tmp_path / "a.journal", staged, early_stop=True, trials=150, population=12, constraints=())
+    assert len(found.partial) == sum(images < 100 for images in staged.images) > 15
+    assert sum(staged.images) < 0.95 * 150 * 100
+    assert len(found.partial) + len(found.evaluated) == 150
+    for record in found.partial:
+        true = analytic_ap(record.arch)
+        assert any(o.macs <= record.macs and o.params <= record.params and o.require_ap() > true
+                   for o in found.evaluated)  # fmt: skip
+        assert record.require_ap() < found.best().require_ap()
+        assert record.stats["images"] < 100
+
+
+def test_with_every_network_seen_early_stopping_changes_no_front(tmp_path: Path) -> None:
+    """The order of evaluation then does not matter."""
+    space = litepose_native(
+        base=get_arch("litepose-xs"), joints=14, resolutions=(256,), multipliers=(1.0, 0.5)
+    )
+    results = [
+        search(
+            space,
+            Staged(),
+            storage=tmp_path / f"{stop}.journal",
+            trials=10**4,
+            population=40,
+            early_stop=stop,
+        )
+        for stop in (False, True)
+    ]
+    assert [r.stopped for r in results] == ["exhausted", "exhausted"]
+    assert len(results[1].partial) > 50 and not results[0].partial
+    fronts = [[(r.arch.id, r.ap) for r in result.front()] for result in results]
+    assert fronts[0] == fronts[1]
+    assert results[0].best().arch == results[1].best().arch
+
+
+def test_rivals_are_of_earlier_generations_and_cost_no_more(tmp_path: Path) -> None:
+    class Watched(Staged):
+        def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+            rivals[arch.id] = rival
+            return super().evaluate(arch, rival)
+
+    rivals: dict[str, Mapping[str, float] | None] = {}
+    result = run(
+        tmp_path / "a.journal", Watched(), early_stop=True, trials=40, constraints=(), pricers=[MacsPricer()]
+    )
+    ap = {r.arch.id: r.require_ap() for r in (*result.evaluated, *result.partial)}
+    for record in result.records:
+        earlier = [
+            other
+            for other in result.evaluated
+            if other.generation < record.generation
+            and other.macs <= record.macs
+            and other.params <= record.params
+            and other.latency_ms["toy"] <= record.latency_ms["toy"]
+        ]
+        expected = max((other.require_ap() for other in earlier), default=None)
+        given_rival = rivals[record.arch.id]
+        assert (None if given_rival is None else given_rival["AP"]) == expected
+    assert any(rivals.values()) and len(ap) == 40
+
+
+def test_a_stopped_network_is_told_and_kept_as_such(tmp_path: Path) -> None:
+    result = run(tmp_path / "a.journal", Staged(), early_stop=True, trials=60, constraints=())
+    assert result.partial
+    assert SearchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert [row["id"] for row in rows if row["partial"] == "1"] == [r.arch.id for r in result.partial]
+    values = {t.user_attrs["arch"]: t.values for t in trials_of(tmp_path / "a.journal") if t.values}
+    for record in result.partial:  # the sampler learns from the estimate
+        assert values[record.arch.id][0] == record.ap
+    assert not any(record.partial for record in result.front())
+    # A journal and a result from before there was stopping.
+    old = result.to_json()
+    for record in old["records"]:
+        del record["partial"]
+    assert not SearchResult.from_json(old).partial
+    assert not Evaluation.from_json({"ap": 0.5, "stats": {}, "seconds": 1}).partial
+
+
+def test_a_study_is_not_continued_with_the_other_way_of_stopping(tmp_path: Path) -> None:
+    run(tmp_path / "a.journal", Staged(), early_stop=True)
+    with pytest.raises(RunError, match="early stop is on there, absent here"):
+        run(tmp_path / "a.journal", Staged())
+
+
+def test_an_interrupted_search_stops_the_same_networks(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"early_stop": True, "trials": 48, "constraints": ()}
+    whole = run(tmp_path / "whole.journal", Staged(), **settings)
+    assert whole.partial
+
+    class Killed(Staged):
+        def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+            if len(self.asked) == 7:
+                raise Crash
+            return super().evaluate(arch, rival)
+
+    for _ in range(6):
+        with pytest.raises(Crash):
+            run(tmp_path / "cut.journal", Killed(), **settings)
+    resumed = run(tmp_path / "cut.journal", Staged(), **settings)
+    assert course(resumed) == course(whole)
+    assert [r.arch.id for r in resumed.partial] == [r.arch.id for r in whole.partial]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,17 +15,21 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, get_arch
+from supernet import evaluator as evaluator_module
 from supernet.base import Supernet
 from supernet.bn import recalibrate
 from supernet.checkpoint import load_network, save_network
-from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
 from supernet.export import export_onnx
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import evaluate
 from supernet.pose.maps import EvalConfig
+from supernet.pose.matching import Matches
+from supernet.pose.metrics import keypoint_ap
 from supernet.pose.transforms import Augmentation
 from tests.supernet import tiny
 from tests.supernet.networks import randomise
@@ -76,11 +83,18 @@ def truth(supernet: Supernet) -> PoseDataset:
     calibration = CalibrationImages(tiny.people(6, 1), 6, 0)
     arch = archs()[0]
     found = SubnetEvaluator(supernet, calibration, drawn, CONFIG).evaluate(arch).detections
+    return with_people(drawn, found)
+
+
+def with_people(drawn: PoseDataset, found: list[dict[str, Any]], shaken: float = 0.0) -> PoseDataset:
+    """Return a data set whose people are those found in its pictures, joints off by so many pixels."""
+    rng = np.random.default_rng(0)
     content = drawn.ground_truth()
     content["annotations"] = []
     for image_id in drawn.ids:
         for place, detection in enumerate([d for d in found if d["image_id"] == image_id][:3]):
             joints = np.array(detection["keypoints"]).reshape(-1, 3)
+            joints[:, :2] += rng.normal(0, shaken, joints[:, :2].shape)
             joints[:, 2] = 2
             low, high = joints[:, :2].min(axis=0), joints[:, :2].max(axis=0)
             content["annotations"].append(
@@ -213,6 +227,178 @@ def test_progress_is_told(evaluator: SubnetEvaluator) -> None:
 def test_an_arch_of_another_space_is_refused(evaluator: SubnetEvaluator) -> None:
     with pytest.raises(InputError, match="does not fit"):
         evaluator.evaluate(get_arch("litepose-s"))
+
+
+# -- how the machine is used -------------------------------------------------------------------------------
+
+
+def test_pictures_are_read_once_for_all_archs_of_a_resolution(supernet: Supernet) -> None:
+    held_out = Spy.of(5, 2)
+    evaluator = SubnetEvaluator(supernet, CalibrationImages(tiny.people(6, 1), 4, 0), held_out, CONFIG)
+    for arch in archs():
+        evaluator.evaluate(arch.replace(resolution=64))
+    assert held_out.looked == Counter(held_out.ids)
+
+
+def test_what_is_found_depends_on_no_threads_and_no_processes(
+    evaluator: SubnetEvaluator, supernet: Supernet, truth: PoseDataset
+) -> None:
+    expected = evaluator.evaluate(archs()[2])
+    torch.set_num_threads(2)
+    try:
+        assert evaluator.evaluate(archs()[2]).detections == expected.detections
+    finally:
+        torch.set_num_threads(1)
+    other = SubnetEvaluator(supernet, evaluator.calibration, truth, CONFIG, decode_workers=1)
+    assert other.evaluate(archs()[2]).detections == expected.detections
+    other.close()
+    assert other.evaluate(archs()[2]).stats == expected.stats  # new processes
+    unpacked = pickle.loads(pickle.dumps(other))
+    other.close()
+    other.close()
+    assert unpacked.decode_workers == 1
+    unpacked.decode_workers = 0
+    assert unpacked.evaluate(archs()[2]).detections == expected.detections
+
+
+def test_an_evaluator_that_is_forgotten_leaves_no_process(supernet: Supernet, truth: PoseDataset) -> None:
+    calibration = CalibrationImages(tiny.people(6, 1), 2, 0)
+    forgotten = SubnetEvaluator(supernet, calibration, truth, CONFIG, decode_workers=1)
+    forgotten.evaluate(archs()[1])
+    assert forgotten._workers is not None
+    (process,) = forgotten._workers._pool._processes.values()
+    assert process.is_alive()
+    del forgotten
+    gc.collect()
+    process.join(20)
+    assert not process.is_alive()
+
+
+def test_processes_where_they_pay(supernet: Supernet, truth: PoseDataset) -> None:
+    assert SubnetEvaluator(supernet, CalibrationImages(truth, 2, 0), truth, CONFIG).decode_workers == 0
+    cores = len(os.sched_getaffinity(0))
+    assert evaluator_module._default_workers(torch.device("cuda")) == min(8, cores - 1)
+
+
+# -- early stopping ----------------------------------------------------------------------------------------
+
+HASTY = EarlyStop(least=1, resamples=300)
+
+
+@pytest.fixture(scope="module")
+def many(supernet: Supernet) -> PoseDataset:
+    """As many pictures as intervals need: what the first arch finds, with joints that are a little off."""
+    drawn = tiny.people(48, 5)
+    found = SubnetEvaluator(supernet, CalibrationImages(tiny.people(6, 1), 6, 0), drawn, CONFIG)
+    return with_people(drawn, found.evaluate(archs()[0]).detections, 3.0)
+
+
+def stopping(supernet: Supernet, data: PoseDataset, rule: EarlyStop | None) -> SubnetEvaluator:
+    calibration = CalibrationImages(tiny.people(6, 1), 6, 0)
+    return SubnetEvaluator(supernet, calibration, data, CONFIG, early_stop=rule)
+
+
+def test_without_a_rival_nothing_stops_and_the_shares_are_kept(supernet: Supernet, many: PoseDataset) -> None:
+    plain = stopping(supernet, many, None).evaluate(archs()[0])
+    evaluator = stopping(supernet, many, HASTY)
+    told: list[tuple[int, int]] = []
+    result = evaluator.evaluate(archs()[0], progress=lambda *each: told.append(each))
+    assert told[-1] == (48, 48) and [done for done, _ in told] == sorted(done for done, _ in told)
+    shares = {name: result.stats[name] for name in ("AP@0.25", "AP@0.5")}
+    assert {name: value for name, value in result.stats.items() if name not in shares} == plain.stats
+    assert result.detections == plain.detections
+    assert (result.partial, result.images, result.estimate) == (False, 48, plain.stats["AP"])
+    # Each share is the AP of its images by the official evaluator.
+    for name, share in shares.items():
+        ids = HASTY.order(many.ids)[: round(48 * float(name.removeprefix("AP@")))]
+        chosen = [each for each in plain.detections if each["image_id"] in set(ids)]
+        official = keypoint_ap(many.ground_truth(ids), chosen, many.skeleton.sigmas)["AP"]
+        assert share == pytest.approx(official, abs=1e-9)
+
+
+def test_a_network_that_surely_loses_is_stopped_and_only_that(supernet: Supernet, many: PoseDataset) -> None:
+    evaluator = stopping(supernet, many, HASTY)
+    best = evaluator.evaluate(archs()[0])
+    whole = evaluator.evaluate(archs()[1])
+    assert best.stats["AP@0.25"] > whole.stats["AP@0.25"] + 0.3
+    stopped = evaluator.evaluate(archs()[1], rival=best.stats)
+    assert (stopped.partial, stopped.images) == (True, 12)
+    assert stopped.estimate < best.stats["AP"]
+    share = whole.stats["AP@0.25"] / best.stats["AP@0.25"]
+    assert stopped.estimate == pytest.approx(best.stats["AP"] * share)
+    assert stopped.stats["AP"] == stopped.stats["AP@0.25"] == whole.stats["AP@0.25"]
+    assert {each["image_id"] for each in stopped.detections} <= set(HASTY.order(many.ids)[:12])
+    # Its equal and its better are not, nor one whose rival was measured otherwise.
+    equal = evaluator.evaluate(archs()[0], rival=best.stats)
+    assert (equal.stats, equal.detections, equal.partial) == (best.stats, best.detections, False)
+    assert not evaluator.evaluate(archs()[0], rival=whole.stats).partial
+    assert not evaluator.evaluate(archs()[1], rival={"AP": 0.9}).partial
+    assert not stopping(supernet, many, None).evaluate(archs()[1], rival=best.stats).partial
+
+
+def test_few_images_are_not_judged() -> None:
+    rule = EarlyStop(shares=(0.1, 0.25, 0.5), least=20)
+    assert rule.looks(100) == {"AP@0.25": 25, "AP@0.5": 50}
+    assert rule.looks(30) == {}
+    assert EarlyStop(least=1).looks(3) == {"AP@0.25": 1, "AP@0.5": 2}
+    assert rule.order(range(50)) == rule.order(range(50)) != list(range(50))
+    assert sorted(rule.order(range(50))) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"shares": ()}, "ascending shares"),
+        ({"shares": (0.5, 0.25)}, "ascending shares"),
+        ({"shares": (0.5, 1.0)}, "between 0 and 1"),
+        ({"level": 0.0}, "between 0 and .5, not 0.0"),
+        ({"resamples": 0}, "at least 1"),
+        ({"least": 0}, "at least 1"),
+    ],
+)
+def test_rules_of_stopping_that_make_no_sense(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        EarlyStop(**wrong)
+
+
+def simulated(rng: np.random.Generator, hard: NDArray[np.float64], alike: float, level: float) -> Matches:
+    """Return matches of a network on images of three people each, of whom some are harder to find."""
+    own = rng.normal(size=hard.shape)
+    oks = 1 / (1 + np.exp(-level - 1.2 * (np.sqrt(alike) * hard + np.sqrt(1 - alike) * own)))
+    order = np.argsort(-(oks + rng.normal(0, 0.15, oks.shape)).ravel(), kind="stable")
+    right = np.stack([oks.ravel()[order] >= np.linspace(0.5, 0.95, 10)[:, None]] * 3)
+    images, people = hard.shape
+    return Matches(
+        protocol="coco",
+        image_ids=np.arange(images),
+        image=np.repeat(np.arange(images), people)[order],
+        right=right,
+        ignored=np.zeros_like(right),
+        people=np.full((3, images), people),
+        levels={},
+    )
+
+
+@pytest.mark.parametrize(("worse", "alike"), [(0.0, 0.5), (0.0, 0.0), (0.8, 0.5)])
+def test_stops_are_hardly_ever_wrong(worse: float, alike: float) -> None:
+    """How often a network is stopped that would have been no worse than its rival on all images.
+
+    ``alike`` is how much two networks agree in what they find hard; subnets of one supernet agree much.
+    """
+    rng, rule = np.random.default_rng(3), EarlyStop(resamples=400)
+    images, trials, wrong, stopped = 80, 60, 0, 0
+    for _ in range(trials):
+        hard = 0.8 * rng.normal(size=(images, 1)) + 0.6 * rng.normal(size=(images, 3))
+        rival, network = (simulated(rng, hard, alike, 0.9 - change) for change in (0, worse))
+        looks = rule.looks(images)
+        lost = any(
+            rule.lost(network.subset(range(n)), rival.subset(range(n)).stats()["AP"], len(looks))
+            for n in looks.values()
+        )
+        stopped += lost
+        wrong += lost and network.ap()[0] >= rival.ap()[0]
+    assert wrong <= 1  # 1% of 60, and one more by chance
+    assert stopped >= 0.9 * trials if worse else stopped <= 0.15 * trials
 
 
 # -- calibration images ------------------------------------------------------------------------------------
