@@ -1,0 +1,310 @@
+"""One candidate of a search: extracted, recalibrated, scored. The naive loop against ``SubnetEvaluator``.
+
+The naive loop takes one picture at a time: it reads and resizes the file, runs the eager network on it,
+groups people with whole-map operations per joint and person, and scores with pycocotools. It recalibrates
+batch norm on the same pictures in the same batches as ours (a subnet's statistics are those of large
+batches), layer by layer in torch's default layout.
+
+Without data of one's own, people are drawn into JPEG files, and the supernet is a random one that is built to
+behave like a trained one: the heads are scaled so that some people are found in each picture, later channels
+matter less, so that narrow networks resemble the widest, and what that one finds, shaken, is the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _common import Case, parser, tell
+from _plain_decode import plain_decode
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from search_spaces import Arch, SearchSpace, get_arch, litepose_native
+from supernet.base import Supernet
+from supernet.checkpoint import import_research
+from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.importance import order_channels_by_importance
+from supernet.pose.dataset import PoseDataset
+from supernet.pose.decode import GroupingConfig
+from supernet.pose.evaluate import scored_joints
+from supernet.pose.maps import EvalConfig
+from supernet.pose.skeleton import get_skeleton
+from supernet.pose.synthetic import SyntheticPeople
+from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, resize_for_eval
+from supernet.registry import build_supernet
+
+SIZE = (480, 640)
+TOLERANCE = 5e-4
+NOTES = (
+    "*Baseline*: per candidate the naive loop: extraction, recalibration, then one picture at a time: file"
+    " read and resized, eager network in torch's default layout, grouping with whole-map operations,"
+    " pycocotools. Recalibration sees the same pictures in the same batches both ways (a subnet's statistics"
+    " are those of large batches); they are prepared once. *Ours*: `SubnetEvaluator` in the state of a search"
+    " that has evaluated a candidate of the resolution before, so that resized pictures are there.",
+)
+
+
+# -- The naive loop ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def plain_recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Replace running statistics by those of all images, pooled over the batches."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    sums = {layer: [0.0, torch.zeros(()), torch.zeros(())] for layer in layers}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)
+        assert layer.running_mean is not None and layer.running_var is not None
+        count = inputs[0].numel() // inputs[0].shape[1]
+        mean, variance = layer.running_mean.double(), layer.running_var.double() * (count - 1) / count
+        total = sums[layer]
+        sums[layer] = [total[0] + count, total[1] + mean * count, total[2] + (variance + mean**2) * count]
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    network.eval()
+    for layer in layers:
+        layer.train()
+        layer.momentum = 1.0
+    for batch in batches:
+        network(batch.contiguous())
+    for layer, (count, first, second) in sums.items():
+        assert layer.running_mean is not None and layer.running_var is not None
+        layer.running_mean.copy_(first / count)
+        layer.running_var.copy_((second / count - (first / count) ** 2) * count / (count - 1))
+    for hook in hooks:
+        hook.remove()
+    network.eval()
+
+
+def plain_ap(dataset: PoseDataset, detections: list[dict[str, Any]]) -> float:
+    """Return pycocotools' AP over the joints that the data set annotates."""
+    joints = scored_joints(dataset) or list(range(len(dataset.skeleton)))
+    truth = copy.deepcopy(dataset.ground_truth())
+    for annotation in truth["annotations"]:
+        points = np.array(annotation["keypoints"]).reshape(-1, 3)[joints]
+        labelled = 0 if annotation["num_keypoints"] == 0 else int((points[:, 2] > 0).sum())
+        annotation.update(keypoints=points.ravel().tolist(), num_keypoints=labelled, ignore=labelled == 0)
+    for detection in detections:
+        detection["keypoints"] = np.array(detection["keypoints"]).reshape(-1, 3)[joints].ravel().tolist()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        if not detections:
+            return 0.0
+        runner = COCOeval(coco, coco.loadRes(detections), "keypoints")
+        runner.params.kpt_oks_sigmas = np.array(dataset.skeleton.sigmas)[joints]
+        runner.evaluate()
+        runner.accumulate()
+        runner.summarize()
+    return float(runner.stats[0])
+
+
+@torch.no_grad()
+def plain_evaluate(
+    supernet: Supernet, calibration: CalibrationImages, dataset: PoseDataset, arch: Arch
+) -> float:
+    """Return the AP of one candidate, a picture at a time."""
+    resolution = arch.number("resolution")
+    network = supernet.extract(arch)
+    plain_recalibrate(network, list(calibration.batches(resolution)))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    joints = len(dataset.skeleton)
+    detections = []
+    for index, image_id in enumerate(dataset.ids):
+        image, back = resize_for_eval(dataset.load_image(index), resolution)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
+        quarter, half = network(((pixels - mean) / std)[None])
+        quarter = F.interpolate(quarter, size=half.shape[2:], mode="bilinear", align_corners=False)
+        det = ((quarter[:, :joints] + half) / 2)[0]
+        tags = quarter[0, joints:, :, :, None]
+        people, scores = plain_decode(
+            det.numpy(), tags.numpy(), GroupingConfig(), dataset.skeleton.grouping_order
+        )
+        zoom = np.array(image.shape[1::-1]) / np.array(half.shape[:1:-1])
+        for at in np.argsort(-scores, kind="stable")[:20]:
+            points = people[at, :, :3].astype(np.float64)
+            points[:, :2] = back(points[:, :2] * zoom)
+            detections.append(
+                {
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "keypoints": points.ravel().tolist(),
+                    "score": float(scores[at]),
+                }
+            )
+    return plain_ap(dataset, detections)
+
+
+# -- What is evaluated ---------------------------------------------------------------------------------------
+
+
+def drawn(count: int, seed: int, folder: Path) -> PoseDataset:
+    """Return drawn people in JPEG files, as photographs come."""
+    people = SyntheticPeople(count, seed, size=SIZE, people=(1, 5))
+    folder.mkdir(parents=True)
+    content = people.ground_truth()
+    for index, record in enumerate(content["images"]):
+        record["file_name"] = f"{record['id']}.jpg"
+        image = cv2.cvtColor(people.load_image(index), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(folder / record["file_name"]), image)
+    return PoseDataset.from_dict(content, folder)
+
+
+@torch.no_grad()
+def as_if_trained(supernet: Supernet, calibration: CalibrationImages, arch: Arch) -> None:
+    """Scale a random supernet so that later channels matter less and a few peaks per joint are found."""
+    for layer in supernet.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.mul_(torch.linspace(1.5, 0.1, layer.num_features))
+    joints = supernet.space.joints
+    network = supernet.extract(arch)
+    images = next(iter(calibration.batches(arch.number("resolution"))))
+    plain_recalibrate(network, [images])
+    quarter, half = network(images[:8])
+    det = (F.interpolate(quarter[:, :joints], size=half.shape[2:], mode="bilinear") + half) / 2
+    peaks = (det * (F.max_pool2d(det, 5, 1, 2) == det)).transpose(0, 1).flatten(1)
+    level = peaks.topk(max(1, len(images[:8]) // 2), dim=1).values[:, -1]  # a peak in every other picture
+    heat = (0.1 / level)[:, None, None, None]
+    tags = 0.2 / quarter[:, joints:].transpose(0, 1).flatten(1).std(dim=1)[:, None, None, None]
+    for name in supernet.output_layers:
+        weight = supernet.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight[:joints].mul_(heat)
+        weight[joints:].mul_(tags[: max(0, len(weight) - joints)])
+
+
+def with_truth(evaluator: SubnetEvaluator, arch: Arch, folder: Path) -> PoseDataset:
+    """Return the evaluator's pictures with what ``arch`` finds in them, shaken, as their people."""
+    rng = np.random.default_rng(0)
+    content = evaluator.dataset.ground_truth()
+    content["annotations"] = []
+    found = evaluator.evaluate(arch).detections
+    for image_id in evaluator.dataset.ids:
+        for detection in [d for d in found if d["image_id"] == image_id][:5]:
+            points = np.array(detection["keypoints"]).reshape(-1, 3)
+            points[:, 2] = 2
+            low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
+            points[:, :2] += rng.normal(0, 4, points[:, :2].shape)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": content["categories"][0]["id"],
+                    "iscrowd": 0,
+                    "bbox": [*low.tolist(), *(high - low).tolist()],
+                    "area": 0.5 * float(np.prod(high - low)),
+                    "keypoints": points.ravel().tolist(),
+                }
+            )
+    return PoseDataset.from_dict(content, folder)
+
+
+def candidates(space: SearchSpace, count: int) -> list[Arch]:
+    """Return the widest network and further ones."""
+    rng = np.random.default_rng(0)
+    return [space.largest(), *(space.sample(rng) for _ in range(count - 1))]
+
+
+def main() -> None:
+    """Run the benchmark that the command line describes."""
+    options = parser("evaluator", __doc__.splitlines()[0], repeats=3)
+    options.add_argument("--images", type=int, default=40, help="pictures that AP is measured on")
+    options.add_argument("--calibration", type=int, default=64, help="pictures for BN statistics")
+    options.add_argument("--resolution", type=int, default=256)
+    options.add_argument("--base", default="litepose-xs", help="named arch that the space is built around")
+    options.add_argument("--candidates", type=int, default=2)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--weights", type=Path, help="research checkpoint (14 joints) of the base")
+    options.add_argument(
+        "--data",
+        type=Path,
+        help="folder with annotations/person_keypoints_{train,val}.json and images/{train,val}",
+    )
+    given = options.parse_args()
+    if min(given.images, given.calibration, given.candidates, given.threads) < 1 or given.resolution % 64:
+        options.error(
+            "--images, --calibration, --candidates, --threads are at least 1, --resolution a multiple of 64"
+        )
+    if (given.weights is None) != (given.data is None):
+        options.error("--weights and --data go together: other networks find nobody in photographs")
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.data is None:
+            joints = 17
+            train = drawn(given.calibration, 1, Path(scratch, "train"))
+            val = drawn(given.images, 2, Path(scratch, "val"))
+        else:
+            skeleton = get_skeleton("crowdpose14")
+            joints = len(skeleton)
+            train, val = (
+                PoseDataset(
+                    given.data / f"annotations/person_keypoints_{part}.json",
+                    given.data / "images" / part,
+                    skeleton,
+                ).with_people()
+                for part in ("train", "val")
+            )
+            val = val.subset(val.ids[: given.images])
+        space = litepose_native(
+            base=get_arch(given.base),
+            joints=joints,
+            resolutions=(given.resolution,),
+            multipliers=(1.0, 0.75, 0.5),
+        )
+        archs = candidates(space, given.candidates)
+        calibration = CalibrationImages(train, given.calibration, 0, Augmentation())
+        supernet = build_supernet(space, torch.Generator().manual_seed(0)).eval()
+        config = EvalConfig(given.resolution)
+        if given.weights is not None:
+            network = import_research(given.weights, given.resolution)
+            supernet.load_plain(order_channels_by_importance(network))
+        else:
+            as_if_trained(supernet, calibration, archs[0])
+            val = with_truth(
+                SubnetEvaluator(supernet, calibration, val, config), archs[0], Path(scratch, "val")
+            )
+        evaluator = SubnetEvaluator(supernet, calibration, val, config)
+        found: dict[str, Any] = {}
+
+        def agree(plain: list[float], ours: list[float]) -> str | None:
+            found["ap"] = [{"baseline": a, "ours": b} for a, b in zip(plain, ours, strict=True)]
+            worst = max(abs(a - b) for a, b in zip(plain, ours, strict=True))
+            found["largest_ap_difference"] = worst
+            print("AP, baseline and ours:", ", ".join(f"{a:.5f} {b:.5f}" for a, b in zip(plain, ours)))
+            return None if worst <= TOLERANCE else f"APs differ by {worst:.5f}"
+
+        case = Case(
+            f"{given.base} at {given.resolution} px",
+            lambda: [plain_evaluate(supernet, calibration, val, arch) for arch in archs],
+            lambda: [evaluator.evaluate(arch).stats["AP"] for arch in archs],
+            agree,
+            len(archs),
+        )
+        tell(
+            "evaluator",
+            "One candidate of a search",
+            f"{len(archs)} candidates, {len(val)} pictures, {given.calibration} for BN statistics,"
+            f" {given.threads} threads",
+            [case],
+            options,
+            given,
+            notes=NOTES,
+            further=found,
+        )
+
+
+if __name__ == "__main__":
+    main()
