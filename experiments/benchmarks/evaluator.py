@@ -213,9 +213,15 @@ def with_truth(evaluator: SubnetEvaluator, arch: Arch, folder: Path) -> PoseData
 
 
 def candidates(space: SearchSpace, count: int) -> list[Arch]:
-    """Return the widest network and further ones."""
-    rng = np.random.default_rng(0)
-    return [space.largest(), *(space.sample(rng) for _ in range(count - 1))]
+    """Return the widest network, and those with one of its values a step smaller, from the head backwards."""
+    widest = space.encode(space.largest())
+    found = [space.largest()]
+    for gene in reversed(range(len(widest))):
+        if widest[gene] > 0:
+            smaller = widest.copy()
+            smaller[gene] -= 1
+            found.append(space.decode(smaller))
+    return found[:count]
 
 
 def main() -> None:
