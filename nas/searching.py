@@ -100,7 +100,9 @@ def _fingerprint(path: Path) -> str:
 def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
     """Return what the APs of a search rest on; those of different contexts are not comparable."""
     settings = to_plain(run.recipe.evaluate)
-    del settings["decode_workers"]  # no AP depends on it
+    # No AP of all images depends on them; that a study stops early is kept with the study.
+    for name in ("decode_workers", "early_stop"):
+        del settings[name]
     return {
         "supernet": _fingerprint(run.best),
         "evaluation": str(settings),

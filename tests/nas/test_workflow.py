@@ -517,7 +517,10 @@ def test_emitting_leaves_out_studies_whose_aps_were_measured_otherwise(
     changed = ("--set", "evaluate.flip=true", "--name", "flip")
     assert call("search", "run", "--evaluations", 2, *changed).code == 0
     run = RunDirectory.open(trained)
-    for name, ap in (("own", 0.1), ("flip", 0.9)):
+    # How a search ends evaluations changes no AP that is chosen by.
+    stopping = ("--set", "evaluate.early_stop=true", "--name", "stopping")
+    assert call("search", "run", "--evaluations", 2, *stopping).code == 0
+    for name, ap in (("own", 0.1), ("flip", 0.9), ("stopping", 0.2)):
         path = trained / "search" / name / "result.json"
         value = json.loads(path.read_text())
         for record in value["records"]:
@@ -528,10 +531,10 @@ def test_emitting_leaves_out_studies_whose_aps_were_measured_otherwise(
     from nas.searching import search_context
 
     context = search_context(run, open_datasets(run.recipe))
-    assert choose_record(run, (), context=context)[1] == "own"
+    assert choose_record(run, (), context=context)[1] == "stopping"
     assert choose_record(run, (), "flip", context=context)[1] == "flip"
     told = call("emit", "run", "-o", "net", "--json")
-    assert told.json["chosen"]["by"] == "search 'own'"
+    assert told.json["chosen"]["by"] == "search 'stopping'"
     assert "the study 'flip' was made with another evaluation; it is left out" in told.err
 
 
