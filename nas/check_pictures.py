@@ -243,11 +243,10 @@ def _draw_joints(panel: Axes, joints: Mapping[str, Mapping[str, int]]) -> None:
         start += share
     panel.invert_yaxis()
     panel.set_xlim(0, 1)
-    _panel(panel, "Joints of labelled people", "share of people", axis="x")
+    _panel(panel, "Joints", "share of people", axis="x")
     panel.tick_params(axis="y", labelsize=8, length=0)
     panel.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=3,
                  borderaxespad=0.2, columnspacing=0.9, handlelength=1.0)  # fmt: skip
-    panel.set_title("Joints", loc="left")
 
 
 def _draw_counts(panel: Axes, counts: Mapping[int, int]) -> None:

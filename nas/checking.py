@@ -300,6 +300,8 @@ def print_result(result: CheckResult) -> None:
         for severity in ("error", "warning")
     }
     verdict = "can be trained on and scored" if result.sound else "would be refused or scored wrongly"
+    if result.sound and any(each.code in ("images-unseen", "pixels-unseen") for each in result.findings):
+        verdict += ", as far as can be told without decoding the images"
     print(f"{counts['error']} kinds of errors, {counts['warning']} of warnings: the data {verdict}")
 
 

@@ -280,6 +280,7 @@ class _Walk:
             self._annotation(row, picture)
         for number, count in others.items():
             self.found.add("category-other", Example(f"{count} of category {number}"), count)
+        self._nobody()
         self._joints_never()
         self._fractions()
         self._corners()
@@ -426,6 +427,14 @@ class _Walk:
             self.found.add("joints-stacked", Example(text, weight=float(count), **place))
 
     # -- what only the whole shows
+
+    def _nobody(self) -> None:
+        if self.mapping is None or self.found.has_errors():  # which may be why nobody is left
+            return
+        wanted = self.mapping[self.mapping >= 0]
+        if not any(each.labelled and (each.keypoints[wanted, 2] > 0).any() for each in self.people):
+            text = f"{len(self.pictures):,} images, {len(self.people):,} annotations of people"
+            self.found.add("nobody", Example(text))
 
     def _joints_never(self) -> None:
         labelled = [each.keypoints for each in self.people if each.labelled]

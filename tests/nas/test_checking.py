@@ -62,7 +62,11 @@ def test_sound_data(check: Callable[..., Outcome], drawn: Path) -> None:
     assert told.code == 0
     assert "contents of data" in told.out and "left_shoulder" in told.out
     assert "0 kinds of errors" in told.out and "can be trained on and scored" in told.out
+    assert "as far as can be told" not in told.out
     assert "images of data: 12/12" in told.err
+    for unseen in (["--images", train / "images", "--no-pixels"], []):
+        told = check(train / "annotations.json", *unseen)
+        assert told.code == 0 and "as far as can be told without decoding the images" in told.out
 
 
 def test_a_broken_copy(check: Callable[..., Outcome], copied: Path, tmp_path: Path) -> None:
@@ -182,12 +186,18 @@ def test_a_recipe_whose_sets_share_files(check: Callable[..., Outcome], copied: 
 
 
 def test_what_only_the_whole_shows_is_told(copied: Path, tmp_path: Path) -> None:
-    """Each set is sound alone, but there is nobody in val."""
+    """Each set is sound alone, but of so few images so small a share is none."""
+    result = check_recipe(load_recipe(recipe(tmp_path, copied, search_fraction=1e-9)))
+    assert not any(part.report.errors for part in result.parts.values())
+    assert "split part 'search'" in result.refused and "is empty" in result.refused
+    assert not result.sound and result.to_json()["refused"] == result.refused
+
+
+def test_a_data_set_without_people_is_an_error(copied: Path, tmp_path: Path) -> None:
     change(copied / "val/annotations.json", lambda value: value.update(annotations=[]))
     result = check_recipe(load_recipe(recipe(tmp_path, copied)))
-    assert not any(part.report.errors for part in result.parts.values())
-    assert "shows no person with keypoints, so AP is undefined" in result.refused
-    assert not result.sound and result.to_json()["refused"] == result.refused
+    assert [each.code for each in result.findings if each.severity == "error"] == ["nobody"]
+    assert not result.refused and not result.sound
 
 
 @pytest.mark.parametrize(
