@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,8 @@ _SIDE: Final = 32
 _BANDS: Final = 8
 _MOST_BITS: Final = _BANDS - 1
 """Hashes that differ in at most this many bits agree in one of the bands, which is how they are found."""
+_AT_ONCE: Final = 64
+"""Thumbnails that are worked on at once."""
 _LARGEST_DIFFERENCE: Final = 6.0
 """Mean absolute difference of two alike pictures' thumbnails, of 255 levels."""
 _LEAST_CONTRAST: Final = 8.0
@@ -91,10 +92,13 @@ def _cosines() -> NDArray[np.float64]:
 
 def _hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return 64 bits per thumbnail: which of its low frequencies are above their median."""
-    low = np.einsum("ai,nij,bj->nab", _cosines(), thumbnails.astype(np.float64), _cosines(), optimize=True)
-    flat = low.reshape(len(low), 64)
-    bits = flat > np.median(flat, axis=1, keepdims=True)
-    return np.packbits(bits, axis=1).view(np.uint64).ravel()
+    hashes = np.empty(len(thumbnails), dtype=np.uint64)
+    for start in range(0, len(thumbnails), _AT_ONCE):
+        some = thumbnails[start : start + _AT_ONCE].astype(np.float64)
+        flat = (_cosines() @ some @ _cosines().T).reshape(len(some), 64)
+        bits = flat > np.median(flat, axis=1, keepdims=True)
+        hashes[start : start + len(some)] = np.packbits(bits, axis=1).view(np.uint64).ravel()
+    return hashes
 
 
 _KEYS: Final[Mapping[Kind, Callable[[Print], object]]] = {
@@ -142,30 +146,45 @@ def likeness(first: Sequence[Print], second: Sequence[Print] | None = None) -> l
 
 
 def _alike(first: Sequence[Print], second: Sequence[Print], within: bool) -> list[tuple[int, int]]:
-    """Return pairs of positions whose pictures look the same."""
+    """Return for each position of ``first`` one of ``second`` whose picture looks the same."""
     mine, my_thumbnails = _telling(first)
     theirs, their_thumbnails = (mine, my_thumbnails) if within else _telling(second)
     if not len(mine) or not len(theirs):
         return []
     my_hashes = _hashes(my_thumbnails)
     their_hashes = my_hashes if within else _hashes(their_thumbnails)
-    candidates: set[tuple[int, int]] = set()
-    for band in range(_BANDS):
-        buckets: defaultdict[int, list[int]] = defaultdict(list)
-        shift, low = np.uint64(64 // _BANDS * band), np.uint64(2 ** (64 // _BANDS) - 1)
-        for place, key in enumerate(((their_hashes >> shift) & low).tolist()):
-            buckets[key].append(place)
-        for place, key in enumerate(((my_hashes >> shift) & low).tolist()):
-            near = np.array([each for each in buckets[key] if not within or each < place], dtype=np.int64)
-            if len(near):
-                bits = np.bitwise_count(their_hashes[near] ^ my_hashes[place])
-                candidates.update((place, other) for other in near[bits <= _MOST_BITS].tolist())
+    shifts = np.arange(0, 64, 64 // _BANDS, dtype=np.uint64)[:, None]
+    low = np.uint64(2 ** (64 // _BANDS) - 1)
+    my_keys, their_keys = ((hashes >> shifts & low).astype(np.int64) for hashes in (my_hashes, their_hashes))
+    # Per band the places in the order of their keys, and where each key's begin.
+    orders = np.argsort(their_keys, axis=1, kind="stable")
+    ordered = their_hashes[orders]
+    begins = np.stack([np.searchsorted(np.sort(keys), np.arange(int(low) + 2)) for keys in their_keys])
+    ranks = np.argsort(orders, axis=1) if within else None
     pairs = []
-    for one, other in sorted(candidates):
-        difference = my_thumbnails[one].astype(np.int16) - their_thumbnails[other]
-        if np.abs(difference).mean() <= _LARGEST_DIFFERENCE:
-            pairs.append((int(mine[one]), int(theirs[other])))
+    for place, code in enumerate(my_hashes):
+        for band, key in enumerate(my_keys[:, place].tolist()):
+            begin = begins[band, key]
+            end = begins[band, key + 1] if ranks is None else ranks[band, place]  # within: those before it
+            bits = np.bitwise_count(ordered[band, begin:end] ^ code)
+            near = orders[band, begin:end][bits <= _MOST_BITS]
+            other = _first_alike(my_thumbnails[place], their_thumbnails, near)
+            if other is not None:
+                pairs.append((int(mine[place]), int(theirs[other])))
+                break  # one is enough: in a film any two frames may be alike
     return pairs
+
+
+def _first_alike(
+    thumbnail: NDArray[np.uint8], thumbnails: NDArray[np.uint8], places: NDArray[np.int64]
+) -> int | None:
+    """Return the first of ``places`` whose thumbnail is nearly ``thumbnail``."""
+    for some in np.split(places, range(_AT_ONCE, len(places), _AT_ONCE)):
+        difference = np.abs(thumbnail.astype(np.int16) - thumbnails[some]).mean(axis=(1, 2))
+        alike = np.flatnonzero(difference <= _LARGEST_DIFFERENCE)
+        if len(alike):
+            return int(some[alike[0]])
+    return None
 
 
 def _telling(prints: Sequence[Print]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

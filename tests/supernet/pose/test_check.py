@@ -134,6 +134,9 @@ FLAWS: list[tuple[str, Change, str]] = [
      "at least three x, y"),
     ("fractions", lambda value: [a.update(keypoints=[0.5, 0.25, 2] * 5) for a in value["annotations"]],
      r"no joint is beyond 1, 1; annotation 11 has one at \[0.5, 0.25\]"),
+    ("nobody", lambda value: value["annotations"].clear(), "2 images, 0 annotations of people"),
+    ("nobody", lambda value: [a.update(keypoints=[0] * 15, num_keypoints=0) for a in value["annotations"]],
+     "2 images, 2 annotations of people"),
 ]  # fmt: skip
 WARNINGS: list[tuple[str, Change, str]] = [
     ("flip-pairs", lambda value: value["categories"][0]["keypoints"].__setitem__(2, "tail"), "left_hand"),
@@ -424,6 +427,13 @@ class TestLikeness:
     def test_different_pictures_are_not(self) -> None:
         prints = [image_print(n, Path(f"{n}"), b"%d" % n, picture(n)) for n in range(300)]
         assert likeness(prints) == []
+
+    def test_frames_of_a_film_are_told_once_each(self) -> None:
+        """Thousands of frames may all look the same: work and memory must not grow with their pairs."""
+        still = picture(0)
+        frames = [still ^ np.uint8(number & 1) for number in range(3000)]
+        prints = [image_print(n, Path(f"{n}"), b"%d" % n, frame) for n, frame in enumerate(frames)]
+        assert [(match.first, match.second) for match in likeness(prints)] == [(n, 0) for n in range(1, 3000)]
 
     def test_blank_pictures_tell_nothing(self) -> None:
         blank = np.zeros((64, 64, 3), np.uint8)
