@@ -271,11 +271,17 @@ class PoseDataset:
         return digest.hexdigest()[:12]
 
     def files(self) -> dict[Path, str]:
-        """Return the file names of the data set by their paths; empty for images in memory."""
+        """Return the file names of the data set by their true paths; empty for images in memory."""
         if not isinstance(self._source, Path):
             return {}
-        folder = self._source.resolve()
-        return {folder / self.file_name(i): self.file_name(i) for i in range(len(self))}
+        folders: dict[Path, Path] = {}
+        files: dict[Path, str] = {}
+        for name in map(self.file_name, range(len(self))):
+            path = self._source / name
+            if path.parent not in folders:
+                folders[path.parent] = path.parent.resolve()
+            files[path.resolve() if path.is_symlink() else folders[path.parent] / path.name] = name
+        return files
 
     def file_name(self, index: int) -> str:
         """Return the file name of the ``index``-th image."""

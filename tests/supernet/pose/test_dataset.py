@@ -109,6 +109,14 @@ class TestReading:
         assert data.files() == linked.files() == {folder.resolve() / n: n for n in ("a.png", "b.png")}
         assert many(2).files() == {}
 
+    def test_links_and_detours_do_not_hide_a_file(self, folder: Path) -> None:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b.png").symlink_to(folder / "b.png")
+        moved = content()
+        for image, name in zip(moved["images"], ("sub/b.png", "sub/../a.png"), strict=True):
+            image["file_name"] = name
+        assert set(open_file(folder, moved).files()) == set(open_file(folder, content()).files())
+
     def test_crowds_and_people_without_joints_are_masked(self, folder: Path) -> None:
         mask = open_file(folder, content()).load(1).mask
         expected = np.ones((40, 60), np.bool_)
