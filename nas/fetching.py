@@ -448,6 +448,8 @@ def run_fetch(
     name, source = find_public_data(data_set)
     folder = output or Path("data") / name
     wanted = None if parts is None else [part.strip() for part in parts.split(",") if part.strip()]
+    if wanted == []:
+        raise InputError(f"--parts names no part; known: {', '.join(source.parts)}")
     if not only_list:
         fetched = fetch(source, name, folder, parts=wanted, keep_archives=keep_archives, mirror=mirror)
         note(

@@ -651,6 +651,15 @@ def test_list_tells_all_and_writes_nothing(
     assert facts["recipe"] == {} and facts["check"] == []
 
 
+@pytest.mark.parametrize("parts", ["", " , "])
+def test_no_part_is_not_everything(
+    parts: str, described: Path, nas_: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    told = nas_("data", "fetch", described, "--output", tmp_path / "here", "--parts", parts)
+    assert told.code == 2 and "--parts names no part; known: annotations" in told.err
+    assert not (tmp_path / "here").exists()
+
+
 def test_json_tells_what_was_fetched(described: Path, nas_: Callable[..., Outcome], tmp_path: Path) -> None:
     told = nas_("data", "fetch", described, "-o", tmp_path / "here", "--json")
     assert told.code == 0
