@@ -109,7 +109,6 @@ class GroupingConfig:
         if self.adjust not in get_args(Adjustment):
             raise InputError(
                 f"grouping: adjust is one of {', '.join(get_args(Adjustment))}, not {self.adjust!r}"
-                + (" (true is 'quarter' now, false 'none')" if isinstance(self.adjust, bool) else "")
             )
         if not 0.0 < self.sigma <= 100.0:
             raise InputError(f"grouping: sigma lies above 0 and is at most 100 pixels, not {self.sigma}")
@@ -556,6 +555,7 @@ def decode(
     tags: FloatArray,
     config: GroupingConfig | None = None,
     joint_order: Sequence[int] | None = None,
+    most: int | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Return the people in one image's maps.
 
@@ -570,6 +570,10 @@ def decode(
     joint_order
         Permutation of the joints in which they are grouped, e.g. ``Skeleton.grouping_order``. By default
         0, 1, 2, ...
+    most
+        People kept, those with the highest scores first; by default all, as they were found. Scores are known
+        before missing joints are filled in, which is most of the work where there are many people; so only
+        those kept are filled in.
 
     Returns
     -------
@@ -589,6 +593,9 @@ def decode(
     config = config or GroupingConfig()
     people = adjust(match(*find_peaks(det, tags, config), config, joint_order), det, config)
     scores = person_scores(people)
+    if most is not None:
+        best = np.argsort(-scores, kind="stable")[:most]
+        people, scores = people[best], scores[best]
     if config.refine:
         people = refine(people, det, tags, config)
     return people, scores
@@ -599,6 +606,7 @@ def decode_batch(
     tags: FloatArray,
     config: GroupingConfig | None = None,
     joint_order: Sequence[int] | None = None,
+    most: int | None = None,
 ) -> list[tuple[FloatArray, FloatArray]]:
     """Return the people of each image of a batch, as :func:`decode` gives them for one.
 
@@ -608,7 +616,7 @@ def decode_batch(
         Heatmaps (N, J, H, W).
     tags
         Tags (N, J, H, W, T).
-    config, joint_order
+    config, joint_order, most
         As for :func:`decode`.
 
     Raises
@@ -622,4 +630,4 @@ def decode_batch(
             f" {tags.shape}"
         )
     # One after the other: finding the peaks of all images at once is no quicker, and holds more memory.
-    return [decode(heat, tag, config, joint_order) for heat, tag in zip(det, tags, strict=True)]
+    return [decode(heat, tag, config, joint_order, most) for heat, tag in zip(det, tags, strict=True)]

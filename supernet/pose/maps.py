@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from search_spaces.errors import InputError
 from supernet.pose.decode import GroupingConfig
 
 __all__ = ["EvalConfig", "predict_maps"]
+
+
+_LARGEST_SCALE: Final = 8.0
+"""Beyond it an image needs gigabytes and the network has never seen people of that size."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,13 @@ class EvalConfig:
             )
         for scale in self.scales:
             side = scale * self.multiple
-            if not (math.isfinite(scale) and scale > 0 and side == int(side)):
+            if not (math.isfinite(scale) and 0 < scale <= _LARGEST_SCALE):
                 raise InputError(
-                    f"evaluation: every scale must be positive and make whole pixels of {self.multiple}"
+                    f"evaluation: a scale lies above 0 and is at most {_LARGEST_SCALE:g}, not at {scale}"
+                )
+            if side != int(side):
+                raise InputError(
+                    f"evaluation: every scale must make whole pixels of {self.multiple}"
                     f" ('multiple'), such as 0.5 or 1.5; {scale} makes {side:g}"
                 )
 

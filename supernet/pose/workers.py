@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
 from typing import Final, Self
@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from search_spaces.errors import InputError, RunError
-from supernet.pose.decode import FloatArray, GroupingConfig, decode, refine
+from supernet.pose.decode import FloatArray, GroupingConfig, decode_batch
 
 __all__ = ["DecodeWorkers", "Decoded", "decode_maps"]
 
@@ -69,16 +69,10 @@ def decode_maps(
     config, order
         As for :func:`supernet.pose.decode.decode`.
     most
-        People kept per image, by score. Scores are known before missing joints are filled in, which is most
-        of the work where there are many people; so only those kept are filled in.
+        People kept per image, by score; None keeps all, as they were found.
     """
     start = time.perf_counter()
-    found, bare = [], replace(config, refine=False)
-    for heat, tag in zip(det, tags, strict=True):
-        people, scores = decode(heat, tag, bare, order)
-        best = np.argsort(-scores, kind="stable")[:most]
-        people, scores = people[best], scores[best]
-        found.append((refine(people, heat, tag, config) if config.refine else people, scores))
+    found = decode_batch(det, tags, config, order, most)
     return Decoded(found, time.perf_counter() - start)
 
 

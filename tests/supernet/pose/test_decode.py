@@ -478,7 +478,7 @@ def test_inputs_are_left_alone(golden: Mapping[str, NDArray[Any]]) -> None:
         (lambda: GroupingConfig(tag_threshold=0.0), "tag_threshold must be positive"),
         (lambda: GroupingConfig(detection_threshold=-1.0), "detection_threshold"),
         (lambda: GroupingConfig(adjust="darc"), "adjust is one of none, quarter, dark, not 'darc'"),
-        (lambda: GroupingConfig(adjust=True), "true is 'quarter' now, false 'none'"),
+        (lambda: GroupingConfig(adjust=True), "adjust is one of none, quarter, dark, not True"),
         (lambda: GroupingConfig(sigma=0.0), "sigma lies above 0"),
         (lambda: decode(np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), np.float32)), "J, H, W, T"),
         (

@@ -340,9 +340,10 @@ def test_networks_and_ids_that_do_not_fit_are_named(images: Tensor) -> None:
         ((), "contain 1"),
         ((1.0, 0.5, 0.5), "different numbers"),
         ((1.0, 1.3), r"whole pixels of 64 \('multiple'\), such as 0.5 or 1.5; 1.3 makes 83.2"),
-        ((1.0, -1.0), "must be positive"),
-        ((1.0, float("nan")), "must be positive"),
-        ((1.0, float("inf")), "must be positive"),
+        ((1.0, -1.0), "lies above 0 and is at most 8"),
+        ((1.0, float("nan")), "lies above 0 and is at most 8"),
+        ((1.0, 9.0), "at most 8, not at 9.0"),
+        ((1.0, float("inf")), "lies above 0 and is at most 8"),
     ],
 )
 def test_scales_that_do_not_fit_are_named(scales: tuple[float, ...], words: str) -> None:
