@@ -112,6 +112,8 @@ def run_check(
 
     if against is None and against_images is not None:
         raise InputError("--against-images is the folder of --against; name that annotation file too")
+    if output is not None and not output.is_dir() and (output.exists() or output.is_symlink()):
+        raise InputError(f"--output is a folder for the report, and '{output}' is none")
     if source.suffix.lower() in (".yaml", ".yml") or source.is_dir():
         options = {
             "--images": images, "--skeleton": skeleton, "--category": category, "--against": against,
@@ -132,12 +134,12 @@ def run_check(
             against=None if against is None else (against, against_images),
             pixels=pixels,
         )
-    if output is not None:
-        write_report(result, output)
     if as_json:
         print_json(result.to_json())
     else:
         print_result(result)
+    if output is not None:  # last, so that a full disk does not hide what was found
+        write_report(result, output)
     return result.sound
 
 

@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 import yaml
 
 from nas.archives import members, unpack
 from nas.console import note, print_json, print_table, progress_bar
 from nas.download import Patience, download, part_of, require_room
-from nas.public_data import Part, PublicData, find_public_data
+from nas.public_data import Part, PublicData, find_public_data, is_web_address
 from search_spaces.errors import InputError, RunError, did_you_mean
 from search_spaces.files import locked, make_folder, read_json, write_json
 
@@ -169,7 +168,7 @@ def fetch(
         is in the way, or what came is not what was expected; one line says which, and what to do.
     """
     folder = Path(folder)
-    if mirror is not None and urlsplit(mirror).scheme not in ("http", "https"):
+    if mirror is not None and not is_web_address(mirror):
         raise InputError(f"--mirror takes a web address (http or https), not '{mirror}'")
     _chosen(source, name, parts)
     note(f"{source.title}\nlicence: {source.licence}\nfrom {source.homepage} to {folder}")

@@ -18,7 +18,16 @@ from nas.config import build
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.files import read_json, read_yaml
 
-__all__ = ["Part", "PublicData", "find_public_data"]
+__all__ = ["Part", "PublicData", "find_public_data", "is_web_address"]
+
+
+def is_web_address(text: str) -> bool:
+    """Whether it is the URL of a web server: http or https, and a host."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # such as half of an IPv6 address
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,7 @@ class Part:
     sources: str = ""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not is_web_address(self.url):
             raise InputError(f"'url' is a web address (http or https), not '{self.url}'")
         for path in (*self.makes, self.name):
             if safe_path(path) is None:

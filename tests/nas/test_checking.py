@@ -208,6 +208,7 @@ def test_a_data_set_without_people_is_an_error(copied: Path, tmp_path: Path) -> 
         (["."], "is no run directory"),
         (["half.json"], "is not valid JSON"),
         (["sound.json", "--images", "nowhere"], "image folder 'nowhere' does not exist"),
+        (["sound.json", "--output", "half.json"], "--output is a folder for the report"),
         (["sound.json", "--skeleton", "coco71"], "did you mean 'coco17'"),
         (["sound.json", "--against-images", "."], "--against-images is the folder of --against"),
         (["mine.yaml", "--images", "."], "a recipe says itself what --images would"),

@@ -679,6 +679,8 @@ def test_json_tells_what_was_fetched(described: Path, nas_: Callable[..., Outcom
         ("coco --parts vall", "'coco' has no part 'vall'; did you mean 'val'?"),
         ("coco --mirror example.test", "--mirror takes a web address (http or https), not 'example.test'"),
         ("coco --mirror file:///tmp", "--mirror takes a web address"),
+        ("coco --mirror http://", "--mirror takes a web address"),
+        ("coco --mirror http://[", "--mirror takes a web address"),
     ],
 )
 def test_mistakes_are_one_line(
