@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -768,7 +769,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:  # the reader of our output left: `nas spaces | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            sys.exit(_NO_READER)
         named = "" if error.filename is None else f"'{error.filename}': "
         _fail(f"{named}{error.strerror or error}")
     if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this
@@ -793,6 +794,7 @@ def _fail(message: str) -> NoReturn:
 
 
 _INTERRUPTED = 130
+_NO_READER = 128 + signal.SIGPIPE
 _ClickException = cast(
     "type[Exception]",
     next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"),

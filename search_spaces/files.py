@@ -169,7 +169,7 @@ def read_text(path: str | Path, what: str = "file") -> str:
     """
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows tools put a mark in front
     except FileNotFoundError:
         raise InputError(f"{what} '{path}' does not exist") from None
     except IsADirectoryError:

@@ -137,7 +137,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait() in (0, 1)
+    assert process.wait() == 141
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------

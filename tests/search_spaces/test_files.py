@@ -11,6 +11,7 @@ from search_spaces.files import (
     atomic_path,
     locked,
     make_folder,
+    read_json,
     remove_leftovers,
     write_json,
     write_text,
@@ -103,3 +104,9 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> Non
         each.touch()
     remove_leftovers(path)
     assert sorted(tmp_path.iterdir()) == sorted([*others, path])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "from-windows.json"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"joints": 14}')
+    assert read_json(path) == {"joints": 14}
