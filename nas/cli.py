@@ -766,8 +766,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except _ClickException as error:
         _fail(_usage(error))
+    except SystemExit as stop:  # how typer ends, with code 1, when the reader of our output left
+        if isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE:
+            sys.exit(_NO_READER)
+        raise
     except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of our output left: `nas spaces | head`
+        if error.errno == errno.EPIPE:  # `nas spaces | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_NO_READER)
         named = "" if error.filename is None else f"'{error.filename}': "
