@@ -28,7 +28,7 @@ __all__ = ["recalibrate"]
 
 _PART_PIXELS: Final = 2 * 256 * 256
 """Input pixels of a part: the same on every machine, since sums of parts are rounded."""
-_ROWS: Final = 2048
+_VALUES: Final = 4096
 """Values of a channel that torch adds up at once in single precision; ten times as many cost a digit."""
 
 
@@ -63,13 +63,18 @@ class _Moments:
 
 
 def _blocks(x: Tensor) -> list[_Block]:
-    """Return the statistics of a layer's input (n, C, ...), a few rows at a time."""
-    rows: Sequence[Tensor] = [x]
+    """Return the statistics of a layer's input (n, C, ...), a few rows of each image at a time."""
+    blocks: list[Tensor] = [x]
     if x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        rows = torch.split(x.permute(0, 2, 3, 1).flatten(0, 2), _ROWS)
+        rows = max(1, _VALUES // x.shape[3])
+        blocks = [
+            x[image : image + 1, :, top : top + rows]
+            for image in range(len(x))
+            for top in range(0, x.shape[2], rows)
+        ]
     return [
         (block.numel() // block.shape[1], *torch.batch_norm_update_stats(block, None, None, 0.0))
-        for block in rows
+        for block in blocks
     ]
 
 
