@@ -160,7 +160,9 @@ def run_search(
         supernet_data = data or open_datasets(run.recipe)
         space = run.recipe.build_space(supernet_data.skeleton)
         early_stop = run.recipe.evaluate.early_stop
-        evaluator = make_evaluator(run, supernet_data, open_supernet(run, space), early_stop=early_stop)
+        evaluator = make_evaluator(
+            run, supernet_data, open_supernet(run, space), fixed=True, early_stop=early_stop
+        )
         folder = run.study(name or study_name(constraints, sampler, seed))
         if not run.trained:
             note(f"training of '{run.folder}' is not finished; its best weights so far are searched")

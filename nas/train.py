@@ -72,9 +72,18 @@ def initialise(recipe: Recipe, space: SearchSpace) -> Supernet:
 
 
 def make_evaluator(
-    run: RunDirectory, data: Datasets, supernet: Supernet, *, on: str = "search", early_stop: bool = False
+    run: RunDirectory,
+    data: Datasets,
+    supernet: Supernet,
+    *,
+    on: str = "search",
+    fixed: bool = False,
+    early_stop: bool = False,
 ) -> SubnetEvaluator:
-    """Return the evaluator of the run's subnets on its ``search`` or ``val`` images."""
+    """Return the evaluator of the run's subnets on its ``search`` or ``val`` images.
+
+    ``fixed`` weights are trained no further, so that subnets can share what they have in common.
+    """
     recipe = run.recipe
     device = pick_device(recipe.train.device)
     supernet.to(device)
@@ -87,6 +96,7 @@ def make_evaluator(
         recipe.evaluate.at(64),
         device,
         protocol=recipe.evaluate.protocol,
+        fixed=fixed,
         early_stop=EarlyStop() if early_stop else None,
         decode_workers=recipe.evaluate.decode_workers,
     )

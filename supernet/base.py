@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,14 @@ class Subnet(nn.Module, ABC):
     @abstractmethod
     def output_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that write the network's outputs."""
+
+    def beginnings(self) -> Mapping[str, tuple[tuple[str, Any], ...]]:
+        """Return the stages, in order, that equal archs begin with, and all values that each depends on.
+
+        By the name of the module, which takes one tensor and returns one; its own values and those of the
+        stages before it. Networks of one supernet that agree in them compute the same up to there.
+        """
+        return {}
 
 
 class Supernet(nn.Module, ABC):

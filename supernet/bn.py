@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,12 +89,19 @@ class _Lockstep:
         How many parts there are.
     workers
         How many compute at the same time.
+    entering
+        Called with a part's number in the thread that computes it.
     """
 
     def __init__(
-        self, layers: Sequence[_BatchNorm], pools: Sequence[_Moments], parts: int, workers: int
+        self,
+        layers: Sequence[_BatchNorm],
+        pools: Sequence[_Moments],
+        parts: int,
+        workers: int,
+        entering: Callable[[int], None],
     ) -> None:
-        self._layers, self._pools = layers, pools
+        self._layers, self._pools, self._entering = layers, pools, entering
         self._turn = threading.Semaphore(workers)
         self._barrier = threading.Barrier(parts, self._pool_parts)
         self._place = threading.local()
@@ -130,6 +137,7 @@ class _Lockstep:
     def _part(self, network: nn.Module, place: int, part: Tensor) -> None:
         self._place.value = place
         with torch.no_grad(), self._turn:
+            self._entering(place)
             network(part)
 
     def normalise(self, number: int, x: Tensor, in_place: bool) -> Tensor:
@@ -183,7 +191,12 @@ def _standing_in(layers: Mapping[str, _BatchNorm], network: nn.Module) -> Iterat
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[Tensor], workers: int | None = None) -> int:
+def recalibrate(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    workers: int | None = None,
+    entering: Callable[[tuple[int, int]], None] | None = None,
+) -> int:
     """Replace the running statistics of every batch normalisation by those of the given images.
 
     Subnets share the statistics of their supernet, which belong to none of them; this gives a subnet its
@@ -200,6 +213,9 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], workers: int | No
     workers
         Parts of a batch that are computed at the same time on a CPU; by default torch's number of threads.
         The statistics do not depend on it.
+    entering
+        Told the batch and the part of it, by number, that goes into the network next, in the thread in which
+        it does.
 
     Returns
     -------
@@ -223,13 +239,18 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], workers: int | No
     images = 0
     try:
         with _standing_in(named, network) as steps:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 if len(batch) == 0:
                     continue
+
+                def told(part: int, number: int = number) -> None:
+                    if entering is not None:
+                        entering((number, part))
+
                 parts = _parts(batch)
                 if batch.device.type == "cpu":
                     torch.set_num_threads(1)
-                steps[:] = [_Lockstep(layers, pools, len(parts), workers or threads)]
+                steps[:] = [_Lockstep(layers, pools, len(parts), workers or threads, told)]
                 steps[0].run(network, parts)
                 images += len(batch)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import weakref
@@ -30,6 +31,7 @@ from supernet.pose.metrics import keypoint_ap
 from supernet.pose.scoring import ScoringProtocol
 from supernet.pose.transforms import Augmentation, augment, normalise
 from supernet.pose.workers import DecodeWorkers
+from supernet.shared import SharedStages
 
 __all__ = ["CalibrationImages", "EarlyStop", "SubnetEvaluator", "SubnetResult"]
 
@@ -200,6 +202,9 @@ class SubnetEvaluator:
         Where networks run.
     protocol
         ``coco`` or ``crowdpose``.
+    fixed
+        Whether the supernet's weights stay what they are, as in a search: networks that begin alike then
+        share the outputs of their first stages (on a CPU).
     early_stop
         When an evaluation that a rival is named for ends early; None never ends one.
     decode_workers
@@ -217,12 +222,14 @@ class SubnetEvaluator:
         device: torch.device | str = "cpu",
         protocol: ScoringProtocol = "coco",
         *,
+        fixed: bool = False,
         early_stop: EarlyStop | None = None,
         decode_workers: int | None = None,
     ) -> None:
         self.protocol = protocol
         self.supernet, self.calibration, self.dataset = supernet, calibration, dataset
         self.config, self.device = config, torch.device(device)
+        self.shared = SharedStages() if fixed and self.device.type == "cpu" else None
         self.early_stop = early_stop
         self.decode_workers = _default_workers(self.device) if decode_workers is None else decode_workers
         self.pictures = Pictures(dataset)
@@ -232,7 +239,13 @@ class SubnetEvaluator:
         """Return the extracted network of ``arch`` with its own BN statistics, in eval mode."""
         network = self.supernet.extract(arch)
         network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        recalibrate(network, self.calibration.batches(arch.number("resolution"), self.device))
+        resolution = arch.number("resolution")
+        batches = self.calibration.batches(resolution, self.device)
+        if self.shared is None:
+            recalibrate(network, batches)
+        else:
+            with self.shared.calibrating(network, resolution) as entering:
+                recalibrate(network, batches, entering=entering)
         network.eval()
         return network
 
@@ -257,10 +270,25 @@ class SubnetEvaluator:
         config = replace(self.config, resolution=arch.number("resolution"))
         network = fold_batchnorm(self.subnet(arch))
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        inference, looks = self._inference(), self._looks
+        with contextlib.ExitStack() as stack:
+            inference = self._inference()
+            if self.shared is not None:
+                entering = stack.enter_context(self.shared.inferring(network, config.input_grid))
+                inference = replace(inference, entering=entering)
+            return self._scored(network, config, inference, progress, rival)
+
+    def _scored(
+        self,
+        network: Subnet,
+        config: EvalConfig,
+        inference: Inference,
+        progress: Callable[[int, int], None] | None,
+        rival: Mapping[str, float] | None,
+    ) -> SubnetResult:
+        """Look at the images, share after share, and compare with the rival in between."""
         found: list[Predictions] = []
         prefixes: dict[str, float] = {}
-        for (_, done), (name, until) in pairwise([("", 0), *looks.items(), ("", len(self._order))]):
+        for (_, done), (name, until) in pairwise([("", 0), *self._looks.items(), ("", len(self._order))]):
             part = predict(
                 network,
                 self.dataset,
@@ -276,8 +304,9 @@ class SubnetEvaluator:
             ids = self._order[:until]
             matches = match_detections(*self._sides(ids, _detections(found, ids)))
             prefixes[name] = matches.stats()["AP"]
-            if rival is not None and self.early_stop.lost(matches, rival.get(name, 0.0), len(looks)):
-                estimate = rival["AP"] * prefixes[name] / rival[name]
+            known = {} if rival is None else rival
+            if self.early_stop.lost(matches, known.get(name, 0.0), len(self._looks)):
+                estimate = known["AP"] * prefixes[name] / known[name]
                 return _result(found, _detections(found, ids), {**matches.stats(), **prefixes}, estimate)
         detections = _detections(found, self.dataset.ids)
         stats = keypoint_ap(*self._sides(self.dataset.ids, detections))

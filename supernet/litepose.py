@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -223,6 +223,14 @@ class LitePose(Subnet):
     def output_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that write the network's outputs."""
         return _OUTPUT_LAYERS
+
+    def beginnings(self) -> Mapping[str, tuple[tuple[str, Any], ...]]:
+        """Return the four stages, and the values that each depends on: its own and all before them."""
+        found, values = {}, [("stem_width", self.arch["stem_width"])]
+        for i in range(STAGES):
+            values += [(name, value) for name, value in self.arch.values if name.startswith(f"stage{i}.")]
+            found[f"stage{i}"] = tuple(values)
+        return found
 
     def channels(self) -> tuple[Channels, ...]:
         """Return every set of channels whose order is free; the stem's first 32 are left as they are."""

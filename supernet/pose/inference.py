@@ -145,6 +145,7 @@ class _Batch:
     """Resized images of one size on their way to the network, and where each belongs in the results."""
 
     positions: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     images: list[NDArray[np.uint8]] = field(default_factory=list)
     back: list[AffineTransform] = field(default_factory=list)
 
@@ -161,6 +162,7 @@ def _batches(
         image, back = pictures.get(index, config)
         batch = waiting.setdefault(image.shape, _Batch())
         batch.positions.append(position)
+        batch.indices.append(index)
         batch.images.append(image)
         batch.back.append(back)
         height, width = image.shape[:2]
@@ -192,11 +194,14 @@ class Inference:
         Processes that decode, while the network runs on; by default each batch is decoded where it was run.
     pictures
         Resized images that are kept from call to call.
+    entering
+        Told which images, by their index, go into the network next, in the thread in which they do.
     """
 
     side_by_side: int = 1
     workers: DecodeWorkers | None = None
     pictures: Pictures | None = None
+    entering: Callable[[tuple[int, ...]], None] | None = None
 
     def __post_init__(self) -> None:
         if self.side_by_side < 1:
@@ -230,6 +235,8 @@ class _Run:
         """Run the network on a batch and decode its maps, or have them decoded."""
         images = normalise(np.stack(batch.images)).to(self.device)
         start = time.perf_counter()
+        if self.inference.entering is not None:
+            self.inference.entering(tuple(batch.indices))
         det, tags = predict_maps(self.network, images, self.skeleton.flip_index, self.config)
         if det.shape[1] != len(self.skeleton):
             raise InputError(

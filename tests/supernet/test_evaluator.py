@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, get_arch
 from supernet import evaluator as evaluator_module
+from supernet import litepose
 from supernet.base import Supernet
 from supernet.bn import recalibrate
 from supernet.checkpoint import load_network, save_network
@@ -278,6 +279,103 @@ def test_processes_where_they_pay(supernet: Supernet, truth: PoseDataset) -> Non
     assert SubnetEvaluator(supernet, CalibrationImages(truth, 2, 0), truth, CONFIG).decode_workers == 0
     cores = len(os.sched_getaffinity(0))
     assert evaluator_module._default_workers(torch.device("cuda")) == min(8, cores - 1)
+
+
+# -- networks that begin alike -----------------------------------------------------------------------------
+
+
+def runs_of(evaluator: SubnetEvaluator, arch: Arch, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Evaluate, and return how many blocks were computed (one per stage and pass in the tiny space)."""
+    ran = 0
+    forward = litepose._Bottleneck.forward
+
+    def counted(self: nn.Module, x: Tensor) -> Tensor:
+        nonlocal ran
+        ran += 1
+        return forward(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(litepose._Bottleneck, "forward", counted)
+        evaluator.evaluate(arch)
+    return ran
+
+
+def relatives() -> list[Arch]:
+    """Archs that agree up to some stage, in an order in which each meets something known."""
+    largest = tiny.space().largest()
+    return [
+        largest,
+        largest.replace(**{"head.deconv1.width": 8}),
+        largest.replace(**{"stage3.width": 16}),
+        largest.replace(**{"stage1.width": 8}),
+        tiny.space().smallest(),
+        largest.replace(resolution=64),
+        largest,
+        largest.replace(**{"stage3.width": 16, "head.deconv1.width": 8}),
+    ]
+
+
+@pytest.mark.parametrize("limit", [2**30, 200_000, 0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_networks_that_begin_alike_give_the_same_bits_as_alone(
+    supernet: Supernet, truth: PoseDataset, limit: int, flip: bool
+) -> None:
+    calibration = CalibrationImages(tiny.people(6, 1), 6, 0, batch_pixels=4 * 96 * 96)
+    config = replace(CONFIG, flip=flip, scales=(1.0, 0.5))
+    alone = SubnetEvaluator(supernet, calibration, truth, config)
+    sharing = SubnetEvaluator(supernet, calibration, truth, config, fixed=True)
+    assert sharing.shared is not None
+    sharing.shared.limit_bytes = limit
+    for arch in relatives():
+        expected, found = alone.evaluate(arch), sharing.evaluate(arch)
+        assert found.detections == expected.detections
+        assert found.stats == expected.stats
+        theirs, ours = alone.subnet(arch).state_dict(), sharing.subnet(arch).state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+        groups = sharing.shared._groups.values()
+        held = sum(output.nbytes for group in groups for output in group.outputs.values())
+        assert sharing.shared.held_bytes == held <= limit
+    assert (sharing.shared.held_bytes > 0) == (limit > 0)
+
+
+def test_known_stages_are_not_computed_again(
+    supernet: Supernet, truth: PoseDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = CalibrationImages(tiny.people(6, 1), 4, 0)
+    evaluator = SubnetEvaluator(supernet, calibration, truth, CONFIG, fixed=True)
+    counts = [runs_of(evaluator, arch, monkeypatch) for arch in relatives()]
+    each = counts[0] // 4  # passes: the training images' and the batches'
+    # The fifth is of another resolution, the sixth as wide as the first but begins like the fifth.
+    assert counts == [4 * each, 0, each, 3 * each, 4 * each, 3 * each, 0, 0]
+    forgetful = pickle.loads(pickle.dumps(evaluator))
+    assert forgetful.shared.held_bytes == 0
+    assert runs_of(forgetful, relatives()[0], monkeypatch) == 4 * each
+
+
+def test_weights_that_may_change_share_nothing(supernet: Supernet, truth: PoseDataset) -> None:
+    """Training validates with one evaluator while the weights move on."""
+    network = tiny.supernet()
+    network.load_state_dict(supernet.state_dict())
+    evaluator = SubnetEvaluator(network, CalibrationImages(tiny.people(6, 1), 4, 0), truth, CONFIG)
+    before = evaluator.evaluate(archs()[0]).detections
+    with torch.no_grad():
+        for parameter in network.stage0.parameters():  # type: ignore[union-attr]
+            parameter.mul_(1.5)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    assert evaluator.evaluate(archs()[0]).detections != before
+
+
+def test_an_interrupted_evaluation_leaves_nothing_half_kept(supernet: Supernet, truth: PoseDataset) -> None:
+    calibration = CalibrationImages(tiny.people(6, 1), 4, 0)
+    evaluator = SubnetEvaluator(supernet, calibration, truth, CONFIG, fixed=True)
+    expected = SubnetEvaluator(supernet, calibration, truth, CONFIG).evaluate(archs()[0])
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.evaluate(archs()[0], progress=interrupt)
+    assert evaluator.evaluate(archs()[0]).detections == expected.detections
 
 
 # -- early stopping ----------------------------------------------------------------------------------------
