@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -153,6 +153,13 @@ class SharedStages:
         while self.held_bytes > self.limit_bytes:
             _, dropped = self._groups.popitem(last=False)
             self.held_bytes -= dropped.counted_bytes
+
+    def copy(self) -> SharedStages:
+        """Return another one that knows the same; what either adds, the other does not have."""
+        other = SharedStages(self.limit_bytes)
+        for key, group in self._groups.items():
+            other._keep(key, replace(group, outputs=dict(group.outputs), counted_bytes=0))
+        return other
 
     def __getstate__(self) -> dict[str, int]:
         """Leave what is kept behind."""

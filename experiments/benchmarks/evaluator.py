@@ -1,9 +1,13 @@
 """One candidate of a search: extracted, recalibrated, scored. The naive loop against ``SubnetEvaluator``.
 
-The naive loop takes one picture at a time: it reads and resizes the file, runs the eager network on it,
-groups people with whole-map operations per joint and person, and scores with pycocotools. It recalibrates
-batch norm on the same pictures in the same batches as ours (a subnet's statistics are those of large
-batches), layer by layer in torch's default layout.
+The naive loop keeps nothing between candidates and takes one picture at a time: it reads and resizes the
+file, runs the eager network on it, groups people with whole-map operations per joint and person, and scores
+with pycocotools. It recalibrates batch norm on the same pictures in the same batches as ours (a subnet's
+statistics are those of large batches), layer by layer in torch's default layout.
+
+Two cases: networks that have nothing in common with those before, and a generation of a search, whose
+networks are crossed and mutated from parents that were evaluated before (LitePose's way: half and half,
+genes mutate with probability 0.1) and so begin like one of them or like each other.
 
 Without data of one's own, people are drawn into JPEG files, and the supernet is a random one that is built to
 behave like a trained one: the heads are scaled so that some people are found in each picture, later channels
@@ -45,14 +49,20 @@ from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, 
 from supernet.registry import build_supernet
 
 SIZE = (480, 640)
+PARENTS = 6
 TOLERANCE = 1e-3
 """AP: folding batch norm rounds differently, so where two pixels tie a joint moves a quarter of one."""
 NOTES = (
     "*Baseline*: per candidate the naive loop: extraction, recalibration, then one picture at a time: file"
     " read and resized, eager network in torch's default layout, grouping with whole-map operations,"
     " pycocotools. Recalibration sees the same pictures in the same batches both ways (a subnet's statistics"
-    " are those of large batches); they are prepared once. *Ours*: `SubnetEvaluator` in the state of a search"
-    " that has evaluated a candidate of the resolution before, so that resized pictures are there.",
+    " are those of large batches). The loop keeps nothing between candidates. *Ours*: `SubnetEvaluator` in"
+    " the state of a search that has evaluated candidates of the resolution before, so that resized pictures"
+    " are there.",
+    "*Alone*: nothing else is kept. *In a search*: the candidates are children of networks that were"
+    " evaluated before (the widest and its nearest neighbours), half of them crossed, half mutated; outputs"
+    " of first stages are kept from the parents and from child to child. After every repeat the evaluator"
+    " forgets what the children added.",
 )
 
 
@@ -115,11 +125,12 @@ def plain_ap(dataset: PoseDataset, detections: list[dict[str, Any]]) -> float:
 
 @torch.no_grad()
 def plain_evaluate(
-    supernet: Supernet, calibration: CalibrationImages, dataset: PoseDataset, arch: Arch
+    supernet: Supernet, train: PoseDataset, count: int, dataset: PoseDataset, arch: Arch
 ) -> float:
-    """Return the AP of one candidate, a picture at a time."""
+    """Return the AP of one candidate, a picture at a time; ``count`` training pictures give BN statistics."""
     resolution = arch.number("resolution")
     network = supernet.extract(arch)
+    calibration = CalibrationImages(train, count, 0, Augmentation())  # read and varied anew
     plain_recalibrate(network, list(calibration.batches(resolution)))
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
     joints = len(dataset.skeleton)
@@ -213,7 +224,7 @@ def with_truth(evaluator: SubnetEvaluator, arch: Arch, folder: Path) -> PoseData
     return PoseDataset.from_dict(content, folder)
 
 
-def candidates(space: SearchSpace, count: int) -> list[Arch]:
+def parents(space: SearchSpace, count: int) -> list[Arch]:
     """Return the widest network, and those with one of its values a step smaller, from the head backwards."""
     widest = space.encode(space.largest())
     found = [space.largest()]
@@ -225,11 +236,25 @@ def candidates(space: SearchSpace, count: int) -> list[Arch]:
     return found[:count]
 
 
+def children(space: SearchSpace, generation: list[Arch], count: int) -> list[Arch]:
+    """Return new networks, in turn crossed and mutated from a generation."""
+    rng, found = np.random.default_rng(0), list[Arch]()
+    while len(found) < count:
+        first, second = (generation[int(rng.integers(len(generation)))] for _ in range(2))
+        crossed = len(found) % 2 == 0
+        child = space.crossover(first, second, rng) if crossed else space.mutate(first, rng)
+        if child not in (*generation, *found):
+            found.append(child)
+        elif crossed and rng.random() < 0.5:  # neighbours cross to few different networks
+            generation = [*generation, space.mutate(first, rng)]
+    return found
+
+
 def main() -> None:
     """Run the benchmark that the command line describes."""
-    options = parser("evaluator", __doc__.splitlines()[0], repeats=3)
-    options.add_argument("--images", type=int, default=40, help="pictures that AP is measured on")
-    options.add_argument("--calibration", type=int, default=64, help="pictures for BN statistics")
+    options = parser("evaluator", __doc__.splitlines()[0], repeats=2)
+    options.add_argument("--images", type=int, default=16, help="pictures that AP is measured on")
+    options.add_argument("--calibration", type=int, default=16, help="pictures for BN statistics")
     options.add_argument("--resolution", type=int, default=256)
     options.add_argument("--base", default="litepose-xs", help="named arch that the space is built around")
     options.add_argument("--candidates", type=int, default=2)
@@ -271,7 +296,8 @@ def main() -> None:
             resolutions=(given.resolution,),
             multipliers=(1.0, 0.75, 0.5),
         )
-        archs = candidates(space, given.candidates)
+        bred_from = parents(space, PARENTS)
+        archs = children(space, bred_from, given.candidates)
         calibration = CalibrationImages(train, given.calibration, 0, Augmentation())
         supernet = build_supernet(space, torch.Generator().manual_seed(0)).eval()
         config = EvalConfig(given.resolution)
@@ -279,33 +305,50 @@ def main() -> None:
             network = import_research(given.weights, given.resolution)
             supernet.load_plain(order_channels_by_importance(network))
         else:
-            as_if_trained(supernet, calibration, archs[0])
+            as_if_trained(supernet, calibration, bred_from[0])
             val = with_truth(
-                SubnetEvaluator(supernet, calibration, val, config), archs[0], Path(scratch, "val")
+                SubnetEvaluator(supernet, calibration, val, config), bred_from[0], Path(scratch, "val")
             )
-        evaluator = SubnetEvaluator(supernet, calibration, val, config)
-        found: dict[str, Any] = {}
+        alone = SubnetEvaluator(supernet, calibration, val, config)
+        alone.evaluate(bred_from[0])
+        searching = SubnetEvaluator(supernet, calibration, val, config, fixed=True)
+        assert searching.shared is not None
+        for arch in bred_from:
+            searching.evaluate(arch)
+        known = searching.shared.copy()
+        found: dict[str, Any] = {"parents": len(bred_from), "bytes_kept": known.held_bytes}
 
-        def agree(plain: list[float], ours: list[float]) -> str | None:
-            found["ap"] = [{"baseline": a, "ours": b} for a, b in zip(plain, ours, strict=True)]
-            worst = max(abs(a - b) for a, b in zip(plain, ours, strict=True))
-            found["largest_ap_difference"] = worst
-            print("AP, baseline and ours:", ", ".join(f"{a:.5f} {b:.5f}" for a, b in zip(plain, ours)))
+        def plain() -> list[float]:
+            return [plain_evaluate(supernet, train, given.calibration, val, arch) for arch in archs]
+
+        def in_a_search() -> list[float]:
+            searching.shared = known.copy()
+            return [searching.evaluate(arch).stats["AP"] for arch in archs]
+
+        def agree(baseline: list[float], ours: list[float]) -> str | None:
+            pairs = list(zip(baseline, ours, strict=True))
+            found["ap"] = [{"baseline": a, "ours": b} for a, b in pairs]
+            found["largest_ap_difference"] = worst = max(abs(a - b) for a, b in pairs)
+            print("AP, baseline and ours:", ", ".join(f"{a:.5f} {b:.5f}" for a, b in pairs))
             return None if worst <= TOLERANCE else f"APs differ by {worst:.5f}"
 
-        case = Case(
-            f"{given.base} at {given.resolution} px",
-            lambda: [plain_evaluate(supernet, calibration, val, arch) for arch in archs],
-            lambda: [evaluator.evaluate(arch).stats["AP"] for arch in archs],
-            agree,
-            len(archs),
-        )
+        what = f"{given.base} at {given.resolution} px"
+        cases = [
+            Case(
+                f"{what}, alone",
+                plain,
+                lambda: [alone.evaluate(arch).stats["AP"] for arch in archs],
+                agree,
+                len(archs),
+            ),
+            Case(f"{what}, in a search", plain, in_a_search, agree, len(archs)),
+        ]
         tell(
             "evaluator",
             "One candidate of a search",
             f"{len(archs)} candidates, {len(val)} pictures, {given.calibration} for BN statistics,"
             f" {given.threads} threads",
-            [case],
+            cases,
             options,
             given,
             notes=NOTES,

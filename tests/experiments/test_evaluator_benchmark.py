@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
-    *("--images", "4", "--calibration", "4", "--resolution", "64", "--candidates", "2"),
+    *("--images", "16", "--calibration", "8", "--resolution", "64", "--candidates", "2"),
     *("--threads", "1", "--repeats", "1"),
 )
 
@@ -28,9 +28,9 @@ def check(report: dict[str, object], page: str) -> None:
     found = report["ap"]
     assert isinstance(found, list) and len(found) == 2
     assert all(abs(each["baseline"] - each["ours"]) <= 5e-4 for each in found)
-    assert max(each["baseline"] for each in found) > 0.2, "an AP of 0 would be equal whatever was done"
+    assert max(each["baseline"] for each in found) > 0.05, "an AP of 0 would be equal whatever was done"
     assert isinstance(report["largest_ap_difference"], float)
-    assert "the naive loop" in page
+    assert "naive loop" in page
 
 
 def test_both_ways_agree_and_are_recorded(tmp_path: Path) -> None:
@@ -39,8 +39,9 @@ def test_both_ways_agree_and_are_recorded(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "evaluator.json").read_text(encoding="utf-8"))
     page = (tmp_path / "evaluator.md").read_text(encoding="utf-8")
     check(report, page)
-    (figures,) = report["cases"].values()
-    assert figures["items"] == 2 and figures["ours_ms"]["median"] > 0
+    assert [name.rpartition(", ")[2] for name in report["cases"]] == ["alone", "in a search"]
+    for figures in report["cases"].values():
+        assert figures["items"] == 2 and figures["ours_ms"]["median"] > 0
     assert str(tmp_path) not in page + json.dumps(report)
 
 
