@@ -1,28 +1,15 @@
 """Training a supernet: every choice is a pure function of (seed, step), so a stopped run resumes exactly.
 
-Every step takes one batch, draws one resolution and one or more archs of it, and updates the shared weights:
-
-- ``uniform``: one arch, uniformly from the space (single path; Guo et al., arXiv 1904.00420);
-- ``anchored``: the largest arch in ``largest_share`` of the steps, a uniform one in the others: where time is
-  short, the widest weights, which every arch shares, learn first;
-- ``progressive``: the largest alone for the first ``full_share`` of the run; then as ``anchored``, with more
-  and more of every choice's values opened, from the largest down (progressive shrinking; Cai et al., arXiv
-  1908.09791, who open one dimension after another);
-- ``sandwich``: the largest, the smallest and ``random_archs`` uniform ones, gradients accumulated
-  (Yu & Huang, arXiv 1903.05134).
+What a step trains is told by :mod:`supernet.rules`, how fast by :mod:`supernet.schedules`.
 """
 
 from __future__ import annotations
 
-import copy
-import csv
-import io
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,16 +22,19 @@ from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, RunError, SearchSpace, UnavailableError
 from search_spaces.errors import did_you_mean
-from search_spaces.files import write_text
+from supernet.averaging import Average
+from supernet.metric_log import MetricLog
+from supernet.passes import LOSS_TERMS, Shards
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import Batch, BatchLoader, Job
-from supernet.pose.losses import LossWeights, pose_loss
+from supernet.pose.losses import LossWeights
 from supernet.pose.transforms import Augmentation
+from supernet.rules import RULES, step_archs
+from supernet.schedules import SCHEDULES, learning_rate
 from supernet.state import TrainingState, load_state, read_tensors, save_state, save_weights
 
-__all__ = ["TrainConfig", "TrainReport", "Trainer", "learning_rate", "pick_device", "step_archs"]
+__all__ = ["TrainConfig", "TrainReport", "Trainer", "pick_device"]
 
-LOSS_TERMS: Final = ("total", "heatmap_quarter", "heatmap_half", "push", "pull")
 METRIC_COLUMNS: Final = (
     "step",
     "epoch",
@@ -56,7 +46,7 @@ METRIC_COLUMNS: Final = (
 )
 _FREE: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds")
 """Settings that may change when a training is resumed."""
-_RESOLUTION_STREAM, _ARCH_STREAM, _ORDER_STREAM = 1, 2, 3
+_ORDER_STREAM = 3
 
 
 @dataclass(frozen=True)
@@ -175,87 +165,6 @@ class TrainConfig:
             raise InputError(f"train.milestones are ascending shares of the run, not {list(self.milestones)}")
 
 
-def _cosine(progress: float, config: TrainConfig) -> float:
-    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _step(progress: float, config: TrainConfig) -> float:
-    return float(0.1 ** sum(progress >= milestone for milestone in config.milestones))
-
-
-SCHEDULES: Final[Mapping[str, Callable[[float, TrainConfig], float]]] = {
-    "cosine": _cosine,
-    "step": _step,
-    "constant": lambda progress, config: 1.0,
-}
-
-
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Return the learning rate of step ``step`` (from 0) of ``steps``."""
-    warmup = math.ceil(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    return config.learning_rate * SCHEDULES[config.schedule](step / steps, config)
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What a rule draws from: the space, the step's own random numbers, the progress of the run (0..1)."""
-
-    space: SearchSpace
-    rng: np.random.Generator
-    progress: float
-    config: TrainConfig
-
-
-def _uniform(draw: _Draw) -> list[Arch]:
-    return [draw.space.sample(draw.rng)]
-
-
-def _sandwich(draw: _Draw) -> list[Arch]:
-    others = (draw.space.sample(draw.rng) for _ in range(draw.config.random_archs))
-    return [draw.space.largest(), draw.space.smallest(), *others]
-
-
-def _anchored(draw: _Draw) -> list[Arch]:
-    return [
-        draw.space.largest() if draw.rng.random() < draw.config.largest_share else draw.space.sample(draw.rng)
-    ]
-
-
-def _progressive(draw: _Draw) -> list[Arch]:
-    shrinking = draw.progress - draw.config.full_share
-    if shrinking < 0 or draw.rng.random() < draw.config.largest_share:
-        return [draw.space.largest()]
-    # All values are open after half of the shrinking, so that the smallest have time to learn.
-    opened = min(1.0, 2 * shrinking / (1 - draw.config.full_share))
-    sizes = np.array(draw.space.shape)
-    least = np.floor((sizes - 1) * (1 - opened)).astype(np.int64)
-    return [draw.space.decode(draw.rng.integers(least, sizes))]
-
-
-RULES: Final[Mapping[str, Callable[[_Draw], list[Arch]]]] = {
-    "anchored": _anchored,
-    "progressive": _progressive,
-    "sandwich": _sandwich,
-    "uniform": _uniform,
-}
-
-
-def step_archs(
-    space: SearchSpace, seed: int, step: int, steps: int, config: TrainConfig
-) -> tuple[int, list[Arch]]:
-    """Return the resolution of step ``step`` (from 0) of ``steps`` and the archs trained at it.
-
-    A pure function of its arguments. Archs that coincide (in a space of few networks) are trained once.
-    """
-    resolutions = next(choice.values for choice in space.choices if choice.name == "resolution")
-    resolution = int(np.random.default_rng([seed, _RESOLUTION_STREAM, step]).choice(np.array(resolutions)))
-    rng = np.random.default_rng([seed, _ARCH_STREAM, step])
-    drawn = RULES[config.rule](_Draw(space, rng, step / steps, config))
-    return resolution, list(dict.fromkeys(arch.replace(resolution=resolution) for arch in drawn))
-
-
 OPTIMIZERS: Final[Mapping[str, type[torch.optim.Adam]]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -318,40 +227,6 @@ class TrainReport:
     seconds: float
 
 
-class MetricLog:
-    """A CSV that a resumed run continues exactly: rows beyond the checkpoint's step are dropped."""
-
-    def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
-        self.path, self.columns = path, tuple(columns)
-        kept: list[Mapping[str, str]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as stream:
-                for row in csv.DictReader(stream):
-                    step = row.get("step") or ""
-                    if step.isdigit() and int(step) <= keep_until and None not in row.values():
-                        kept.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_text(path, text.getvalue())
-        self._stream = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._stream, self.columns, lineterminator="\n")
-
-    def add(self, row: Mapping[str, object]) -> None:
-        """Append a row, rounded to six significant digits."""
-        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        self._stream.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
-
-
 class Progress(Protocol):
     """Told after every step; shows it or does not."""
 
@@ -401,10 +276,8 @@ class Trainer:
             lr=config.learning_rate,
             fused=True,
         )
-        self.average = (
-            {name: p.detach().clone() for name, p in self.network.named_parameters()} if config.ema else {}
-        )
-        self._shards = _Shards(self.network, config.shards)
+        self.average = Average(self.network, config.ema)
+        self._shards = Shards(self.network, config.shards)
         self.step, self.best = 0, float("nan")
 
     @property
@@ -424,7 +297,7 @@ class Trainer:
         state = load_state(self.checkpoints, self._identity())
         if state is None:
             return 0
-        state.restore(self.network, self.optimizer, self.average)
+        state.restore(self.network, self.optimizer, self.average.values)
         self.step, self.best = state.step, state.best
         return self.step
 
@@ -447,7 +320,7 @@ class Trainer:
             TrainingState.capture(
                 self.network,
                 self.optimizer,
-                self.average,
+                self.average.values,
                 step=self.step,
                 best=self.best,
                 identity=self._identity(),
@@ -476,21 +349,8 @@ class Trainer:
                     " Lower train.learning_rate or set train.clip_norm, and start anew with another --output"
                 )
         self.optimizer.step()
-        self._move_average(step)
+        self.average.move(step)
         return {"learning_rate": rate, **sums, "grad_norm": float(norm)}
-
-    @torch.no_grad()
-    def _move_average(self, step: int) -> None:
-        if not self.average:
-            return
-        # A short history is averaged over fewer steps, or the random start would dominate it.
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        named = dict(self.network.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [named[n] for n in self.average], 1 - decay)
-
-    def averaged(self) -> _Swapped:
-        """Return a context in which the network holds its averaged weights (those that are evaluated)."""
-        return _Swapped(self.network, self.average)
 
     def run(self, progress: Progress | None = None) -> TrainReport:
         """Train to the end of the schedule.
@@ -559,7 +419,7 @@ class Trainer:
         return place == 0 and (epoch % self.config.validate_every == 0 or step == self.steps)
 
     def _validate(self) -> None:
-        with self.averaged():
+        with self.average.swapped():
             scores: Mapping[str, float] = self.validate(self.network) if self.validate is not None else {}
             score = next(iter(scores.values()), float("nan"))
             better = not scores or math.isnan(self.best) or score > self.best
@@ -573,82 +433,6 @@ class Trainer:
             with MetricLog(self.folder / "validation.csv", ("step", *scores), self.step - 1) as log:
                 log.add({"step": self.step, **scores})
         self._save()
-
-
-class _Shards:
-    """Forward and backward passes of the parts of a batch, side by side where that is faster.
-
-    Every part has a replica of the network: the same parameters (the same memory), but gradients and running
-    statistics of its own. The running statistics of the first part are the network's.
-    """
-
-    def __init__(self, network: nn.Module, count: int) -> None:
-        self.networks = [network]
-        for _ in range(count - 1):
-            replica = copy.deepcopy(network)
-            for own, shared in zip(replica.parameters(), network.parameters(), strict=True):
-                own.data = shared.data
-            self.networks.append(replica)
-        on_cpu = next(network.parameters()).device.type == "cpu"
-        self._pool = ThreadPoolExecutor(count, "shard") if on_cpu and count > 1 else None
-
-    def train(self) -> None:
-        """Put the network and its replicas in training mode."""
-        for network in self.networks:
-            network.train()
-
-    def backward(self, batch: Batch, archs: Sequence[Arch], weights: LossWeights) -> dict[str, float]:
-        """Set the gradients of the batch's mean loss over the archs; return the terms of that loss."""
-        parts = batch.split(len(self.networks))
-        jobs = [
-            (network, part, archs, weights, len(part) / len(batch))
-            for network, part in zip(self.networks, parts, strict=False)
-        ]
-        if self._pool is None:
-            found = [_backward(*job) for job in jobs]
-        else:
-            threads = torch.get_num_threads()
-            try:
-                found = [each.result() for each in [self._pool.submit(_alone, *job) for job in jobs]]
-            finally:
-                torch.set_num_threads(threads)
-        self._gather()
-        return {name: sum(each[name] for each in found) for name in LOSS_TERMS}
-
-    @torch.no_grad()
-    def _gather(self) -> None:
-        """Add the replicas' gradients to the network's, always in the same order."""
-        first = self.networks[0]
-        for replica in self.networks[1:]:
-            mine, theirs = [], []
-            for own, copied in zip(first.parameters(), replica.parameters(), strict=True):
-                if own.grad is not None and copied.grad is not None:
-                    mine.append(own.grad)
-                    theirs.append(copied.grad)
-            if mine:
-                torch._foreach_add_(mine, theirs)
-            replica.zero_grad(set_to_none=True)
-
-
-def _backward(
-    network: nn.Module, batch: Batch, archs: Sequence[Arch], weights: LossWeights, share: float
-) -> dict[str, float]:
-    """Add the gradients of a part of a batch, weighed by its share of it; return the terms, so weighed."""
-    sums = dict.fromkeys(LOSS_TERMS, 0.0)
-    for arch in archs:
-        losses = pose_loss(network(batch.images, arch), batch, weights)
-        (losses["total"] * (share / len(archs))).backward()  # type: ignore[no-untyped-call]
-        for name in LOSS_TERMS:
-            sums[name] += float(losses[name].detach()) * share / len(archs)
-    return sums
-
-
-def _alone(
-    network: nn.Module, batch: Batch, archs: Sequence[Arch], weights: LossWeights, share: float
-) -> dict[str, float]:
-    """Do the same with one thread per operator: the parts already keep the cores busy."""
-    torch.set_num_threads(1)
-    return _backward(network, batch, archs, weights, share)
 
 
 class _Stop:
@@ -676,27 +460,3 @@ class _Stop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-
-
-class _Swapped:
-    """While entered, the network's parameters are the given ones; afterwards its own again."""
-
-    def __init__(self, network: nn.Module, values: Mapping[str, Tensor]) -> None:
-        self._network, self._values = network, values
-        self._own: dict[str, Tensor] = {}
-
-    def __enter__(self) -> nn.Module:
-        with torch.no_grad():
-            for name, parameter in self._network.named_parameters():
-                if name in self._values:
-                    self._own[name] = parameter.data
-                    parameter.data = self._values[name]
-        return self._network
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for name, parameter in self._network.named_parameters():
-            if name in self._own:
-                parameter.data = self._own[name]
-        self._own.clear()

@@ -22,20 +22,16 @@ from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, RunError, UnavailableError, space_from_config
 from supernet.base import Supernet
+from supernet.metric_log import MetricLog
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import collate
 from supernet.pose.losses import LossWeights, pose_loss
 from supernet.pose.skeleton import get_skeleton
 from supernet.registry import build_supernet
+from supernet.rules import step_archs
+from supernet.schedules import learning_rate
 from supernet.state import read_tensors
-from supernet.training import (
-    MetricLog,
-    TrainConfig,
-    Trainer,
-    learning_rate,
-    pick_device,
-    step_archs,
-)
+from supernet.training import TrainConfig, Trainer, pick_device
 from tests.supernet import tiny
 
 
@@ -379,8 +375,8 @@ def test_averaged_weights_follow_the_formula(tmp_path: Path) -> None:
         expected = decay * expected + (1 - decay) * weight.detach().double()
 
     trainer.run(follow)
-    assert trainer.average[name].double().numpy() == pytest.approx(expected.numpy(), abs=1e-6)
-    assert not torch.equal(trainer.average[name], weight)
+    assert trainer.average.values[name].double().numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    assert not torch.equal(trainer.average.values[name], weight)
 
 
 def test_what_is_validated_and_kept_as_best_is_the_average(tmp_path: Path) -> None:
@@ -395,7 +391,7 @@ def test_what_is_validated_and_kept_as_best_is_the_average(tmp_path: Path) -> No
     own = dict(trainer.network.named_parameters())["stem.conv.weight"]
     best, _ = read_tensors(tmp_path / "checkpoints" / "best.safetensors")
     assert len(validated) == 1
-    assert torch.equal(validated[0], trainer.average["stem.conv.weight"])
+    assert torch.equal(validated[0], trainer.average.values["stem.conv.weight"])
     assert torch.equal(best["stem.conv.weight"], validated[0])
     assert not torch.equal(own, validated[0])
     last, _ = read_tensors(tmp_path / "checkpoints" / "last.safetensors")
@@ -403,7 +399,7 @@ def test_what_is_validated_and_kept_as_best_is_the_average(tmp_path: Path) -> No
 
 
 def test_no_average_is_kept_unless_asked_for(tmp_path: Path) -> None:
-    assert tiny.trainer(tmp_path).average == {}
+    assert tiny.trainer(tmp_path).average.values == {}
 
 
 def test_joints_that_the_data_lack_get_no_gradient(tmp_path: Path) -> None:
