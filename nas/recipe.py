@@ -22,6 +22,7 @@ __all__ = [
     "Recipe",
     "SearchConfig",
     "SyntheticData",
+    "TrustConfig",
     "load_recipe",
     "recipe_from_mapping",
 ]
@@ -231,6 +232,43 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class TrustConfig:
+    """How far the supernet's ranking can be trusted is found out with these (``nas trust``).
+
+    Attributes
+    ----------
+    archs
+        Networks that are trained stand-alone, the largest and the smallest of the space among them.
+    epochs
+        Passes over the training images for each; by default as many as the supernet's.
+    repeats
+        Trainings of each network, with different seeds: two or more tell how well any ranking can agree.
+    seed
+        Draws the networks; the trainings' seeds are this one and those that follow it.
+    learning_rate
+        Peak learning rate of the stand-alone trainings; by default the supernet's.
+    resamples
+        Bootstrap resamples for each interval.
+    """
+
+    archs: int = 20
+    epochs: int | None = None
+    repeats: int = 1
+    seed: int = 0
+    learning_rate: float | None = None
+    resamples: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, least in (("archs", 3), ("repeats", 1), ("seed", 0), ("resamples", 100)):
+            if getattr(self, name) < least:
+                raise InputError(f"trust.{name} is at least {least}, not {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(f"trust.epochs is at least 1 or null, not {self.epochs}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"trust.learning_rate is positive or null, not {self.learning_rate}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything about a run.
 
@@ -238,7 +276,7 @@ class Recipe:
     ----------
     name
         Names the run directory.
-    data, space, train, evaluate, search
+    data, space, train, evaluate, search, trust
         See the classes of those names; ``space`` is what :func:`search_spaces.space_from_config` takes.
     seed
         Everything random in the run is derived from it.
@@ -252,6 +290,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
     seed: int = 0
     init: Path | None = None
 
@@ -271,7 +310,7 @@ class Recipe:
         return dict(sorted(plain.items(), key=lambda item: _ORDER.index(item[0])))
 
 
-_ORDER = ["name", "seed", "data", "space", "init", "train", "evaluate", "search"]
+_ORDER = ["name", "seed", "data", "space", "init", "train", "evaluate", "search", "trust"]
 
 
 def _absolute(source: DataSource, folder: Path) -> DataSource:

@@ -18,7 +18,7 @@ import yaml
 from latency_tables import Target
 from nas.cli import app
 from nas.config import to_plain
-from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, recipe_from_mapping
+from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, TrustConfig, recipe_from_mapping
 from nas.search import parse_constraints
 from search_spaces import SPACES, get_arch, litepose_extended, litepose_native
 from supernet.pose.losses import LossWeights
@@ -195,6 +195,7 @@ FIELDS: Mapping[str, type[Any]] = {
     "train.loss": LossWeights,
     "evaluate": EvaluateConfig,
     "search": SearchConfig,
+    "trust": TrustConfig,
 }
 
 
