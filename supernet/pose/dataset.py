@@ -315,6 +315,10 @@ class PoseDataset:
         keep = [k for k, a in enumerate(entry.annotations) if not a["iscrowd"] and a["num_keypoints"] > 0]
         return entry.joints[keep]
 
+    def labelled_joints(self, index: int) -> NDArray[np.bool_]:
+        """Return which joints are annotated in the ``index``-th image wherever they are seen, bool (J,)."""
+        return self.labelled
+
     def load(self, index: int) -> PoseSample:
         """Return the ``index``-th picture with its people; see :class:`PoseSample` and :meth:`load_image`."""
         image_id = self.ids[index]

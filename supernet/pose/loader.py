@@ -61,7 +61,7 @@ class Batch:
     tags
         int64 (N, 30, J, 2) at the 1/4 scale: see :func:`supernet.pose.targets.tag_indices`.
     labelled
-        bool (J,): joints that the data set annotates; the others have no target.
+        bool (N, J): joints that are annotated in each picture; the others have no target there.
     """
 
     images: torch.Tensor
@@ -96,6 +96,7 @@ class Batch:
             heatmaps=tuple(each[rows] for each in self.heatmaps),
             masks=tuple(each[rows] for each in self.masks),
             tags=self.tags[rows],
+            labelled=self.labelled[rows],
         )
 
 
@@ -236,13 +237,14 @@ def gather(
     quarter, half = (map_size(resolution, stride) for stride in STRIDES)
     images = np.empty((count, resolution, resolution, 3), dtype=np.uint8)
     mask = np.empty((count, half, half), dtype=np.bool_)
+    labelled = np.empty((count, joint_count), dtype=np.bool_)
     people = []
     for row, index in enumerate(indices):
         if stop is not None and stop.is_set():
             raise RunError("the loading of a batch was stopped")
         rng = np.random.default_rng([seed, epoch, index])
         try:
-            images[row], joints, mask[row] = augment(
+            images[row], joints, mask[row], mirrored = augment(
                 source.load(index),
                 resolution,
                 augmentation or Augmentation.none(),
@@ -257,6 +259,8 @@ def gather(
                 f"image '{dataset.file_name(index)}' of {dataset.where} cannot be prepared:"
                 f" {type(error).__name__}: {error}; look at the file and its annotations"
             ) from error
+        annotated = dataset.labelled_joints(index)
+        labelled[row] = annotated[dataset.skeleton.flip_index] if mirrored else annotated
         people.append(joints)
     padded = np.zeros((count, max(map(len, people)), joint_count, 3), dtype=np.float32)
     for rows, joints in zip(padded, people, strict=True):
@@ -266,7 +270,7 @@ def gather(
         joints=padded,
         mask=torch.from_numpy(mask),
         tags=torch.from_numpy(tag_indices(_scaled(padded, STRIDES[0]), quarter, quarter, MAX_PEOPLE)),
-        labelled=torch.from_numpy(dataset.labelled.copy()),
+        labelled=torch.from_numpy(labelled),
     )
 
 

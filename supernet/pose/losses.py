@@ -32,7 +32,7 @@ class PoseTargets(Protocol):
 
     @property
     def labelled(self) -> Tensor:
-        """Which joints the data set annotates: bool (J,)."""
+        """Which joints are annotated in each image: bool (N, J)."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +55,38 @@ class LossWeights:
 
 
 class _WeightedSquares(torch.autograd.Function):
-    """Mean over (N, H, W) of ``mask * (1 + foreground * target) * (pred - target)**2``, per joint.
+    """Mean over images of the mean over (labelled joints, H, W) of ``mask * weight * (pred - target)**2``.
 
-    The composed formula keeps three maps of the output's size for the backward pass and writes a dozen; this
-    one keeps one and writes three or four. Where the mask holds 0 and 1 only, the gradients are the composed
-    formula's to the bit.
+    ``weight`` is ``1 + foreground * target``. The composed formula keeps three maps of the output's size for
+    the backward pass and writes a dozen; this one keeps one and writes three or four. Where the mask holds 0
+    and 1 only, the gradients are the composed formula's to the bit.
     """
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, target: Tensor, mask: Tensor, foreground: float) -> Tensor:
+    def forward(
+        ctx: Any, pred: Tensor, target: Tensor, mask: Tensor, labelled: Tensor, foreground: float
+    ) -> Tensor:
         errors = pred - target
         masked = errors * mask[:, None]
         squares = errors.mul_(masked)
         if foreground:
             squares.addcmul_(squares, target, value=foreground)
-        ctx.save_for_backward(masked, target)
+        which = labelled.to(pred.dtype)
+        count = which.sum(dim=1, keepdim=True).clamp(min=1.0)
+        ctx.save_for_backward(masked, target, which, count)
         ctx.foreground = foreground
-        return squares.mean(dim=(0, 2, 3))
+        return (squares.mean(dim=(2, 3)) * which / count).sum() / len(pred)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        masked, target = ctx.saved_tensors
-        factor = (2.0 * grad / (masked.numel() // masked.shape[1]))[:, None, None]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        masked, target, which, count = ctx.saved_tensors
+        per_joint = grad / count * which
+        factor = (2.0 * per_joint / (masked.numel() // masked.shape[1]))[:, :, None, None]
         if not ctx.foreground:
-            return masked * factor, None, None, None
+            return masked * factor, None, None, None, None
         weight = torch.mul(target, ctx.foreground, out=torch.empty_like(masked))
-        return weight.add_(1.0).mul_(factor).mul_(masked), None, None, None
+        return weight.add_(1.0).mul_(factor).mul_(masked), None, None, None, None
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -98,8 +103,10 @@ def heatmap_loss(
 ) -> Tensor:
     """Masked mean squared error of heatmaps.
 
-    The mean runs over all images, pixels and labelled joints, masked pixels included (with error 0), as in
-    the HigherHRNet and LitePose recipes: loss scales stay comparable with theirs.
+    The mean runs over the pixels and labelled joints of an image, then over the images. Masked pixels are
+    counted (with error 0), as in the HigherHRNet and LitePose recipes: loss scales stay comparable with
+    theirs. Images count alike however many of their joints are labelled, so the loss of a batch is the mean
+    of its images' losses, in however many parts it is computed.
 
     Parameters
     ----------
@@ -108,7 +115,8 @@ def heatmap_loss(
     mask
         Weights (N, H, W); 0 where nothing is known about people.
     labelled
-        bool (J,): joints that the data set annotates; the others do not count. ``None``: all do.
+        bool (N, J), or (J,) for all images alike: joints that are annotated; the others do not count, and an
+        image without any costs nothing. ``None``: all do.
     foreground
         Squared errors are multiplied by ``1 + foreground * target``. Few of a target's pixels are not zero,
         so a short training from scratch otherwise finds the joints that vary most (wrists, ankles) last.
@@ -127,13 +135,17 @@ def heatmap_loss(
             f"heatmaps, targets and mask must be (N, J, H, W), (N, J, H, W) and (N, H, W), "
             f"not {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(mask.shape)}"
         )
-    per_joint: Tensor = _WeightedSquares.apply(  # type: ignore[no-untyped-call]
-        _wide(pred), _wide(target), _wide(mask), foreground
-    )
     if labelled is None:
-        return per_joint.mean()
-    weight = labelled.to(per_joint.dtype)
-    return (per_joint * weight).sum() / weight.sum().clamp(min=1.0)
+        labelled = torch.ones((), dtype=torch.bool, device=pred.device)
+    elif labelled.shape not in (pred.shape[1:2], pred.shape[:2]):
+        raise InputError(
+            f"the labelled joints of {pred.shape[0]} images with {pred.shape[1]} joints must be (N, J) or (J,),"
+            f" not {tuple(labelled.shape)}"
+        )
+    loss: Tensor = _WeightedSquares.apply(  # type: ignore[no-untyped-call]
+        _wide(pred), _wide(target), _wide(mask), labelled.expand(pred.shape[:2]), foreground
+    )
+    return loss
 
 
 def associative_embedding_loss(tags: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -197,7 +197,7 @@ def augment(
     rng: np.random.Generator,
     flip_index: NDArray[np.int64],
     mask_stride: int = 1,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_], bool]:
     """Cut a randomly placed, turned, scaled and mirrored square out of a picture, in one affine warp.
 
     Every call draws the same count of random numbers, whatever the settings; what a setting uses does not
@@ -227,6 +227,8 @@ def augment(
     mask
         bool (R, R), or ``mask[::mask_stride, ::mask_stride]`` of that; False outside the picture and where
         the sample's mask is.
+    mirrored
+        Whether it is, so that left joints have become right ones.
     """
     height, width = sample.mask.shape
     turn, zoom, shift_x, shift_y, mirror, *colour = rng.random(10)
@@ -237,8 +239,8 @@ def augment(
     center = (width / 2 + (2 * shift_x - 1) * reach, height / 2 + (2 * shift_y - 1) * reach)
     rotation = (2 * turn - 1) * augmentation.rotation
     transform = AffineTransform.about(center, (resolution / 2, resolution / 2), resolution / side, rotation)
-    joints = sample.joints
-    if mirror < augmentation.flip:
+    joints, mirrored = sample.joints, bool(mirror < augmentation.flip)
+    if mirrored:
         transform = transform.then(
             AffineTransform(np.array([[-1.0, 0.0, resolution - 1.0], [0.0, 1.0, 0.0]]))
         )
@@ -249,7 +251,7 @@ def augment(
     xy = moved[..., :2]
     moved[..., 2] *= ((xy >= 0) & (xy < resolution)).all(axis=-1)
     coloured = _colour_change(augmentation, np.array(colour), np.asarray(image, dtype=np.uint8))
-    return coloured, moved, _warp_mask(sample.mask, transform, resolution, mask_stride)
+    return coloured, moved, _warp_mask(sample.mask, transform, resolution, mask_stride), mirrored
 
 
 def _warp_mask(

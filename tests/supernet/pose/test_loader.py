@@ -144,7 +144,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         values = [getattr(batch, name) for batch in batches]
         if isinstance(values[0], tuple):
             return tuple(torch.cat(each) for each in zip(*values, strict=True))
-        return values[0] if name == "labelled" else torch.cat(values)
+        return torch.cat(values)
 
     return Batch(**{field.name: together(field.name) for field in fields(Batch)})
 
@@ -166,9 +166,27 @@ def test_unlabelled_joints_are_told(people: SyntheticPeople) -> None:
     images = {image_id: people.load_image(index) for index, image_id in enumerate(people.ids)}
     mapped = PoseDataset.from_dict(people.ground_truth(), images, CROWDPOSE14)
     batch = collate(mapped, [0, 1, 2], 64, None, 0, 0)
-    assert batch.labelled.tolist() == [True] * 12 + [False] * 2
+    assert batch.labelled.tolist() == 3 * [[True] * 12 + [False] * 2]
     assert not batch.heatmaps[0][:, 12:].any()
     assert batch.heatmaps[0][:, :12].any()
+
+
+def test_the_labels_of_one_side_change_sides_in_the_mirror(people: SyntheticPeople) -> None:
+    content = people.ground_truth()
+    left = [name for name in people.skeleton.joints if not name.startswith("right_")]
+    places = [people.skeleton.joints.index(name) for name in left]
+    content["categories"][0].update(keypoints=left, skeleton=[])
+    for each in content["annotations"]:
+        points = np.reshape(each["keypoints"], (-1, 3))[places]
+        each.update(keypoints=points.ravel().tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
+    images = {image_id: people.load_image(index) for index, image_id in enumerate(people.ids)}
+    one_sided = PoseDataset.from_dict(content, images, people.skeleton)
+    for flip, absent in ((0.0, "right_"), (1.0, "left_")):
+        batch = collate(one_sided, range(12), 64, Augmentation(flip=flip), 0, 0)
+        expected = [not name.startswith(absent) for name in people.skeleton.joints]
+        assert batch.labelled.tolist() == 12 * [expected]
+        assert not batch.heatmaps[0][:, ~batch.labelled[0]].any()
+        assert batch.heatmaps[0][:, batch.labelled[0]].any()
 
 
 def schedule() -> list[Job]:

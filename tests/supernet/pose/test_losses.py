@@ -133,7 +133,7 @@ def make_maps(seed: int, images: int, joints: int, *, layout: str = "joints", ho
 def composed(
     pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, labelled: torch.Tensor, foreground: float
 ) -> torch.Tensor:
-    """Return the heatmap loss as its formula reads."""
+    """Return the heatmap loss as its formula reads where all images have the same labelled joints (J,)."""
     errors = (pred - target).square() * mask[:, None]
     if foreground:
         errors = errors * (1.0 + foreground * target)
@@ -247,6 +247,51 @@ def test_heatmap_loss_is_the_mean_over_pixels_and_labelled_joints() -> None:
     assert heatmap_loss(maps, goal, weight).item() == pytest.approx(error.mean())
     got = heatmap_loss(maps, goal, weight, torch.from_numpy(labelled)).item()
     assert got == pytest.approx(error[:, labelled].mean())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    labelled=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=5),
+    foreground=st.sampled_from([0.0, 4.0]),
+)
+def test_a_batch_costs_the_mean_of_what_its_images_cost(
+    seed: int, labelled: list[list[bool]], foreground: float
+) -> None:
+    pred, target, mask = make_maps(seed, len(labelled), 3)
+    which = torch.tensor(labelled)
+    leaf = pred.detach().clone().requires_grad_()
+    loss = heatmap_loss(leaf, target, mask, which, foreground)
+    loss.backward()
+    assert leaf.grad is not None
+    alone, grads = [], []
+    for row in range(len(labelled)):
+        one = slice(row, row + 1)
+        part = pred[one].detach().clone().requires_grad_()
+        value = composed(part, target[one], mask[one], which[row], foreground)
+        value.backward()
+        alone.append(value.item())
+        grads.append(part.grad)
+    assert loss.item() == pytest.approx(np.mean(alone), rel=1e-12)
+    torch.testing.assert_close(leaf.grad, torch.cat(grads) / len(labelled), rtol=1e-12, atol=0)
+    # In parts, weighed by their sizes, it is the same: shards and ranks may cut a batch anywhere.
+    cut = len(labelled) // 2
+    parts = [
+        heatmap_loss(pred[rows], target[rows], mask[rows], which[rows], foreground).item() * len(which[rows])
+        for rows in (slice(0, cut), slice(cut, None))
+        if len(which[rows])
+    ]
+    assert loss.item() == pytest.approx(sum(parts) / len(labelled), rel=1e-12)
+
+
+def test_joints_labelled_in_all_images_or_in_each_are_one_and_the_same() -> None:
+    maps = make_maps(3, 4, 3)
+    labelled = torch.tensor([True, False, True])
+    expected = heatmap_loss(*maps, labelled, 2.0)
+    assert torch.equal(heatmap_loss(*maps, labelled.repeat(4, 1), 2.0), expected)
+    assert torch.equal(heatmap_loss(*maps, torch.ones(4, 3, dtype=torch.bool)), heatmap_loss(*maps))
+    with pytest.raises(InputError, match=r"must be \(N, J\) or \(J,\), not \(3, 4\)"):
+        heatmap_loss(*maps, torch.ones(3, 4, dtype=torch.bool))
 
 
 def test_unlabelled_joints_and_masked_pixels_get_no_gradient() -> None:

@@ -58,7 +58,7 @@ def test_a_joint_follows_the_warp(
     radius = 3.0 * min(size) / resolution
     sample = dot_sample(height, width, where[0] * width, where[1] * height, radius)
     augmentation = Augmentation(translate=20)
-    image, joints, mask = augment(
+    image, joints, mask, _ = augment(
         sample, resolution, augmentation, np.random.default_rng(seed), COCO17.flip_index
     )
     assert image.shape == (resolution, resolution, 3)
@@ -76,21 +76,22 @@ def test_the_mirror_swaps_sides_and_pixels() -> None:
     sample = dot_sample(80, 80, 20, 30, 3)
     plain = augment(sample, 80, Augmentation.none(), np.random.default_rng(0), COCO17.flip_index)
     mirror = Augmentation(rotation=0, scale=(1, 1), translate=0, flip=1)
-    image, joints, _ = augment(sample, 80, mirror, np.random.default_rng(0), COCO17.flip_index)
+    image, joints, _, mirrored = augment(sample, 80, mirror, np.random.default_rng(0), COCO17.flip_index)
+    assert mirrored and not plain[3]
     np.testing.assert_array_equal(plain[0], sample.image)
     np.testing.assert_array_equal(plain[1], sample.joints)
     np.testing.assert_array_equal(image, sample.image[:, ::-1])
     assert joints[0, RIGHT].tolist() == [59, 30, 2]
     assert joints[0, LEFT, 2] == 0
     again = PoseSample(image, joints, sample.mask, 7)
-    twice, back, _ = augment(again, 80, mirror, np.random.default_rng(0), COCO17.flip_index)
+    twice, back, *_ = augment(again, 80, mirror, np.random.default_rng(0), COCO17.flip_index)
     np.testing.assert_array_equal(twice, sample.image)
     np.testing.assert_array_equal(back[0, LEFT], sample.joints[0, LEFT])
 
 
 def test_joints_out_of_the_frame_lose_their_label() -> None:
     sample = dot_sample(60, 200, 10, 30, 3)
-    _, joints, _ = augment(sample, 60, Augmentation.none(), np.random.default_rng(0), COCO17.flip_index)
+    _, joints, *_ = augment(sample, 60, Augmentation.none(), np.random.default_rng(0), COCO17.flip_index)
     assert joints[0, LEFT, 0] == -60
     assert joints[0, LEFT, 2] == 0
 
@@ -99,7 +100,7 @@ def test_the_mask_follows_and_ends_with_the_picture() -> None:
     sample = dot_sample(100, 100, 50, 50, 3)
     sample.mask[:, :50] = False
     zoom_out = Augmentation(rotation=0, scale=(2, 2), translate=0, flip=0)
-    _, _, mask = augment(sample, 100, zoom_out, np.random.default_rng(0), COCO17.flip_index)
+    _, _, mask, _ = augment(sample, 100, zoom_out, np.random.default_rng(0), COCO17.flip_index)
     expected = np.zeros((100, 100), np.bool_)
     expected[25:75, 50:75] = True
     assert (mask != expected).sum() < 2 * 100
@@ -113,7 +114,7 @@ def test_scale_range_is_of_the_short_side() -> None:
     augmentation = Augmentation(rotation=0, translate=0, flip=0)
     spans = []
     for _ in range(300):
-        _, joints, _ = augment(sample, 200, augmentation, rng, COCO17.flip_index)
+        _, joints, *_ = augment(sample, 200, augmentation, rng, COCO17.flip_index)
         spans.append(abs(float(joints[0, RIGHT, 0] - joints[0, LEFT, 0])))
     assert 20 / 1.5 - 1e-3 < min(spans) < 14
     assert 26 < max(spans) < 20 / 0.75 + 1e-3
@@ -161,7 +162,7 @@ def test_the_random_numbers_of_a_picture_are_fixed() -> None:
     """What each of them is for, in an order that never changes: a recipe gives what it always gave."""
     turn, zoom, x, y, mirror, *_ = np.random.default_rng(11).random(10)
     sample = dot_sample(100, 140, 40, 30, 3)
-    _, joints, _ = augment(sample, 100, Augmentation(), np.random.default_rng(11), COCO17.flip_index)
+    _, joints, *_ = augment(sample, 100, Augmentation(), np.random.default_rng(11), COCO17.flip_index)
     side = 100 * (0.75 + 0.75 * zoom)
     center = (70 + (2 * x - 1) * side / 5, 50 + (2 * y - 1) * side / 5)
     where = AffineTransform.about(center, (50, 50), 100 / side, 30 * (2 * turn - 1))(np.array([40.0, 30.0]))
@@ -187,7 +188,7 @@ def test_a_strided_mask_is_every_other_pixel_of_the_full_one(
 
     def run(stride: int, sample: PoseSample = sample) -> tuple[np.ndarray, np.ndarray]:
         draws = np.random.default_rng(seed)
-        image, _, mask = augment(sample, resolution, augmentation, draws, COCO17.flip_index, stride)
+        image, _, mask, _ = augment(sample, resolution, augmentation, draws, COCO17.flip_index, stride)
         return image, mask
 
     picture, full = run(1)
@@ -213,11 +214,11 @@ def test_colours_change_within_bounds_and_geometry_does_not() -> None:
     gains = []
     for seed in range(100):
         augmentation = Augmentation(rotation=0, scale=(1, 1), translate=0, flip=0, brightness=0.3)
-        out, _, _ = augment(sample, 64, augmentation, np.random.default_rng(seed), COCO17.flip_index)
+        out, *_ = augment(sample, 64, augmentation, np.random.default_rng(seed), COCO17.flip_index)
         gains.append(float(out.mean() / image.mean()))
     assert 0.69 < min(gains) < 0.75 < 1.25 < max(gains) < 1.31
     augmentation = Augmentation(rotation=0, scale=(1, 1), translate=0, flip=0, saturation=0.99)
-    out, _, _ = augment(sample, 64, augmentation, np.random.default_rng(1), COCO17.flip_index)
+    out, *_ = augment(sample, 64, augmentation, np.random.default_rng(1), COCO17.flip_index)
     gray = [cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(int) for each in (image, out)]
     assert not np.array_equal(out, image)
     assert abs(gray[0] - gray[1]).mean() < 2
