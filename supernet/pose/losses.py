@@ -139,7 +139,7 @@ def heatmap_loss(
         labelled = torch.ones((), dtype=torch.bool, device=pred.device)
     elif labelled.shape not in (pred.shape[1:2], pred.shape[:2]):
         raise InputError(
-            f"the labelled joints of {pred.shape[0]} images with {pred.shape[1]} joints must be (N, J) or (J,),"
+            f"the labelled joints of heatmaps {tuple(pred.shape)} must be (N, J) or (J,),"
             f" not {tuple(labelled.shape)}"
         )
     loss: Tensor = _WeightedSquares.apply(  # type: ignore[no-untyped-call]
