@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, SearchSpace
+from search_spaces.errors import did_you_mean
 from supernet.elastic import (
+    KERNEL_SHARING,
     ElasticBatchNorm2d,
     ElasticConv2d,
     ElasticConvTranspose2d,
@@ -18,7 +20,7 @@ from supernet.elastic import (
     ElasticLayer,
 )
 
-__all__ = ["Channels", "Subnet", "Supernet", "param_count"]
+__all__ = ["Channels", "Subnet", "Supernet", "crop_like", "param_count"]
 
 _PLAIN_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
 _ELASTIC_LAYERS = (ElasticConv2d, ElasticDepthwiseConv2d, ElasticConvTranspose2d, ElasticBatchNorm2d)
@@ -100,6 +102,8 @@ class Supernet(nn.Module, ABC):
     ----------
     space
         The search space.
+    kernels
+        How depthwise kernels are shared: one of :data:`supernet.elastic.KERNEL_SHARING`.
     widest
         The arch with the largest value of every choice.
     """
@@ -107,9 +111,15 @@ class Supernet(nn.Module, ABC):
     plain: ClassVar[type[Subnet]]
     """The class of the family's plain networks."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, kernels: str = "crop") -> None:
         super().__init__()
+        if kernels not in KERNEL_SHARING:
+            raise InputError(
+                f"kernels are shared by {' or '.join(KERNEL_SHARING)}, not '{kernels}'"
+                f"{did_you_mean(kernels, KERNEL_SHARING)}"
+            )
         self.space = space
+        self.kernels = kernels
         self.widest = space.largest()
         self._most = {choice.name: choice.values[-1] for choice in space.choices}
 
@@ -167,10 +177,23 @@ class Supernet(nn.Module, ABC):
                 own.copy_(part)
         return net.train(self.training)
 
-    def load_plain(self, net: Subnet) -> None:
+    def load_plain(
+        self, net: Subnet, layers: Callable[[str], bool] | None = None, *, around: bool = False
+    ) -> None:
         """Take over the weights and statistics of a plain network: ``self(x, net.arch)`` then equals it.
 
-        Weights outside of that arch keep what they hold.
+        Weights outside of that arch keep what they hold; learned transforms of the kernels that it uses
+        become crops again, or the equality would not hold.
+
+        Parameters
+        ----------
+        net
+            A network that is nowhere larger than the widest one, in the space or not.
+        layers
+            Tells by name which layers are taken over; by default all.
+        around
+            Set what surrounds the network's kernels in larger ones to zero: archs that differ from the
+            network's in larger kernels only then equal it too.
 
         Raises
         ------
@@ -180,20 +203,24 @@ class Supernet(nn.Module, ABC):
         self.check(net.arch)
         if net.joints != self.space.joints:
             raise InputError(f"this supernet predicts {self.space.joints} joints, the network {net.joints}")
-        with torch.no_grad():
-            for _, own, part in list(self._pairs(net)):
-                part.copy_(own)
+        for name, plain, elastic in list(self._layers(net)):
+            if layers is None or layers(name):
+                elastic.take(plain, around=around)
 
-    def _pairs(self, net: Subnet) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield (name, tensor of the plain network, view of the supernet's tensor that stands for it)."""
+    def _layers(self, net: Subnet) -> Iterator[tuple[str, nn.Module, ElasticLayer]]:
+        """Yield name, layer of the plain network, and the layer that stands for it."""
         for name, module in net.named_modules():
             if not isinstance(module, _PLAIN_LAYERS):
                 continue
             elastic = self.get_submodule(name)
             if not isinstance(elastic, _ELASTIC_LAYERS):
                 raise TypeError(f"layer '{name}' of {type(self).__name__} is not elastic")
-            layer: ElasticLayer = elastic
-            for key, part in layer.parts(module).items():
+            yield name, module, elastic
+
+    def _pairs(self, net: Subnet) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (name, tensor of the plain network, the supernet's tensor that stands for it)."""
+        for name, module, elastic in self._layers(net):
+            for key, part in elastic.parts(module).items():
                 yield f"{name}.{key}", getattr(module, key), part
 
 

@@ -23,7 +23,7 @@ from search_spaces.litepose import (
     STAGES,
     STEM_CHANNELS,
 )
-from supernet.base import Channels, Subnet, Supernet
+from supernet.base import Channels, Subnet, Supernet, crop_like
 from supernet.elastic import (
     ElasticBatchNorm2d,
     ElasticConv2d,
@@ -47,13 +47,6 @@ def _conv(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int =
 def _output_channels(index: int, joints: int) -> int:
     """Channels of output ``index``: heatmaps and tags at 1/4, heatmaps at 1/2."""
     return 2 * joints if index == 0 else joints
-
-
-def _crop(x: Tensor, like: Tensor) -> Tensor:
-    """Return ``x`` cropped to the height and width of ``like``; untouched where they agree already."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return x[..., : like.shape[-2], : like.shape[-1]]
 
 
 # -- the plain network ---------------------------------------------------------------------------------------
@@ -104,7 +97,7 @@ class _Deconv(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(width)
 
     def forward(self, refined: Tensor, raw: Tensor, like: Tensor) -> Tensor:
-        x = _crop(self.refined(refined) + self.raw(raw), like)
+        x = crop_like(self.refined(refined) + self.raw(raw), like)
         return F.relu(self.norm(x), inplace=True)
 
 
@@ -306,13 +299,15 @@ class _ElasticStem(nn.Module):
 
 
 class _ElasticBottleneck(nn.Module):
-    def __init__(self, c_in: int, width: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, c_in: int, width: int, kernel: int, stride: int, expansion: int, transformed: int | None
+    ) -> None:
         super().__init__()
         hidden = c_in * expansion
         self.stride = stride
         self.expand = ElasticConv2d(c_in, hidden)
         self.expand_norm = ElasticBatchNorm2d(hidden)
-        self.depthwise = ElasticDepthwiseConv2d(hidden, kernel, stride)
+        self.depthwise = ElasticDepthwiseConv2d(hidden, kernel, stride, transformed)
         self.depthwise_norm = ElasticBatchNorm2d(hidden)
         self.project = ElasticConv2d(hidden, width)
         self.project_norm = ElasticBatchNorm2d(width)
@@ -333,7 +328,7 @@ class _ElasticDeconv(nn.Module):
 
     def forward(self, refined: Tensor, raw: Tensor, like: Tensor, width: int, kernel: int) -> Tensor:
         x = self.refined(refined, width, kernel) + self.raw(raw, width, kernel)
-        return F.relu(self.norm(_crop(x, like)), inplace=True)
+        return F.relu(self.norm(crop_like(x, like)), inplace=True)
 
 
 class _ElasticSeparable(nn.Module):
@@ -393,23 +388,30 @@ class LitePoseSupernet(Supernet):
     ----------
     space
         A LitePose space, native or extended.
+    kernels
+        ``crop``: as above. ``transform``: every stage's depthwise kernels that are smaller than the widest
+        are made by learned transforms, down to the smallest kernel of the space; see
+        :class:`supernet.elastic.ElasticDepthwiseConv2d`. Kernels that a space does not vary, those of the
+        stem and the outputs among them, have none; those of the deconv steps are crops in either case.
     """
 
     plain: ClassVar[type[Subnet]] = LitePose
 
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__(space)
+    def __init__(self, space: SearchSpace, kernels: str = "crop") -> None:
+        super().__init__(space, kernels)
         if not isinstance(space, LitePoseSpace):
             raise InputError(f"a litepose supernet needs a litepose space, not {space.name}")
         most = _numbers(self.widest, space.joints)
+        least = _numbers(space.smallest(), space.joints)
         self.stem = _ElasticStem(most["stem_width"])
         c_in = most["stem_width"]
         for i, stride in enumerate(STAGE_STRIDES):
             blocks = nn.ModuleDict()
             width, kernel = most[f"stage{i}.width"], most[f"stage{i}.kernel"]
+            transformed = least[f"stage{i}.kernel"] if kernels == "transform" else None
             for j in range(most[f"stage{i}.depth"]):
                 blocks[f"block{j}"] = _ElasticBottleneck(
-                    c_in, width, kernel, stride if j == 0 else 1, most[f"stage{i}.expansion"]
+                    c_in, width, kernel, stride if j == 0 else 1, most[f"stage{i}.expansion"], transformed
                 )
                 c_in = width
             self.add_module(f"stage{i}", blocks)
