@@ -227,3 +227,10 @@ class Supernet(nn.Module, ABC):
 def param_count(module: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def crop_like(x: Tensor, like: Tensor) -> Tensor:
+    """Return ``x`` cropped to the height and width of ``like``; untouched where they agree already."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return x[..., : like.shape[-2], : like.shape[-1]]
