@@ -10,6 +10,7 @@ Layout::
     checkpoints/         last, previous (resume from them), best (searched)
     search/NAME/         one study: journal, result.json, result.csv, plots
     emitted/NAME/        one emitted network
+    bn-statistics/       recalibrated BN statistics by network, kept for the next command; may be deleted
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from nas.recipe import Recipe
 from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
+from supernet.bn_cache import StatisticsCache
 from supernet.checkpoint import import_research, load_network
 from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
 from supernet.importance import order_channels_by_importance
@@ -79,10 +80,13 @@ def make_evaluator(
     on: str = "search",
     fixed: bool = False,
     early_stop: bool = False,
+    keep_statistics: bool = True,
 ) -> SubnetEvaluator:
     """Return the evaluator of the run's subnets on its ``search`` or ``val`` images.
 
-    ``fixed`` weights are trained no further, so that subnets can share what they have in common.
+    ``fixed`` weights are trained no further, so that subnets can share what they have in common. Unless
+    ``keep_statistics`` is false, BN statistics are kept in the run's folder: no command computes again what
+    another one has.
     """
     recipe = run.recipe
     device = pick_device(recipe.train.device)
@@ -99,6 +103,7 @@ def make_evaluator(
         fixed=fixed,
         early_stop=EarlyStop() if early_stop else None,
         decode_workers=recipe.evaluate.decode_workers,
+        statistics=StatisticsCache(run.folder / "bn-statistics") if keep_statistics else None,
     )
 
 
@@ -187,7 +192,7 @@ def train(
     prepared = prepared or prepare(run.recipe)
     data, supernet = prepared.data, prepared.supernet
     space = supernet.space
-    evaluator = make_evaluator(run, data, supernet)
+    evaluator = make_evaluator(run, data, supernet, keep_statistics=False)  # weights that soon are others
 
     def validate(network: nn.Module) -> dict[str, float]:
         found = {name: evaluator.evaluate(arch).stats["AP"] for name, arch in probes(space).items()}

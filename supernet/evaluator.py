@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import multiprocessing
 import os
 import weakref
@@ -20,6 +21,7 @@ from torch import Tensor
 from search_spaces import Arch, InputError
 from supernet.base import Subnet, Supernet
 from supernet.bn import recalibrate
+from supernet.bn_cache import StatisticsCache
 from supernet.export import fold_batchnorm
 from supernet.pose.bootstrap import bootstrap_ap
 from supernet.pose.dataset import PoseDataset
@@ -82,6 +84,12 @@ class CalibrationImages:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of what decides about the images: which they are, how they vary, how they are batched."""
+        facts = (self.dataset.fingerprint, self.indices, self.seed, self.augmentation, self.batch_pixels)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def _at(self, resolution: int) -> NDArray[np.uint8]:
         if resolution not in self._images:
@@ -211,6 +219,8 @@ class SubnetEvaluator:
         Processes that decode while the network runs on. By default none on a CPU, whose cores the network
         uses already, and beside a GPU one for each core but one, up to 8. They start when they are first
         needed; :meth:`close` ends them.
+    statistics
+        Where recalibrated BN statistics are kept, and taken from where a network has some already.
     """
 
     def __init__(
@@ -225,6 +235,7 @@ class SubnetEvaluator:
         fixed: bool = False,
         early_stop: EarlyStop | None = None,
         decode_workers: int | None = None,
+        statistics: StatisticsCache | None = None,
     ) -> None:
         self.protocol = protocol
         self.supernet, self.calibration, self.dataset = supernet, calibration, dataset
@@ -232,6 +243,7 @@ class SubnetEvaluator:
         self.shared = SharedStages() if fixed and self.device.type == "cpu" else None
         self.early_stop = early_stop
         self.decode_workers = _default_workers(self.device) if decode_workers is None else decode_workers
+        self.statistics = statistics
         self.pictures = Pictures(dataset)
         self._workers: DecodeWorkers | None = None
 
@@ -239,15 +251,23 @@ class SubnetEvaluator:
         """Return the extracted network of ``arch`` with its own BN statistics, in eval mode."""
         network = self.supernet.extract(arch)
         network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        resolution = arch.number("resolution")
+        if self.statistics is None:
+            self._recalibrate(network)
+        else:
+            key = self.statistics.key(network, self.calibration.fingerprint)
+            if not self.statistics.restore(network, key):
+                self._recalibrate(network)
+                self.statistics.keep(network, key)
+        return network.eval()
+
+    def _recalibrate(self, network: Subnet) -> None:
+        resolution = network.arch.number("resolution")
         batches = self.calibration.batches(resolution, self.device)
         if self.shared is None:
             recalibrate(network, batches)
         else:
             with self.shared.calibrating(network, resolution) as entering:
                 recalibrate(network, batches, entering=entering)
-        network.eval()
-        return network
 
     def evaluate(
         self,

@@ -17,12 +17,21 @@ from torch import Tensor, nn
 from search_spaces import InputError, RunError, SearchSpace
 from search_spaces.files import atomic_path
 
-__all__ = ["TrainingState", "load_state", "load_weights", "read_tensors", "save_state", "save_weights"]
+__all__ = [
+    "TrainingState",
+    "load_state",
+    "load_weights",
+    "read_tensors",
+    "save_state",
+    "save_weights",
+    "write_tensors",
+]
 
 _META = "litepose_nas"
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and metadata as a safetensors file that :func:`read_tensors` reads, atomically."""
     with atomic_path(path) as temporary:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={_META: json.dumps(meta)})
@@ -110,7 +119,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
     }
     if last.exists():
         last.replace(folder / "previous.safetensors")
-    _write(last, state.tensors, meta)
+    write_tensors(last, state.tensors, meta)
 
 
 def load_state(folder: Path, identity: Mapping[str, str]) -> TrainingState | None:
@@ -167,7 +176,7 @@ def save_weights(
         "step": step,
         "scores": dict(scores),
     }
-    _write(path, network.state_dict(), meta)
+    write_tensors(path, network.state_dict(), meta)
 
 
 def load_weights(path: Path, network: nn.Module, space: SearchSpace) -> dict[str, Any]:
