@@ -12,7 +12,15 @@ from search_spaces.errors import InputError
 from supernet.pose.matching import Matches
 from supernet.pose.scoring import FloatArray, IntArray
 
-__all__ = ["Comparison", "Interval", "bootstrap_ap", "compare_ap"]
+__all__ = [
+    "Comparison",
+    "Interval",
+    "bootstrap_ap",
+    "compare_ap",
+    "compare_resamples",
+    "interval_of",
+    "resample_ap",
+]
 
 _CELLS = 2**22
 """Most weights that are drawn at once."""
@@ -95,6 +103,54 @@ def _ends(values: FloatArray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def resample_ap(matches: Matches, resamples: int, rng: np.random.Generator, name: str = "AP") -> FloatArray:
+    """Return a figure on resamples of the images, (resamples,); NaN where one holds nobody to find.
+
+    Equal generators draw equal images: what two networks have on the resamples of the same images can then be
+    compared one by one, also long after the matches are gone.
+
+    Parameters and errors are those of :func:`bootstrap_ap`.
+    """
+    _check(matches, resamples, 0.5)
+    return np.concatenate([matches.values(name, part) for part in _draws(len(matches), resamples, rng)])
+
+
+def interval_of(value: float, resampled: FloatArray, confidence: float = 0.95) -> Interval:
+    """Return a figure with the percentile interval of what it is on resamples.
+
+    Raises
+    ------
+    InputError
+        If no resample holds anybody to find.
+    """
+    known = resampled[~np.isnan(resampled)]
+    return Interval(value, *_ends(known, confidence), confidence, len(known))
+
+
+def compare_resamples(value: float, differences: FloatArray, confidence: float = 0.95) -> Comparison:
+    """Return a difference of two figures with its interval.
+
+    Parameters
+    ----------
+    value
+        The difference, first minus second, on the images as they are.
+    differences
+        The same on each of their resamples; NaN where one holds nobody to find.
+    confidence
+        Nominal coverage.
+
+    Raises
+    ------
+    InputError
+        If no resample holds anybody to find.
+    """
+    values = differences[~np.isnan(differences)]
+    values = np.where(np.abs(values) < _EQUAL, 0.0, values)
+    probability = float((np.sign(values) + 1).mean() / 2) if len(values) else 0.5
+    value = 0.0 if abs(value) < _EQUAL else value
+    return Comparison(value, *_ends(values, confidence), confidence, len(values), probability)
+
+
 def bootstrap_ap(
     matches: Matches,
     resamples: int,
@@ -129,9 +185,7 @@ def bootstrap_ap(
     value = float(matches.values(name)[0])
     if np.isnan(value):
         raise InputError(f"there is nobody to find for {name} in the {len(matches)} images")
-    values = np.concatenate([matches.values(name, part) for part in _draws(len(matches), resamples, rng)])
-    values = values[~np.isnan(values)]
-    return Interval(value, *_ends(values, confidence), confidence, len(values))
+    return interval_of(value, resample_ap(matches, resamples, rng, name), confidence)
 
 
 def compare_ap(
@@ -167,14 +221,9 @@ def compare_ap(
     ):
         raise InputError("two figures are compared on the same images, people and protocol; these differ")
     value = float(first.values(name)[0] - second.values(name)[0])
-    value = 0.0 if abs(value) < _EQUAL else value
     if np.isnan(value):
         raise InputError(f"there is nobody to find for {name} in the {len(first)} images")
     parts = [
         first.values(name, part) - second.values(name, part) for part in _draws(len(first), resamples, rng)
     ]
-    values = np.concatenate(parts)
-    values = values[~np.isnan(values)]
-    values[np.abs(values) < _EQUAL] = 0.0
-    probability = float((np.sign(values) + 1).mean() / 2) if len(values) else 0.5
-    return Comparison(value, *_ends(values, confidence), confidence, len(values), probability)
+    return compare_resamples(value, np.concatenate(parts), confidence)
