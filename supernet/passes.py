@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from search_spaces import Arch
+from supernet.distillation import Distillation
 from supernet.pose.loader import Batch
-from supernet.pose.losses import LossWeights, pose_loss
+from supernet.pose.losses import LossWeights
 
 __all__ = ["LOSS_TERMS", "Shards"]
 
-LOSS_TERMS: Final = ("total", "heatmap_quarter", "heatmap_half", "push", "pull")
+LOSS_TERMS: Final = ("total", "heatmap_quarter", "heatmap_half", "push", "pull", "distill")
 
 
 class Shards:
@@ -26,7 +27,8 @@ class Shards:
     statistics of its own. The running statistics of the first part are the network's.
     """
 
-    def __init__(self, network: nn.Module, count: int) -> None:
+    def __init__(self, network: nn.Module, count: int, distillation: Distillation | None = None) -> None:
+        self.distillation = distillation or Distillation()
         self.networks = [network]
         for _ in range(count - 1):
             replica = copy.deepcopy(network)
@@ -45,7 +47,7 @@ class Shards:
         """Set the gradients of the batch's mean loss over the archs; return the terms of that loss."""
         parts = batch.split(len(self.networks))
         jobs = [
-            (network, part, archs, weights, len(part) / len(batch))
+            (network, part, archs, weights, len(part) / len(batch), self.distillation)
             for network, part in zip(self.networks, parts, strict=False)
         ]
         if self._pool is None:
@@ -75,21 +77,39 @@ class Shards:
 
 
 def _backward(
-    network: nn.Module, batch: Batch, archs: Sequence[Arch], weights: LossWeights, share: float
+    network: nn.Module,
+    batch: Batch,
+    archs: Sequence[Arch],
+    weights: LossWeights,
+    share: float,
+    distillation: Distillation,
 ) -> dict[str, float]:
-    """Add the gradients of a part of a batch, weighed by its share of it; return the terms, so weighed."""
+    """Add the gradients of a part of a batch, weighed by its share of it; return the terms, so weighed.
+
+    Every arch's gradients are added before the next arch runs: beside the targets, nothing is held for more
+    than one arch.
+    """
     sums = dict.fromkeys(LOSS_TERMS, 0.0)
-    for arch in archs:
-        losses = pose_loss(network(batch.images, arch), batch, weights)
+    targets = distillation.targets(batch, batch.images)
+    for place, arch in enumerate(archs):
+        outputs = network(batch.images, arch)
+        losses = distillation.loss(outputs, targets, weights)
         (losses["total"] * (share / len(archs))).backward()  # type: ignore[no-untyped-call]
         for name in LOSS_TERMS:
             sums[name] += float(losses[name].detach()) * share / len(archs)
+        if place == 0 and len(archs) > 1:
+            targets = distillation.later_targets(batch, targets, outputs)
     return sums
 
 
 def _alone(
-    network: nn.Module, batch: Batch, archs: Sequence[Arch], weights: LossWeights, share: float
+    network: nn.Module,
+    batch: Batch,
+    archs: Sequence[Arch],
+    weights: LossWeights,
+    share: float,
+    distillation: Distillation,
 ) -> dict[str, float]:
     """Do the same with one thread per operator: the parts already keep the cores busy."""
     torch.set_num_threads(1)
-    return _backward(network, batch, archs, weights, share)
+    return _backward(network, batch, archs, weights, share, distillation)

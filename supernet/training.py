@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from search_spaces import Arch, InputError, RunError, SearchSpace, UnavailableError
 from search_spaces.errors import did_you_mean
 from supernet.averaging import Average
+from supernet.distillation import Distillation, DistillConfig, Teacher
 from supernet.metric_log import MetricLog
 from supernet.passes import LOSS_TERMS, Shards
 from supernet.pose.dataset import PoseDataset
@@ -102,8 +103,8 @@ class TrainConfig:
         Standard deviation of target Gaussians, in heatmap cells.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    augmentation, loss
-        How images vary; the factors of the loss terms.
+    augmentation, loss, distill
+        How images vary; the factors of the loss terms; what is learned from beside the annotations.
     """
 
     epochs: int = 100
@@ -130,6 +131,7 @@ class TrainConfig:
     device: str = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -163,6 +165,11 @@ class TrainConfig:
                 raise InputError(f"train.{name} lies in 0..1 (1 excluded), not {getattr(self, name)}")
         if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise InputError(f"train.milestones are ascending shares of the run, not {list(self.milestones)}")
+        if self.distill.source == "largest" and self.rule != "sandwich":
+            raise InputError(
+                "train.distill.source: largest needs train.rule: sandwich, whose steps train the largest arch"
+                f" beside others, not '{self.rule}'"
+            )
 
 
 OPTIMIZERS: Final[Mapping[str, type[torch.optim.Adam]]] = {
@@ -248,6 +255,8 @@ class Trainer:
         Where ``checkpoints/``, ``metrics.csv`` and ``validation.csv`` go; :meth:`resume` continues from them.
     validate
         Scores the network; None never validates, and the last weights count as the best.
+    teacher
+        The network that ``config.distill`` names, where it names one.
     """
 
     def __init__(
@@ -259,6 +268,7 @@ class Trainer:
         seed: int,
         folder: Path,
         validate: Validate | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.seed, self.folder, self.validate = config, seed, Path(folder), validate
         self.dataset = dataset
@@ -277,7 +287,8 @@ class Trainer:
             fused=True,
         )
         self.average = Average(self.network, config.ema)
-        self._shards = Shards(self.network, config.shards)
+        self.distillation = Distillation(config.distill, None if teacher is None else teacher.to(self.device))
+        self._shards = Shards(self.network, config.shards, self.distillation)
         self.step, self.best = 0, float("nan")
 
     @property
@@ -312,6 +323,7 @@ class Trainer:
                 for entry in fields(self.config)
                 if entry.name not in _FREE
             },
+            "distill": self.distillation.identity,
         }
 
     def _save(self) -> None:

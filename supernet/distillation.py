@@ -1,0 +1,295 @@
+"""Knowledge distillation: archs that learn from another network's maps beside the annotations.
+
+Two teachers are possible. *In place* the largest arch of a sandwich step teaches the step's other archs
+(Yu & Huang, arXiv 1903.05134, section 3; BigNAS, Yu et al., arXiv 2003.11142): its outputs of the very same
+pass are the teacher's, so that distillation costs no forward pass. An *external* teacher is a trained plain
+network, run once per batch for all archs of the step.
+
+Heatmaps. With a share ``a`` (0.5 in Zhang, Zhu & Ye, arXiv 1811.05419, who distil heatmaps for pose), the
+loss ``(1 - a) (p - y)^2 + a (p - t)^2`` of a prediction ``p``, a drawn target ``y`` and a teacher's ``t`` is
+``(p - b)^2`` with ``b = (1 - a) y + a t``, up to what does not depend on ``p``. So distillation is another
+target, made once per step, and the loss of every arch is computed as without it, with the same scale, mask
+and weights. Where a joint is not annotated there is no ``y``, and ``b = t``. Heatmaps lie in 0..1 by
+construction, so what a teacher says beyond is cut.
+
+Tags. Associative embedding determines tags only up to what grouping does not see: grouping reads differences
+of tags within an image. Those are what is distilled, as relational distillation does (Park et al., arXiv
+1904.05068): with errors ``e = tag - teacher's tag`` the mean square of ``e_i - e_j`` over all pairs of places
+is twice the variance of ``e`` in the image, so it is computed without pairs. The places are where the target
+heatmap is above the threshold of detection, weighed by its height.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import torch
+from torch import Tensor
+
+from search_spaces.errors import InputError
+from supernet.base import Subnet
+from supernet.pose.decode import GroupingConfig
+from supernet.pose.losses import LossWeights, PoseTargets, pose_loss
+from supernet.pose.skeleton import Skeleton, joint_map
+
+__all__ = ["DistillConfig", "Distillation", "Lesson", "Teacher", "tag_distance", "teach"]
+
+_SEEN: Final = GroupingConfig().detection_threshold
+"""Height of a target heatmap above which grouping would read a tag."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What archs learn from beside the annotations (``train.distill``); see :mod:`supernet.distillation`.
+
+    Attributes
+    ----------
+    source
+        ``none``; ``largest``: the largest arch of a sandwich step teaches the step's other archs; or
+        ``teacher``: the network in ``teacher`` teaches all archs.
+    share
+        Weight of the teacher's heatmaps against the annotations', 0 to 1. 1 is the in-place distillation of
+        arXiv 1903.05134, where only the largest arch sees the truth; 0.5 is arXiv 1811.05419's. Joints that
+        an image's annotations lack are learned from the teacher alone.
+    tags
+        Factor of the distance between the tags' differences and the teacher's; 0 distils no tags.
+    teacher
+        Checkpoint of a trained plain network: ``.safetensors`` (or an emitted folder), or a research
+        ``.pth``. Its joints are matched by name; it sees the images of the step, at the step's resolution.
+    """
+
+    source: Literal["none", "largest", "teacher"] = "none"
+    share: float = 0.5
+    tags: float = 1e-3
+    teacher: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in ("none", "largest", "teacher"):
+            raise InputError(f"train.distill.source is none, largest or teacher, not '{self.source}'")
+        if not 0 <= self.share <= 1:
+            raise InputError(f"train.distill.share lies in 0..1, not at {self.share}")
+        if not 0 <= self.tags < float("inf"):
+            raise InputError(f"train.distill.tags is at least 0, not {self.tags}")
+        if self.source == "teacher" and self.teacher is None:
+            raise InputError(
+                "train.distill.source: teacher needs a checkpoint; name it in train.distill.teacher"
+            )
+        if self.source != "teacher" and self.teacher is not None:
+            raise InputError(
+                f"train.distill.teacher names '{self.teacher}', which train.distill.source: {self.source}"
+                " would not use; set the source to teacher"
+            )
+
+
+class Teacher:
+    """A trained plain network that answers for the joints of another skeleton.
+
+    It is left in evaluation mode and without gradients, whatever is done with what it says. Calls change
+    nothing, so that several threads may ask at once.
+
+    Parameters
+    ----------
+    network
+        The trained network; used as it is.
+    joints
+        The joints that it predicts.
+    wanted
+        The joints that are learned. Those that it lacks (by :func:`supernet.pose.skeleton.joint_map`) are
+        learned from annotations alone.
+
+    Raises
+    ------
+    InputError
+        If its joints are not as many as it predicts, or none of them is wanted.
+    """
+
+    def __init__(self, network: Subnet, joints: Skeleton, wanted: Skeleton) -> None:
+        if len(joints) != network.joints:
+            raise InputError(
+                f"the teacher predicts {network.joints} joints, but skeleton '{joints.name}' has"
+                f" {len(joints)}; name the skeleton that it was trained for"
+            )
+        index = torch.from_numpy(joint_map(joints, wanted))
+        if not bool((index >= 0).any()):
+            raise InputError(
+                f"none of the teacher's joints ({', '.join(joints.joints)}) is one of the data's"
+                f" ({', '.join(wanted.joints)}); take a teacher that was trained for them"
+            )
+        self.network = network.eval().requires_grad_(False)
+        self.known = index >= 0
+        self._index = index.clamp(min=0)
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.network.arch.id, self._index, self.known)).encode())
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the teacher to a device, channels last in memory; return it."""
+        self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.known, self._index = self.known.to(device), self._index.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a network of the wanted joints would; joints that are not :attr:`known` hold nonsense.
+
+        Shapes are those of :class:`supernet.litepose.LitePose`: (N, 2J, H/4, W/4) and (N, J, H/2, W/2).
+        """
+        quarter, half = self.network(images)
+        both = torch.cat([self._index, self._index + half.shape[1]])
+        return quarter[:, both], half[:, self._index]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch's targets with a teacher's answer worked in; what :func:`supernet.pose.losses.pose_loss` takes.
+
+    Attributes
+    ----------
+    heatmaps, masks, tags, labelled
+        As in :class:`supernet.pose.loader.Batch`; the heatmaps are the annotations' and the teacher's in
+        their shares, and joints that the teacher tells count as labelled.
+    teacher_tags
+        (N, J, h, w): the teacher's tags.
+    places
+        (N, J, h, w): where tags are compared; the weights of an image sum to 1, or to 0 where it shows
+        nobody.
+    """
+
+    heatmaps: tuple[Tensor, ...]
+    masks: Sequence[Tensor]
+    tags: Tensor
+    labelled: Tensor
+    teacher_tags: Tensor
+    places: Tensor
+
+
+@torch.no_grad()
+def teach(
+    batch: PoseTargets, outputs: tuple[Tensor, Tensor], share: float, known: Tensor | None = None
+) -> Lesson:
+    """Return the targets of a batch with a teacher's answer worked in.
+
+    Parameters
+    ----------
+    batch
+        What the annotations tell.
+    outputs
+        The teacher's (N, 2J, H/4, W/4) heatmaps and tags, and (N, J, H/2, W/2) heatmaps. No gradient flows
+        into them.
+    share
+        Weight of its heatmaps, where the annotations tell of the joint.
+    known
+        bool (J,): joints that the teacher tells of; ``None``: all.
+
+    Raises
+    ------
+    InputError
+        If the teacher's maps have not the sizes of the batch's.
+    """
+    quarter, half = outputs
+    joints = half.shape[1]
+    heat, tags = torch.split(quarter, [joints, quarter.shape[1] - joints], dim=1)
+    told = torch.ones_like(batch.labelled) if known is None else known.expand_as(batch.labelled)
+    shares = torch.where(batch.labelled, share, 1.0) * told
+    blends = []
+    for truth, said in zip(batch.heatmaps, (heat, half), strict=True):
+        if truth.shape != said.shape:
+            raise InputError(
+                f"a teacher's heatmaps must be as large as the targets, {tuple(truth.shape)}, not"
+                f" {tuple(said.shape)}"
+            )
+        weight = shares.expand(said.shape[:2])[:, :, None, None].to(truth.dtype)
+        blends.append(truth.lerp(said.to(truth.dtype).clamp(0.0, 1.0), weight))
+    places = torch.where(blends[0] > _SEEN, blends[0], 0.0) * batch.masks[0][:, None]
+    places = places * told.expand(places.shape[:2])[:, :, None, None]
+    total = places.sum(dim=(1, 2, 3), keepdim=True)
+    places = places / torch.where(total > 0, total, 1.0)
+    return Lesson(
+        tuple(blends), batch.masks, batch.tags, batch.labelled | told, tags.to(places.dtype), places
+    )
+
+
+def tag_distance(tags: Tensor, lesson: Lesson) -> Tensor:
+    """Return how far differences of tags are from the teacher's, a scalar in float32 or better.
+
+    It is the variance of ``tags - teacher's tags`` over the places of an image, averaged over the images:
+    half the mean square of ``(tag_i - tag_j) - (teacher_i - teacher_j)`` over all pairs of places. A shift of
+    all tags of an image costs nothing.
+
+    Parameters
+    ----------
+    tags
+        Tag maps (N, J, h, w).
+    lesson
+        What the teacher says.
+    """
+    errors = tags.to(lesson.teacher_tags.dtype) - lesson.teacher_tags
+    shift = (errors * lesson.places).sum(dim=(1, 2, 3), keepdim=True)
+    return ((errors - shift).square() * lesson.places).sum(dim=(1, 2, 3)).mean()
+
+
+class Distillation:
+    """What the archs of a step learn from, by the settings; holds no state of a step.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    teacher
+        The external teacher, where they ask for one.
+
+    Raises
+    ------
+    InputError
+        If the settings and the teacher disagree.
+    """
+
+    def __init__(self, config: DistillConfig | None = None, teacher: Teacher | None = None) -> None:
+        self.config, self.teacher = config or DistillConfig(), teacher
+        if (self.config.source == "teacher") != (teacher is not None):
+            given = "none was given" if teacher is None else "one was given"
+            raise InputError(f"train.distill.source is {self.config.source}, but as a teacher {given}")
+
+    @property
+    def identity(self) -> str:
+        """What a resumed training must have in common: the settings, and the teacher by its weights."""
+        config = self.config
+        if config.source == "none":
+            return "none"
+        who = config.source if self.teacher is None else f"teacher {self.teacher.fingerprint}"
+        return f"{who}, share {config.share}, tags {config.tags}"
+
+    def targets(self, batch: PoseTargets, images: Tensor) -> PoseTargets:
+        """Return what the step's first arch learns from: the teacher's lesson, or the batch as it is."""
+        if self.teacher is None:
+            return batch
+        return teach(batch, self.teacher(images), self.config.share, self.teacher.known)
+
+    def later_targets(
+        self, batch: PoseTargets, first: PoseTargets, outputs: tuple[Tensor, Tensor]
+    ) -> PoseTargets:
+        """Return what the step's other archs learn from, given the outputs of the first, the largest one."""
+        return teach(batch, outputs, self.config.share) if self.config.source == "largest" else first
+
+    def loss(
+        self, outputs: tuple[Tensor, Tensor], targets: PoseTargets, weights: LossWeights
+    ) -> dict[str, Tensor]:
+        """Return the terms of :func:`supernet.pose.losses.pose_loss`, and ``distill``: the tags' distance.
+
+        ``total`` holds it with the factor of the settings.
+        """
+        terms = pose_loss(outputs, targets, weights)
+        if not isinstance(targets, Lesson) or not self.config.tags:
+            return {**terms, "distill": torch.zeros_like(terms["total"])}
+        tags = outputs[0][:, outputs[1].shape[1] :]
+        distance = tag_distance(tags, targets)
+        return {**terms, "distill": distance, "total": terms["total"] + self.config.tags * distance}
