@@ -378,6 +378,59 @@ def _print_front(result: SearchResult, folder: Path) -> None:
     print_table(title, columns, rows)
 
 
+# -- trust -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def trust(
+    run: Annotated[
+        Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A run directory, or a recipe to train first.")
+    ],
+    standalone: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the stand-alone trainings, which runs of the same data and space can share;"
+            " default: within the run.",
+        ),
+    ] = None,
+    only_standalone: Annotated[
+        bool,
+        typer.Option(
+            "--only-standalone", help="Stop after the stand-alone trainings; they need no trained supernet."
+        ),
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stand-alone trainings at a time; default: one per core.")
+    ] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """How far the supernet's ranking can be trusted: networks trained alone, against the supernet's APs.
+
+    The recipe's section 'trust' says how many networks are trained, and for how long. Stopped? The same
+    command continues; once all is done, it prints the report again.
+
+    Example: nas trust runs/synthetic --jobs 2 --set trust.archs=20 --set trust.epochs=6
+    """
+    from nas.trust.command import run_trust
+
+    directory = _untrained(run, sets) if only_standalone else _run_or_recipe(run, sets)
+    run_trust(directory, standalone, only_standalone=only_standalone, jobs=jobs, as_json=as_json)
+
+
+def _untrained(path: Path, sets: list[str] | None) -> RunDirectory:
+    """Return the run at ``path``; or a recipe's, which need not be there."""
+    from nas.recipe import load_recipe
+    from nas.run import RunDirectory
+
+    if path.is_dir():
+        return _run_or_recipe(path, sets)
+    recipe = load_recipe(path, sets)
+    folder = Path("runs") / recipe.name
+    return RunDirectory.find(folder, recipe) or RunDirectory(folder, recipe)
+
+
 # -- profile, plot, emit, eval -----------------------------------------------------------------------------
 
 

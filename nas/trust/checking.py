@@ -1,0 +1,143 @@
+"""``nas trust``: stand-alone trainings, the supernet's scores of the same networks, and what both say."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.console import note, progress_bar
+from nas.data import Datasets, open_datasets
+from nas.run import RunDirectory
+from nas.trust.jobs import train_all, usual_jobs
+from nas.trust.scores import Score
+from nas.trust.standalone import StandaloneFolder, Task, draw_archs, standalone_identity, tasks_of
+from search_spaces import Arch, RunError, SearchSpace
+from search_spaces.files import locked, make_folder
+
+__all__ = ["Standalone", "train_standalone"]
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """The finished stand-alone trainings of a recipe.
+
+    Attributes
+    ----------
+    archs
+        The networks, by rising MACs.
+    scores
+        What each training reached.
+    identity
+        What they rest on.
+    """
+
+    archs: tuple[Arch, ...]
+    scores: dict[Task, Score]
+    identity: dict[str, Any]
+
+    def of(self, arch: Arch) -> list[Score]:
+        """Return the scores of a network, by seed."""
+        return [score for task, score in sorted(self.scores.items(), key=_seed) if task.arch == arch]
+
+
+def _seed(item: tuple[Task, Score]) -> int:
+    return item[0].seed
+
+
+def train_standalone(
+    run: RunDirectory,
+    folder: Path | None = None,
+    *,
+    jobs: int | None = None,
+    data: Datasets | None = None,
+) -> Standalone:
+    """Train the networks of the run's recipe stand-alone, as far as the folder does not hold them yet.
+
+    Parameters
+    ----------
+    run
+        Only its recipe is read; there need be no trained supernet.
+    folder
+        Where the trainings are kept; by default within the run.
+    jobs
+        How many run at a time; by default one per core.
+    data
+        The recipe's data, if it is open already.
+
+    Raises
+    ------
+    RunError
+        If the folder's trainings rest on other settings, another command is at work in it, or one fails.
+    """
+    recipe = run.recipe
+    kept = StandaloneFolder(folder or run.folder / "trust" / "standalone")
+    data = data or open_datasets(recipe)
+    space = recipe.build_space(data.skeleton)
+    archs = draw_archs(space, recipe.trust.archs, recipe.trust.seed)
+    identity = standalone_identity(recipe, data, space)
+    kept.check(identity, write=False)
+    tasks = tasks_of(recipe, archs)
+    scores = {task: kept.score(task) for task in tasks}
+    lacking = [task for task, score in scores.items() if score is None]
+    if lacking:
+        make_folder(kept.folder)
+        busy = f"another command trains into '{kept.folder}'; wait for it or stop it"
+        with locked(kept.folder / ".lock", busy):
+            kept.check(identity)
+            number = jobs or usual_jobs(recipe)
+            note(f"{len(lacking)} of {len(tasks)} networks are to be trained stand-alone, {number} at a time")
+            _train(run, kept, space, tasks, number, data)
+    found = {task: kept.score(task) for task in tasks}
+    whole = {task: score for task, score in found.items() if score is not None}
+    if len(whole) < len(tasks):
+        raise RunError(f"stand-alone trainings in '{kept.folder}' vanished meanwhile; start again")
+    return Standalone(tuple(archs), whole, identity)
+
+
+def _train(
+    run: RunDirectory,
+    kept: StandaloneFolder,
+    space: SearchSpace,
+    tasks: list[Task],
+    jobs: int,
+    data: Datasets,
+) -> None:
+    """Train what is lacking; show how far all trainings are together, and each one's result."""
+    finished = sum(kept.score(task) is not None for task in tasks)
+    steps_done: dict[Task, int] = {}
+    first: dict[Task, int] = {}
+    began = time.monotonic()
+    with progress_bar("stand-alone trainings") as bar:
+
+        def told(task: Task, done: int, steps: int) -> None:
+            nonlocal finished
+            first.setdefault(task, 0 if done == steps else done)
+            steps_done[task] = done
+            over = sum(steps_done.values())
+            total = (len(tasks) - before) * steps
+            worked = over - sum(first.values())
+            left = (total - over) * (time.monotonic() - began) / worked if worked else None
+            about = "" if left is None else f", about {duration(left)} left"
+            if done == steps:
+                finished += 1
+                score = kept.score(task)
+                if score is not None:
+                    macs = space.cost(task.arch).macs / 1e6
+                    note(
+                        f"{task.name}: AP {score.ap:.4f} at {macs:.1f} M MACs"
+                        f" ({duration(score.about['seconds'])}); {finished} of {len(tasks)} trained{about}"
+                    )
+            bar.update(over, total, f"{finished} of {len(tasks)} trained{about}")
+
+        before = finished
+        train_all(run.recipe, kept, tasks, jobs, told, data)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: ``42 s``, ``17 min``, ``2 h 05 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
