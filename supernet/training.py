@@ -30,6 +30,7 @@ from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import Batch, BatchLoader, Job
 from supernet.pose.losses import LossWeights
 from supernet.pose.transforms import Augmentation
+from supernet.precision import PRECISIONS, Precision
 from supernet.rules import RULES, step_archs
 from supernet.schedules import SCHEDULES, learning_rate
 from supernet.state import TrainingState, load_state, read_tensors, save_state, save_weights
@@ -103,6 +104,8 @@ class TrainConfig:
         Standard deviation of target Gaussians, in heatmap cells.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    precision
+        ``fp32``, ``bf16`` or ``fp16`` (with loss scaling, on GPUs): see :mod:`supernet.precision`.
     augmentation, loss, distill
         How images vary; the factors of the loss terms; what is learned from beside the annotations.
     """
@@ -129,6 +132,7 @@ class TrainConfig:
     cache_images_mb: int = 512
     sigma: float = 2.0
     device: str = "auto"
+    precision: str = "fp32"
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -145,7 +149,12 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"train.{name} is at least {least}, not {getattr(self, name)}")
-        for name, options in (("rule", RULES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, options in (
+            ("rule", RULES),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
             value = getattr(self, name)
             if value not in options:
                 raise InputError(f"train.{name}: unknown '{value}'{did_you_mean(value, options)}")
@@ -273,6 +282,7 @@ class Trainer:
         self.config, self.seed, self.folder, self.validate = config, seed, Path(folder), validate
         self.dataset = dataset
         self.device = pick_device(config.device)
+        self.precision = Precision(config.precision, self.device)
         self.network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.space: SearchSpace = network.space  # type: ignore[assignment]
         if len(dataset) == 0:
