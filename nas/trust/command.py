@@ -24,7 +24,7 @@ def run_trust(
     """Carry out ``nas trust`` and print what it found."""
     if standalone is None and not RunDirectory.is_run(run.folder):
         raise InputError(
-            fXX
+            f"there is no run '{run.folder}' to keep stand-alone trainings in; name a folder (--standalone)"
         )
     trained = train_standalone(run, standalone, jobs=jobs)
     if only_standalone:

@@ -42,7 +42,7 @@ __all__ = [
     "standalone_identity",
 ]
 
-SUPERNET_ONLY: Final = ("rule", "random_archs", "full_share", "largest_share")
+SUPERNET_ONLY: Final = ("rule", "random_archs", "full_share", "largest_share", "distill")
 """Settings that tell which archs a step trains and how they share weights; one arch has no use for them."""
 _NO_MATTER: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds", "validate_every")
 """Settings of a training that its result is not to depend on."""
@@ -108,8 +108,16 @@ def standalone_config(recipe: Recipe) -> TrainConfig:
 
 def _changed(settings: Any, without: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings that are not at their defaults: one that a later version adds changes nothing."""
-    own, usual = to_plain(settings), to_plain(type(settings)())
-    return {name: value for name, value in own.items() if name not in without and value != usual[name]}
+    changed = _unlike(to_plain(settings), to_plain(type(settings)()))
+    return {name: value for name, value in changed.items() if name not in without}
+
+
+def _unlike(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _unlike(value, usual[name]) if isinstance(value, dict) else value
+        for name, value in own.items()
+        if value != usual[name]
+    }
 
 
 def _digest(path: Path) -> str:
