@@ -14,11 +14,11 @@ from nas.console import progress_bar
 from nas.data import open_source
 from nas.recipe import DataSource, EvaluateConfig, SyntheticData, load_recipe
 from nas.run import RunDirectory
-from nas.train import load_plain_network
+from nas.train import load_with_skeleton, skeleton_of
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json
-from supernet.checkpoint import import_research, load_network, save_network
+from supernet.checkpoint import import_research, save_network
 from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.diagnosis import diagnose
@@ -26,7 +26,7 @@ from supernet.pose.evaluate import evaluate, scored_joints
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
-from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
+from supernet.pose.skeleton import Skeleton, get_skeleton
 
 __all__ = ["EvalOptions", "OnnxNetwork", "evaluate_model", "import_model", "load_model", "parse_scales"]
 
@@ -83,24 +83,6 @@ class OnnxNetwork(nn.Module):
         return quarter, half
 
 
-def _skeleton_of(joints: int, metadata: dict[str, Any], wanted: str | None) -> Skeleton:
-    """Return the joints that a model predicts: as asked, as its file says, or the only ones that fit."""
-    if wanted is not None:
-        skeleton = get_skeleton(wanted)
-    elif isinstance(metadata.get("skeleton"), dict):
-        skeleton = Skeleton.from_json(metadata["skeleton"], "the model's skeleton")
-    else:
-        fitting = [s for s in SKELETONS.values() if len(s) == joints]
-        if len(fitting) != 1:
-            raise InputError(f"the model predicts {joints} joints, but which? name them with --skeleton")
-        skeleton = fitting[0]
-    if len(skeleton) != joints:
-        raise InputError(
-            f"the model predicts {joints} joints, but skeleton '{skeleton.name}' has {len(skeleton)}"
-        )
-    return skeleton
-
-
 def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tuple[nn.Module, Skeleton, int]:
     """Return a model, the joints that it predicts, and its resolution (the short side, pixels).
 
@@ -129,15 +111,10 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
             raise InputError(
                 f"model '{path}' does not say what it predicts; was it written by 'nas emit'?"
             ) from None
-        return network, _skeleton_of(joints, metadata, skeleton), min(network.size)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if path.suffix == ".safetensors":
-        plain, metadata = load_network(path)
-    else:
-        plain, metadata = load_plain_network(path, 448), {}
+        return network, skeleton_of(joints, metadata, skeleton), min(network.size)
+    plain, known = load_with_skeleton(path, skeleton)
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker on a CPU
-    return plain, _skeleton_of(plain.joints, metadata, skeleton), plain.arch.number("resolution")
+    return plain, known, plain.arch.number("resolution")
 
 
 def _dataset(
@@ -380,7 +357,7 @@ def import_model(
         If the file is no research checkpoint, or its resolution or joints cannot be inferred.
     """
     network = import_research(file, resolution)
-    joints = _skeleton_of(network.joints, {}, skeleton)
+    joints = skeleton_of(network.joints, {}, skeleton)
     target = output or file.with_suffix(".safetensors")
     save_network(target, network, {"skeleton": joints.to_json(), "source": file.name})
     cost = network.arch.cost(network.joints)

@@ -360,6 +360,7 @@ def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
             space=space,
             search=replace(recipe.search, seed_archs=seeds),
             init=None if recipe.init is None else folder / recipe.init,
+            train=replace(recipe.train, distill=recipe.train.distill.in_folder(folder)),
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,8 +18,10 @@ from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
 from supernet.bn_cache import StatisticsCache
 from supernet.checkpoint import import_research, load_network
+from supernet.distillation import Teacher
 from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
 from supernet.importance import order_channels_by_importance
+from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
 from supernet.registry import build_supernet
 from supernet.state import load_weights
 from supernet.training import Progress, Trainer, TrainReport, pick_device
@@ -28,11 +30,16 @@ __all__ = [
     "Prepared",
     "initialise",
     "load_plain_network",
+    "load_teacher",
+    "load_with_skeleton",
     "make_evaluator",
     "open_supernet",
     "prepare",
+    "skeleton_of",
     "train",
 ]
+
+_WRITE_SKELETON: Final = "write them into the file with 'nas import-checkpoint FILE --skeleton ...'"
 
 
 def load_plain_network(path: str | Path, resolution: int | None = None) -> Subnet:
@@ -43,14 +50,79 @@ def load_plain_network(path: str | Path, resolution: int | None = None) -> Subne
     InputError
         If the file is missing, damaged or of another kind.
     """
-    path = Path(path)
+    return _load_plain(Path(path), resolution)[0]
+
+
+def _load_plain(path: Path, resolution: int | None) -> tuple[Subnet, dict[str, Any]]:
+    """Return the plain network in a file, and what the file says beside it."""
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
         raise InputError(f"checkpoint '{path}' does not exist")
     if path.suffix == ".safetensors":
-        return load_network(path)[0]
-    return import_research(path, resolution)
+        return load_network(path)
+    return import_research(path, resolution), {}
+
+
+def skeleton_of(
+    joints: int,
+    metadata: Mapping[str, Any],
+    wanted: str | None = None,
+    way: str = "name them with --skeleton",
+) -> Skeleton:
+    """Return the joints that a model predicts: as asked, as its file says, or the only ones that fit.
+
+    Raises
+    ------
+    InputError
+        If that is not clear (``way`` tells how to say it), or they are not ``joints`` many.
+    """
+    if wanted is not None:
+        skeleton = get_skeleton(wanted)
+    elif isinstance(metadata.get("skeleton"), dict):
+        skeleton = Skeleton.from_json(metadata["skeleton"], "the model's skeleton")
+    else:
+        fitting = [s for s in SKELETONS.values() if len(s) == joints]
+        if len(fitting) != 1:
+            raise InputError(f"the model predicts {joints} joints, but which? {way}")
+        skeleton = fitting[0]
+    if len(skeleton) != joints:
+        raise InputError(
+            f"the model predicts {joints} joints, but skeleton '{skeleton.name}' has {len(skeleton)}"
+        )
+    return skeleton
+
+
+def load_with_skeleton(
+    path: str | Path, wanted: str | None = None, way: str = "name them with --skeleton"
+) -> tuple[Subnet, Skeleton]:
+    """Return the plain network in a file (see :func:`load_plain_network`) and the joints that it predicts.
+
+    Raises
+    ------
+    InputError
+        As :func:`load_plain_network` and :func:`skeleton_of`.
+    """
+    # A research checkpoint does not tell its resolution, which changes no weight.
+    network, metadata = _load_plain(Path(path), 448)
+    return network, skeleton_of(network.joints, metadata, wanted, way)
+
+
+def load_teacher(recipe: Recipe, skeleton: Skeleton) -> Teacher | None:
+    """Return the network that the recipe's ``train.distill`` names, answering for the joints of ``skeleton``.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint cannot be read, or shares no joint with ``skeleton``.
+    """
+    path = recipe.train.distill.teacher
+    if path is None:
+        return None
+    try:
+        return Teacher(*load_with_skeleton(path, way=_WRITE_SKELETON), skeleton)
+    except InputError as error:
+        raise InputError(f"train.distill.teacher: {error}") from None
 
 
 def initialise(recipe: Recipe, space: SearchSpace) -> Supernet:
@@ -138,10 +210,13 @@ class Prepared:
         The recipe's data sets.
     supernet
         Fresh, or started from the recipe's ``init``.
+    teacher
+        The network that ``train.distill`` names, where it names one.
     """
 
     data: Datasets
     supernet: Supernet
+    teacher: Teacher | None = None
 
 
 def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
@@ -156,7 +231,9 @@ def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
     """
     pick_device(recipe.train.device)
     data = data or open_datasets(recipe)
-    return Prepared(data, initialise(recipe, recipe.build_space(data.skeleton)))
+    return Prepared(
+        data, initialise(recipe, recipe.build_space(data.skeleton)), load_teacher(recipe, data.skeleton)
+    )
 
 
 def probes(space: SearchSpace) -> dict[str, Arch]:
@@ -204,7 +281,13 @@ def train(
         return scores
 
     trainer = Trainer(
-        supernet, data.train, run.recipe.train, seed=run.recipe.seed, folder=run.folder, validate=validate
+        supernet,
+        data.train,
+        run.recipe.train,
+        seed=run.recipe.seed,
+        folder=run.folder,
+        validate=validate,
+        teacher=prepared.teacher,
     )
     start = trainer.resume()
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=start)

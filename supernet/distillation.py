@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -83,6 +83,10 @@ class DistillConfig:
                 f"train.distill.teacher names '{self.teacher}', which train.distill.source: {self.source}"
                 " would not use; set the source to teacher"
             )
+
+    def in_folder(self, folder: Path) -> DistillConfig:
+        """Return the settings with a relative path of the teacher taken to start at ``folder``."""
+        return self if self.teacher is None else replace(self, teacher=folder / self.teacher)
 
 
 class Teacher:

@@ -21,6 +21,7 @@ from nas.config import to_plain
 from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, TrustConfig, recipe_from_mapping
 from nas.search import parse_constraints
 from search_spaces import SPACES, get_arch, litepose_extended, litepose_native
+from supernet.distillation import DistillConfig
 from supernet.pose.losses import LossWeights
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.transforms import Augmentation
@@ -193,6 +194,7 @@ FIELDS: Mapping[str, type[Any]] = {
     "train": TrainConfig,
     "train.augmentation": Augmentation,
     "train.loss": LossWeights,
+    "train.distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "search": SearchConfig,
     "trust": TrustConfig,
