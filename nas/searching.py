@@ -30,6 +30,7 @@ from nas.search import (
     search,
 )
 from nas.search.executors import Executor
+from nas.search.noise import resampled
 from nas.search.result import Record
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Arch, InputError, get_arch
@@ -76,7 +77,9 @@ class _Evaluator:
         stats = dict(result.stats)
         if self.evaluator.early_stop is not None:
             stats["images"] = result.images
-        return Evaluation(max(result.estimate, 0.0), stats, time.perf_counter() - began, result.partial)
+        known = "" if result.partial else resampled(self.evaluator.matches(result))
+        seconds = time.perf_counter() - began
+        return Evaluation(max(result.estimate, 0.0), stats, seconds, result.partial, known)
 
 
 def study_name(constraints: Sequence[Constraint], sampler: str, seed: int) -> str:

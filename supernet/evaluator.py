@@ -347,6 +347,10 @@ class SubnetEvaluator:
         shows = [len(self.dataset.joints(index[image_id])) > 0 for image_id in self._order]
         return {name: n for name, n in self.early_stop.looks(len(shows)).items() if any(shows[:n])}
 
+    def matches(self, result: EvalResult) -> Matches:
+        """Return the detections of an evaluation of all images matched to people, for bootstrap resamples."""
+        return match_detections(*self._sides(self.dataset.ids, result.detections))
+
     def _sides(self, ids: Sequence[int], detections: list[dict[str, Any]]) -> _Sides:
         """Return what scoring takes."""
         joints, sigmas = scored_joints(self.dataset), self.dataset.skeleton.sigmas

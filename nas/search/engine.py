@@ -367,6 +367,7 @@ class _Search:
             stats={} if evaluation is None else evaluation.stats,
             seconds=0.0 if evaluation is None else evaluation.seconds,
             partial=evaluation is not None and evaluation.partial,
+            resamples="" if evaluation is None else evaluation.resamples,
         )
 
     def records(self) -> tuple[Record, ...]:

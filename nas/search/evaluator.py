@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
 from search_spaces import Arch, RunError
@@ -24,22 +24,27 @@ class Evaluation:
         Wall-clock time that it took.
     partial
         Whether it ended early, since a rival was sure to be better: ``ap`` is then an estimate.
+    resamples
+        The AP on resamples of the images, see :func:`nas.search.noise.pack`; empty where it is not known. It
+        tells noise from differences and guides no search.
     """
 
     ap: float
     stats: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     partial: bool = False
+    resamples: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return {"ap": self.ap, "stats": dict(self.stats), "seconds": self.seconds, "partial": self.partial}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Evaluation:
         """Return what :meth:`to_json` described."""
         partial = bool(value.get("partial", False))
-        return cls(float(value["ap"]), dict(value["stats"]), float(value["seconds"]), partial)
+        resamples = str(value.get("resamples", ""))  # older studies have none
+        return cls(float(value["ap"]), dict(value["stats"]), float(value["seconds"]), partial, resamples)
 
 
 class Evaluator(Protocol):
@@ -99,4 +104,5 @@ def checked(arch: Arch, evaluation: Evaluation) -> Evaluation:
         {str(name): float(value) for name, value in evaluation.stats.items()},
         float(evaluation.seconds),
         evaluation.partial,
+        evaluation.resamples,
     )

@@ -59,6 +59,8 @@ class Record:
     partial
         Whether the evaluation ended early, since a network that costs no more was sure to be better;
         ``stats`` are then those of the images looked at. Such a network is on no front and is never chosen.
+    resamples
+        The AP on resamples of the images (see :mod:`nas.search.noise`), empty where it was not kept.
     """
 
     arch: Arch
@@ -73,6 +75,7 @@ class Record:
     stats: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     partial: bool = False
+    resamples: str = ""
 
     def require_ap(self) -> float:
         """Return the AP of an evaluated network.
@@ -125,6 +128,7 @@ class Record:
             "stats": dict(self.stats),
             "seconds": self.seconds,
             "partial": self.partial,
+            "resamples": self.resamples,
         }
 
     @classmethod
@@ -143,6 +147,7 @@ class Record:
             stats={str(k): float(v) for k, v in value["stats"].items()},
             seconds=float(value["seconds"]),
             partial=bool(value.get("partial", False)),
+            resamples=str(value.get("resamples", "")),
         )
 
 
