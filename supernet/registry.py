@@ -11,6 +11,7 @@ from torch import nn
 from search_spaces import Arch, InputError, SearchSpace
 from search_spaces.errors import did_you_mean
 from supernet.base import Subnet, Supernet
+from supernet.elastic import ElasticDepthwiseConv2d
 from supernet.litepose import LitePose, LitePoseSupernet
 
 __all__ = ["NETWORKS", "SUPERNETS", "build_network", "build_supernet", "initialise"]
@@ -32,9 +33,20 @@ def build_network(arch: Arch, joints: int, generator: torch.Generator | None = N
     return net
 
 
-def build_supernet(space: SearchSpace, generator: torch.Generator | None = None) -> Supernet:
-    """Return the supernet of a space with fresh weights (see :func:`initialise`)."""
-    net = SUPERNETS[_known(space.family.name, SUPERNETS)](space)
+def build_supernet(
+    space: SearchSpace, generator: torch.Generator | None = None, kernels: str = "crop"
+) -> Supernet:
+    """Return the supernet of a space with fresh weights (see :func:`initialise`).
+
+    ``kernels`` says how small depthwise kernels follow from large ones: ``crop`` or ``transform``. Either way
+    the fresh supernet computes the same.
+
+    Raises
+    ------
+    InputError
+        If no supernet is known for the space's family, or no such way of sharing.
+    """
+    net = SUPERNETS[_known(space.family.name, SUPERNETS)](space, kernels)
     initialise(net, generator)
     return net
 
@@ -51,7 +63,8 @@ def initialise(net: Subnet | Supernet, generator: torch.Generator | None = None)
 
     Convolutions: normal, truncated at two standard deviations, with variance 2 / fan-in (He et al.,
     arXiv 1502.01852, eq. 10), where a transposed convolution's fan-in is what reaches one output pixel;
-    output layers: normal with :data:`OUTPUT_STD`; normalisations: scale 1, shift 0, mean 0, variance 1.
+    output layers: normal with :data:`OUTPUT_STD`; normalisations: scale 1, shift 0, mean 0, variance 1;
+    learned transforms of kernels: crops.
 
     Parameters
     ----------
@@ -66,6 +79,8 @@ def initialise(net: Subnet | Supernet, generator: torch.Generator | None = None)
         if isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, ElasticDepthwiseConv2d):
+                module.reset_transforms()
             if name in outputs:
                 nn.init.normal_(module.weight, std=OUTPUT_STD, generator=generator)
                 continue
