@@ -352,7 +352,7 @@ class Trainer:
     def _schedule(self) -> Iterator[Job]:
         for step in range(self.step, self.steps):
             epoch, place = divmod(step, self.epoch_steps)
-            order = np.random.default_rng([self.seed, _ORDER_STREAM, epoch]).permutation(len(self.dataset))
+            order = self.dataset.epoch_order(np.random.default_rng([self.seed, _ORDER_STREAM, epoch]))
             chosen = order[place * self.config.batch_size : (place + 1) * self.config.batch_size]
             resolution, _ = step_archs(self.space, self.seed, step, self.steps, self.config)
             yield chosen.tolist(), resolution, epoch

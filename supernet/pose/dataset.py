@@ -1,21 +1,27 @@
-"""Pictures of people with annotated joints, in COCO's file format and in any skeleton."""
+"""Pictures of people with annotated joints, in COCO's file format and in any skeleton.
+
+Several sources can be put together (:meth:`PoseDataset.combine`). What each of them annotates differs: in
+joints, in how far they can be trusted, in whether everybody is annotated. So each picture knows which joints
+are labelled in it.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, did_you_mean
 from search_spaces.files import read_json
 from supernet.pose.annotations import (
     BOX_AREA,
@@ -43,6 +49,9 @@ __all__ = [
     "read_image_file",
 ]
 
+REACH: Final = 0.1
+"""How far around its box an annotated person is known to be the only one, as a share of the longer side."""
+
 
 @dataclass(frozen=True)
 class PoseSample:
@@ -56,7 +65,8 @@ class PoseSample:
         float32 (P, J, 3): x, y in pixels (pixel centres at integers) and v: 0 unlabelled, 1 occluded,
         2 visible. Only people with at least one labelled joint are listed.
     mask
-        bool (H, W): True where the loss counts; False on crowds and on people without labelled joints.
+        bool (H, W): True where the loss counts; False on crowds and on people without labelled joints, and
+        away from people where only some are annotated. Where no joint is labelled it says nothing: True.
     image_id
         The picture's id in its data set.
     """
@@ -78,6 +88,24 @@ class _Image:
     annotations: tuple[dict[str, Any], ...]
     joints: NDArray[np.float32]
     """(annotations, J, 3)"""
+    labelled: NDArray[np.bool_]
+    """(J,)"""
+    origin: _Origin
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """Where a picture comes from, and how far the annotations there can be trusted."""
+
+    where: str
+    images: Path | Mapping[int, NDArray[np.uint8]] | None
+    complete: bool = True
+    labelled: bool = True
+    """Whether any joint's annotations are reliable."""
+    first_id: int = 0
+    """What was added to the ids of its pictures when it was combined with others."""
+    place: int = 0
+    """Its number among the sources of a combined data set."""
 
 
 def file_is_there(path: Path) -> bool:
@@ -159,17 +187,26 @@ class PoseDataset:
         those that the file lacks are unlabelled.
     category
         Name of the category to take, needed where several have keypoints.
+    labels
+        Joints of ``skeleton`` whose annotations are reliable; the others count as not annotated. By default
+        all; where it is empty, the images serve a teacher only.
+    complete
+        Whether everybody is annotated, with every joint that is seen. Otherwise what is not annotated is
+        unknown: the image away from annotated people (more than :data:`REACH`) is masked, and a joint that
+        one of them lacks is not labelled in that image.
 
     Attributes
     ----------
     skeleton
         The joints of everything handed out.
     source_skeleton
-        The joints of the file.
+        The joints of the file; of several sources, those wanted.
     labelled
-        bool (J,): which joints of ``skeleton`` the file annotates.
+        bool (J,): which joints of ``skeleton`` are annotated at all; see :meth:`labelled_joints`.
     ids
         Ids of the images, ascending.
+    shares
+        Shares of the sources in what :meth:`epoch_order` draws; None: every image once.
 
     Raises
     ------
@@ -181,6 +218,8 @@ class PoseDataset:
     source_skeleton: Skeleton
     labelled: NDArray[np.bool_]
     ids: tuple[int, ...]
+    shares: tuple[float, ...] | None
+    _category: dict[str, Any]
 
     def __init__(
         self,
@@ -189,12 +228,15 @@ class PoseDataset:
         skeleton: Skeleton | None = None,
         *,
         category: str | None = None,
+        labels: Collection[str] | None = None,
+        complete: bool = True,
     ) -> None:
         content = read_json(annotations, "annotation file")
         folder = None if images is None else Path(images)
         if folder is not None and not folder.is_dir():
             raise InputError(f"image folder '{folder}' does not exist or is not a folder")
-        self._setup(content, folder, skeleton, category, f"annotation file '{annotations}'")
+        where = f"annotation file '{annotations}'"
+        self._setup(content, folder, skeleton, category, where, labels, complete)
 
     @classmethod
     def from_dict(
@@ -204,12 +246,60 @@ class PoseDataset:
         skeleton: Skeleton | None = None,
         *,
         category: str | None = None,
+        labels: Collection[str] | None = None,
+        complete: bool = True,
         where: str = "annotations",
     ) -> PoseDataset:
         """Build a data set from parsed annotations and a folder of images, or the images (RGB) by id."""
         self = PoseDataset.__new__(PoseDataset)
         source = Path(images) if isinstance(images, str) else images
-        self._setup(content, source, skeleton, category, where)
+        self._setup(content, source, skeleton, category, where, labels, complete)
+        return self
+
+    @classmethod
+    def combine(cls, sources: Sequence[PoseDataset], shares: Sequence[float] | None = None) -> PoseDataset:
+        """Put data sets of one skeleton together; every image keeps what its source says of it.
+
+        The first one keeps its image ids. To those of the n-th a multiple of a power of ten is added that
+        exceeds all ids: image 17 of source 2 becomes 2000017, say. Annotations get new ids. A split divides
+        the images of every source as it divides the source alone.
+
+        Parameters
+        ----------
+        sources
+            Data sets whose ``skeleton`` has the same joints.
+        shares
+            How much of what is trained on comes from each, in any unit; see :meth:`epoch_order`. By default
+            every image is seen equally often.
+
+        Raises
+        ------
+        InputError
+            If there are none, their joints differ, or shares are not positive or not as many.
+        """
+        if not sources:
+            raise InputError("combining data sets needs at least one, got none")
+        skeleton = sources[0].skeleton
+        for each in sources[1:]:
+            if each.skeleton.joints != skeleton.joints:
+                raise InputError(
+                    f"data sets are combined in one skeleton: {sources[0].where} is in '{skeleton.name}'"
+                    f" ({len(skeleton)} joints), {each.where} in '{each.skeleton.name}' ({len(each.skeleton)}"
+                    " joints); open them with the same one"
+                )
+        if shares is not None and (len(shares) != len(sources) or not all(0 < s < math.inf for s in shares)):
+            raise InputError(
+                f"each of {len(sources)} combined data sets needs a positive share, got {list(shares)}"
+            )
+        self = PoseDataset.__new__(PoseDataset)
+        self.skeleton = self.source_skeleton = skeleton
+        self.where = f"{len(sources)} sources ({', '.join(each.where for each in sources)})"
+        self.shares = None if shares is None else tuple(float(share) for share in shares)
+        self._category = sources[0]._category
+        self._terms = repr((self.shares, [each._terms for each in sources]))
+        self.labelled = np.logical_or.reduce([each.labelled for each in sources])
+        self._index = _join([each._index for each in sources], self._category["id"])
+        self.ids = tuple(sorted(self._index))
         return self
 
     def _setup(
@@ -219,9 +309,11 @@ class PoseDataset:
         skeleton: Skeleton | None,
         category: str | None,
         where: str,
+        labels: Collection[str] | None = None,
+        complete: bool = True,
     ) -> None:
         self.where = where
-        self._source = images
+        self.shares = None
         tables = {key: _rows(content, key, where) for key in ("images", "annotations", "categories")}
         chosen = choose_category(tables["categories"], category, where)
         self.source_skeleton = Skeleton.from_category(chosen, where)
@@ -233,22 +325,27 @@ class PoseDataset:
             raise InputError(
                 f"{where} annotates no joint of skeleton '{self.skeleton.name}' ({ours}); it has {theirs}"
             )
+        if labels is not None:
+            mapping = _reliable(mapping, labels, self.skeleton, where)
+            self.labelled = mapping >= 0
+        self._terms = "" if labels is None and complete else repr((self.labelled.tolist(), complete))
         category_id = int(chosen["id"])
         self._category = {"id": category_id, "name": str(chosen.get("name", "person"))}
-        self._index = _build_index(tables, category_id, mapping, len(self.source_skeleton), where)
+        origin = _Origin(where, images, complete, bool(self.labelled.any()))
+        self._index = _build_index(tables, category_id, mapping, len(self.source_skeleton), origin)
         self.ids = tuple(sorted(self._index))
-        self._check_images()
+        self._check_images(images)
 
-    def _check_images(self) -> None:
-        if isinstance(self._source, Path):
-            missing = [i for i in self.ids if not file_is_there(self._source / self._index[i].file_name)]
+    def _check_images(self, images: Path | Mapping[int, NDArray[np.uint8]] | None) -> None:
+        if isinstance(images, Path):
+            missing = [i for i in self.ids if not file_is_there(images / self._index[i].file_name)]
             if missing:
                 raise InputError(
                     f"{len(missing)} of {len(self.ids)} images of {self.where} are not in folder "
-                    f"'{self._source}': first '{self._index[missing[0]].file_name}'"
+                    f"'{images}': first '{self._index[missing[0]].file_name}'"
                 )
-        elif self._source is not None:
-            missing = [i for i in self.ids if i not in self._source]
+        elif images is not None:
+            missing = [i for i in self.ids if i not in images]
             if missing:
                 raise InputError(
                     f"{len(missing)} of {len(self.ids)} images of {self.where} are not given: id {missing[0]}"
@@ -259,8 +356,8 @@ class PoseDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the image ids, file names, sizes and people (boxes, areas, joints), not of the pixels."""
-        digest = hashlib.sha256(repr(self.skeleton.joints).encode())
+        """Digest of the image ids, file names, sizes, people (boxes, areas, joints), not of the pixels."""
+        digest = hashlib.sha256(repr(self.skeleton.joints).encode() + self._terms.encode())
         for image_id in self.ids:
             entry = self._index[image_id]
             boxes = [(a["bbox"], a["area"], a["iscrowd"]) for a in entry.annotations]
@@ -272,12 +369,13 @@ class PoseDataset:
 
     def files(self) -> dict[Path, str]:
         """Return the file names of the data set by their true paths; empty for images in memory."""
-        if not isinstance(self._source, Path):
-            return {}
         folders: dict[Path, Path] = {}
         files: dict[Path, str] = {}
-        for name in map(self.file_name, range(len(self))):
-            path = self._source / name
+        for entry in self._index.values():
+            if not isinstance(entry.origin.images, Path):
+                continue
+            name = entry.file_name
+            path = entry.origin.images / name
             if path.parent not in folders:
                 folders[path.parent] = path.parent.resolve()
             files[path.resolve() if path.is_symlink() else folders[path.parent] / path.name] = name
@@ -297,38 +395,35 @@ class PoseDataset:
         """
         image_id = self.ids[index]
         entry = self._index[image_id]
-        if self._source is None:
-            raise InputError(f"{self.where} was opened without an image folder; name one to load images")
-        if isinstance(self._source, Path):
-            return read_image(self._source / entry.file_name, entry.height, entry.width)
-        image = self._source[image_id]
+        where, source = entry.origin.where, entry.origin.images
+        if source is None:
+            raise InputError(f"{where} was opened without an image folder; name one to load images")
+        if isinstance(source, Path):
+            return read_image(source / entry.file_name, entry.height, entry.width)
+        image = source[image_id - entry.origin.first_id]
         if image.dtype != np.uint8 or image.shape != (entry.height, entry.width, 3):
             raise InputError(
-                f"image {image_id} of {self.where} must be uint8 ({entry.height}, {entry.width}, 3), "
-                f"not {image.dtype} {image.shape}"
+                f"image {image_id - entry.origin.first_id} of {where} must be uint8 "
+                f"({entry.height}, {entry.width}, 3), not {image.dtype} {image.shape}"
             )
         return image
 
     def joints(self, index: int) -> NDArray[np.float32]:
         """Return the labelled people of the ``index``-th image, float32 (P, J, 3), without loading it."""
         entry = self._index[self.ids[index]]
-        keep = [k for k, a in enumerate(entry.annotations) if not a["iscrowd"] and a["num_keypoints"] > 0]
+        keep = [place for place, annotation in enumerate(entry.annotations) if _is_labelled(annotation)]
         return entry.joints[keep]
 
     def labelled_joints(self, index: int) -> NDArray[np.bool_]:
         """Return which joints are annotated in the ``index``-th image wherever they are seen, bool (J,)."""
-        return self.labelled
+        return self._index[self.ids[index]].labelled
 
     def load(self, index: int) -> PoseSample:
         """Return the ``index``-th picture with its people; see :class:`PoseSample` and :meth:`load_image`."""
         image_id = self.ids[index]
         entry = self._index[image_id]
         image = self.load_image(index)  # first: it shows that the size is real
-        mask = np.ones((entry.height, entry.width), dtype=np.bool_)
-        for annotation in entry.annotations:
-            if annotation["iscrowd"] or annotation["num_keypoints"] == 0:
-                mask &= ~region(annotation, annotation["bbox"], entry.height, entry.width, self.where)
-        return PoseSample(image, self.joints(index), mask, image_id)
+        return PoseSample(image, self.joints(index), _mask(entry), image_id)
 
     def ground_truth(self, ids: Sequence[int] | None = None) -> dict[str, Any]:
         """Return COCO-format ground truth in the target skeleton, for evaluation.
@@ -391,6 +486,54 @@ class PoseDataset:
         """Return the data set of the images that show at least one labelled person."""
         return self.subset(image_id for index, image_id in enumerate(self.ids) if len(self.joints(index)))
 
+    def trainable(self) -> Self:
+        """Return :meth:`with_people`, and the images of sources that have no reliable label at all.
+
+        From the latter a network learns with a teacher, who says himself where people are.
+        """
+        return self.subset(
+            image_id
+            for index, image_id in enumerate(self.ids)
+            if len(self.joints(index)) or not self._index[image_id].origin.labelled
+        )
+
+    def scorable(self) -> Self:
+        """Return the data set of the images on which AP can be measured: those of complete annotations."""
+        origins = ((image_id, self._index[image_id].origin) for image_id in self.ids)
+        return self.subset(image_id for image_id, origin in origins if origin.complete and origin.labelled)
+
+    def sources(self) -> list[Self]:
+        """Return the images of each source of a combined data set, in order; some may be empty."""
+        count = 1 if not self._index else 1 + max(each.origin.place for each in self._index.values())
+        parts: list[list[int]] = [[] for _ in range(count if self.shares is None else len(self.shares))]
+        for image_id in self.ids:
+            parts[self._index[image_id].origin.place].append(image_id)
+        return [self.subset(part) for part in parts]
+
+    def epoch_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return as many positions as there are images, in random order: what is seen in an epoch.
+
+        Without ``shares`` every image comes once. With them every source comes as often as its share says:
+        all its images, as many times as it takes, then some at random. The k-th repetition (from 0) of an
+        image is told by ``position + k * len(self)``, so that each can be varied in its own way.
+        """
+        if self.shares is None:
+            return rng.permutation(len(self))
+        place = np.array([self._index[image_id].origin.place for image_id in self.ids], dtype=np.int64)
+        sizes = np.bincount(place, minlength=len(self.shares))
+        wanted = np.where(sizes > 0, self.shares, 0.0)
+        # Rounded so that the sum is exact: each source ends where its share of the whole does.
+        ends = np.round(np.cumsum(wanted) / max(wanted.sum(), 1e-300) * len(self)).astype(np.int64)
+        chosen: list[NDArray[np.int64]] = []
+        for source, count in enumerate(np.diff(ends, prepend=0)):
+            mine = np.flatnonzero(place == source)
+            times = -(-count // max(1, len(mine)))
+            for time in range(times):
+                few = min(len(mine), count - time * len(mine))
+                some = mine if few == len(mine) else rng.permutation(mine)[:few]
+                chosen.append(some + time * len(self))
+        return rng.permutation(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
     def split(
         self, fractions: Mapping[str, float], seed: int, may_be_empty: Collection[str] = ()
     ) -> dict[str, Self]:
@@ -421,7 +564,8 @@ class PoseDataset:
         parts: dict[str, list[int]] = {name: [] for name in fractions}
         names = list(fractions)
         for image_id in self.ids:
-            digest = hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
+            own = image_id - self._index[image_id].origin.first_id
+            digest = hashlib.blake2b(f"{seed}:{own}".encode(), digest_size=8).digest()
             place = int(np.searchsorted(bounds, int.from_bytes(digest, "big") / 2**64, side="right"))
             if place < len(names):
                 parts[names[place]].append(image_id)
@@ -447,8 +591,9 @@ def _build_index(
     category_id: int,
     mapping: NDArray[np.int64],
     source_joints: int,
-    where: str,
+    origin: _Origin,
 ) -> dict[int, _Image]:
+    where = origin.where
     records: dict[int, Mapping[str, Any]] = {}
     for record in tables["images"]:
         image_id = read_id(record, "an image", where)
@@ -486,5 +631,79 @@ def _build_index(
             )
         joints.flags.writeable = False
         name, (height, width) = read_file_name(record, where), read_image_size(record, where)
-        index[image_id] = _Image(name, height, width, dict(record), tuple(kept), joints)
+        shown = [each for each, a in zip(joints, kept, strict=True) if _is_labelled(a)]
+        labelled = mapping >= 0
+        if not origin.complete:
+            labelled = np.logical_and.reduce([labelled, *(each[:, 2] > 0 for each in shown)])
+        index[image_id] = _Image(name, height, width, dict(record), tuple(kept), joints, labelled, origin)
     return index
+
+
+def _is_labelled(annotation: Mapping[str, Any]) -> bool:
+    """Whether it is one person, with labelled joints."""
+    return not annotation["iscrowd"] and annotation["num_keypoints"] > 0
+
+
+def _mask(entry: _Image) -> NDArray[np.bool_]:
+    """Return where the loss counts; see :class:`PoseSample`."""
+    size, where = (entry.height, entry.width), entry.origin.where
+    if not entry.labelled.any():
+        return np.ones(size, dtype=np.bool_)
+    mask = np.full(size, entry.origin.complete, dtype=np.bool_)
+    if not entry.origin.complete:
+        for annotation, joints in zip(entry.annotations, entry.joints, strict=True):
+            if _is_labelled(annotation):
+                mask |= region({}, _surroundings(annotation["bbox"], joints), *size, where)
+    for annotation in entry.annotations:
+        if not _is_labelled(annotation):
+            mask &= ~region(annotation, annotation["bbox"], *size, where)
+    return mask
+
+
+def _surroundings(box: Sequence[float], joints: NDArray[np.float32]) -> list[float]:
+    """Return the box around a person's box and labelled joints, :data:`REACH` of its longer side wider."""
+    points = joints[joints[:, 2] > 0, :2].astype(np.float64)
+    low = np.minimum(points.min(axis=0), box[:2])
+    high = np.maximum(points.max(axis=0), np.add(box[:2], box[2:]))
+    margin = REACH * float((high - low).max())
+    return [*(low - margin).tolist(), *(high - low + 2 * margin).tolist()]
+
+
+def _reliable(
+    mapping: NDArray[np.int64], labels: Collection[str], skeleton: Skeleton, where: str
+) -> NDArray[np.int64]:
+    """Return the mapping of joints without those that are not in ``labels``."""
+    for name in labels:
+        if name not in skeleton.joints:
+            raise InputError(
+                f"labels of {where}: skeleton '{skeleton.name}' has no joint '{name}'"
+                f"{did_you_mean(name, skeleton.joints)}"
+            )
+        if mapping[skeleton.joints.index(name)] < 0:
+            raise InputError(f"labels of {where} name joint '{name}', which is not annotated there")
+    return np.where([joint in labels for joint in skeleton.joints], mapping, -1)
+
+
+def _join(indices: Sequence[Mapping[int, _Image]], category: int) -> dict[int, _Image]:
+    """Return the images of several sources under ids of their own, all annotations in one category."""
+    largest = max((abs(image_id) for index in indices for image_id in index), default=0)
+    step = 10 ** len(str(largest))
+    joined: dict[int, _Image] = {}
+    numbers = itertools.count(1)
+    for place, index in enumerate(indices):
+        origins: dict[_Origin, _Origin] = {}
+        for image_id, entry in index.items():
+            first = place * step
+            old = entry.origin
+            origin = origins.setdefault(old, replace(old, first_id=old.first_id + first, place=place))
+            annotations = tuple(
+                {**each, "id": next(numbers), "image_id": image_id + first, "category_id": category}
+                for each in entry.annotations
+            )
+            joined[image_id + first] = replace(
+                entry,
+                record={**entry.record, "id": image_id + first},
+                annotations=annotations,
+                origin=origin,
+            )
+    return joined

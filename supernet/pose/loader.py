@@ -213,7 +213,7 @@ def gather(
     source
         Where pictures come from.
     indices
-        Positions in the data set, 0 to ``len(dataset) - 1``.
+        Positions in the data set, 0 to ``len(dataset) - 1``; those beyond begin again, with other variations.
     resolution
         Side of the pictures in pixels.
     augmentation
@@ -243,9 +243,10 @@ def gather(
         if stop is not None and stop.is_set():
             raise RunError("the loading of a batch was stopped")
         rng = np.random.default_rng([seed, epoch, index])
+        place = index % len(dataset)
         try:
             images[row], joints, mask[row], mirrored = augment(
-                source.load(index),
+                source.load(place),
                 resolution,
                 augmentation or Augmentation.none(),
                 rng,
@@ -256,10 +257,10 @@ def gather(
             raise
         except Exception as error:
             raise RunError(
-                f"image '{dataset.file_name(index)}' of {dataset.where} cannot be prepared:"
+                f"image '{dataset.file_name(place)}' of {dataset.where} cannot be prepared:"
                 f" {type(error).__name__}: {error}; look at the file and its annotations"
             ) from error
-        annotated = dataset.labelled_joints(index)
+        annotated = dataset.labelled_joints(place)
         labelled[row] = annotated[dataset.skeleton.flip_index] if mirrored else annotated
         people.append(joints)
     padded = np.zeros((count, max(map(len, people)), joint_count, 3), dtype=np.float32)
