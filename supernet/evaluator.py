@@ -23,6 +23,7 @@ from supernet.base import Subnet, Supernet
 from supernet.bn import recalibrate
 from supernet.bn_cache import StatisticsCache
 from supernet.export import fold_batchnorm
+from supernet.onnx_modules import through_onnx
 from supernet.pose.bootstrap import bootstrap_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import EvalResult, scored_joints
@@ -52,7 +53,7 @@ class CalibrationImages:
     Parameters
     ----------
     dataset
-        Training images; never those that AP is measured on.
+        Training images; never those that AP is measured on. Its sources come in the shares of training.
     count
         How many are used. Where the data set has fewer, images are used again, varied anew.
     seed
@@ -78,7 +79,7 @@ class CalibrationImages:
             )
         self.dataset, self.seed, self.batch_pixels = dataset, seed, batch_pixels
         self.augmentation = augmentation or Augmentation.none()
-        order = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))
+        order = dataset.epoch_order(np.random.default_rng([seed, len(dataset)]))
         self.indices: list[int] = [int(order[i % len(order)]) for i in range(count)]
         self._images: dict[int, NDArray[np.uint8]] = {}
 
@@ -97,7 +98,7 @@ class CalibrationImages:
             made = []
             for place, index in enumerate(self.indices):
                 rng = np.random.default_rng([self.seed, place, index])
-                sample = self.dataset.load(index)
+                sample = self.dataset.load(index % len(self.dataset))
                 made.append(augment(sample, resolution, self.augmentation, rng, flip)[0])
             self._images[resolution] = np.stack(made)
         return self._images[resolution]
@@ -192,9 +193,9 @@ class SubnetResult(EvalResult):
 class SubnetEvaluator:
     """AP of any arch of a supernet, the same figure that the extracted and exported network has.
 
-    Resized images are kept for the next arch of the same resolution. On a CPU as many batches as torch has
-    threads run side by side, each of them then decoded by its thread; beside a GPU processes decode. What is
-    found depends on none of that.
+    Resized images are kept for the next arch of the same resolution. On a CPU networks run in ONNX Runtime
+    as far as it is faster, and as many batches as torch has threads run side by side, each of them then
+    decoded by its thread; beside a GPU processes decode. What is found depends on none of that.
 
     Parameters
     ----------
@@ -290,6 +291,8 @@ class SubnetEvaluator:
         config = replace(self.config, resolution=arch.number("resolution"))
         network = fold_batchnorm(self.subnet(arch))
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":
+            through_onnx(network)
         with contextlib.ExitStack() as stack:
             inference = self._inference()
             if self.shared is not None:
