@@ -1,7 +1,7 @@
 """Knowledge distillation: archs that learn from another network's maps beside the annotations.
 
 Two teachers are possible. *In place* the largest arch of a sandwich step teaches the step's other archs
-(Yu & Huang, arXiv 1903.05134, section 3; BigNAS, Yu et al., arXiv 2003.11142): its outputs of the very same
+(Yu & Huang, arXiv 1903.05134; BigNAS, Yu et al., arXiv 2003.11142): its outputs of the very same
 pass are the teacher's, so that distillation costs no forward pass. An *external* teacher is a trained plain
 network, run once per batch for all archs of the step.
 

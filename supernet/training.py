@@ -31,7 +31,7 @@ from supernet.pose.loader import Batch, BatchLoader, Job
 from supernet.pose.losses import LossWeights
 from supernet.pose.transforms import Augmentation
 from supernet.precision import PRECISIONS, Precision
-from supernet.rules import RULES, step_archs
+from supernet.rules import DRAWS, RULES, step_archs
 from supernet.schedules import SCHEDULES, learning_rate
 from supernet.state import TrainingState, load_state, read_tensors, save_state, save_weights
 
@@ -69,6 +69,8 @@ class TrainConfig:
         ``sandwich``, ``progressive``, ``anchored`` or ``uniform``.
     random_archs
         Archs drawn beside the largest and smallest (sandwich only).
+    draw
+        How archs at random are drawn: ``uniform`` or ``spread``; see :mod:`supernet.rules`.
     full_share
         Share of the run that trains the largest arch alone (progressive only).
     largest_share
@@ -115,6 +117,7 @@ class TrainConfig:
     shards: int = 1
     rule: str = "sandwich"
     random_archs: int = 1
+    draw: str = "uniform"
     full_share: float = 0.5
     largest_share: float = 0.5
     optimizer: str = "adamw"
@@ -151,6 +154,7 @@ class TrainConfig:
                 raise InputError(f"train.{name} is at least {least}, not {getattr(self, name)}")
         for name, options in (
             ("rule", RULES),
+            ("draw", DRAWS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
