@@ -44,7 +44,8 @@ class CheckResult:
     Attributes
     ----------
     parts
-        The data sets by name: ``data`` alone, or ``train``, ``search`` and ``val`` of a recipe.
+        The data sets by name: ``data`` alone, or ``train`` (of several sources ``train[0]`` and so on),
+        ``search`` and ``val`` of a recipe.
     shared
         What each two of them show both, by their names.
     split
@@ -179,7 +180,7 @@ def check_recipe(recipe: Recipe, *, pixels: bool = True) -> CheckResult:
     from nas.data import open_datasets
 
     wanted = None if recipe.data.skeleton is None else get_skeleton(recipe.data.skeleton)
-    sources = {"train": recipe.data.train, "search": recipe.data.search, "val": recipe.data.val}
+    sources = {**recipe.data.training, "search": recipe.data.search, "val": recipe.data.val}
     parts: dict[str, Pictures] = {}
     for name, source in sources.items():
         if source is not None:
@@ -211,11 +212,17 @@ def check_recipe(recipe: Recipe, *, pixels: bool = True) -> CheckResult:
 
 def _divided(reports: Mapping[str, DatasetReport], data: Datasets) -> dict[str, DatasetReport]:
     """Return the reports of the images as they are used: learned from in any way, chosen by, scored on."""
-    used = {
-        "train": ("train", {*data.train.ids, *data.calibrate.ids}),
-        "search": ("search" if "search" in reports else "train", {*data.search.ids}),
-        "val": ("val", {*data.val.ids}),
-    }
+    training = [name for name in reports if name.startswith("train")]
+    used: dict[str, tuple[str, set[int]]] = {}
+    held = data.search.sources() if "search" not in reports else []
+    for place, name in enumerate(training):
+        learned = (part.sources()[place].original_ids() for part in (data.train, data.calibrate))
+        used[name] = name, set().union(*learned)
+    for name, part in zip(training, held, strict=False):
+        used[name.replace("train", "search")] = name, part.original_ids()
+    if "search" in reports:
+        used["search"] = "search", {*data.search.ids}
+    used["val"] = "val", {*data.val.ids}
     return {
         name: replace(reports[source], prints=tuple(p for p in reports[source].prints if p.image_id in ids))
         for name, (source, ids) in used.items()
@@ -223,9 +230,11 @@ def _divided(reports: Mapping[str, DatasetReport], data: Datasets) -> dict[str, 
 
 
 def _shared(reports: Mapping[str, DatasetReport]) -> dict[tuple[str, str], tuple[Finding, ...]]:
+    """Return what is shown by images of two uses; what sources of one use share is no leak."""
     return {
         (one, other): shared_images(reports[one], reports[other])
         for one, other in itertools.combinations(reports, 2)
+        if one.partition("[")[0] != other.partition("[")[0]
     }
 
 
@@ -376,7 +385,10 @@ def write_report(result: CheckResult, folder: Path) -> None:
         files += draw_problems(part, place)
         files += draw_histograms(part, place, name, result.resolutions)
     for names, findings in result.shared.items():
-        one, other = (result.parts.get(name) or result.parts["train"] for name in names)
+        # What is held out of the training images is theirs.
+        one, other = (
+            result.parts.get(name) or result.parts[name.replace("search", "train")] for name in names
+        )
         files += draw_pairs(findings, one, other, folder, f"shared-{'-'.join(names)}")
     for file in files:
         note(f"wrote {file}")

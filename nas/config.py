@@ -30,6 +30,11 @@ def _describe(kind: Any) -> str:
     return names.get(kind, "a mapping" if dataclasses.is_dataclass(kind) else str(kind))
 
 
+def _is_container(kind: Any) -> bool:
+    """Whether values of the kind are written as a mapping or a list."""
+    return get_origin(kind) in (tuple, dict) or dataclasses.is_dataclass(kind)
+
+
 def _is_text(value: str) -> bool:
     """Return whether files can hold the text and be named by it: no NUL, and nothing that UTF-8 lacks."""
     try:
@@ -48,6 +53,12 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value is None and type(None) in get_args(kind):
             return None
         options = [k for k in get_args(kind) if k is not type(None)]
+        options = [
+            k for k in options if _is_container(k) == isinstance(value, dict | list | tuple)
+        ] or options
+        options = [
+            k for k in options if (get_origin(k) is tuple) == isinstance(value, list | tuple)
+        ] or options
         if len(options) == 1:
             return _convert(value, options[0], where)
         for option in options:

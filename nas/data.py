@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
-from nas.recipe import DataSource, Recipe
+from nas.recipe import DataConfig, DataSource, Recipe
 from search_spaces import InputError
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.skeleton import Skeleton, get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 
-__all__ = ["Datasets", "open_datasets", "open_source"]
+__all__ = ["Datasets", "open_datasets", "open_source", "open_training"]
 
 
 @dataclass(frozen=True)
@@ -44,34 +45,71 @@ class Datasets:
 
 def open_source(source: DataSource, skeleton: Skeleton | None = None) -> PoseDataset:
     """Return the data set of one source, its joints mapped to ``skeleton`` where one is given."""
+    labels = {"all": None, "none": ()}[source.labels] if isinstance(source.labels, str) else source.labels
     if source.synthetic is not None:
         s = source.synthetic
         drawn = SyntheticPeople(s.images, s.seed, size=s.size, people=s.people)
-        if skeleton is None or skeleton == drawn.skeleton:
+        if skeleton in (None, drawn.skeleton) and labels is None and source.complete:
             return drawn
         images = {image_id: drawn.load_image(i) for i, image_id in enumerate(drawn.ids)}
-        return PoseDataset.from_dict(drawn.ground_truth(), images, skeleton, where=drawn.where)
+        return PoseDataset.from_dict(
+            drawn.ground_truth(), images, skeleton, labels=labels, complete=source.complete, where=drawn.where
+        )
     if source.annotations is None or source.images is None:
         raise InputError("a data source names both 'annotations' and 'images', or 'synthetic' alone")
-    return PoseDataset(source.annotations, source.images, skeleton, category=source.category)
+    return PoseDataset(
+        source.annotations,
+        source.images,
+        skeleton,
+        category=source.category,
+        labels=labels,
+        complete=source.complete,
+    )
+
+
+def open_training(config: DataConfig) -> PoseDataset:
+    """Return all images that are trained on, held out of that, or both; of several sources in one skeleton.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or malformed, or a source annotates no joint of the skeleton.
+    """
+    skeleton = None if config.skeleton is None else get_skeleton(config.skeleton)
+    parts: list[PoseDataset] = []
+    for source in config.training.values():
+        parts.append(open_source(source, skeleton))
+        skeleton = parts[0].skeleton
+    shares = [source.share for source in config.training.values() if source.share is not None]
+    return parts[0] if len(parts) == 1 else PoseDataset.combine(parts, shares or None)
 
 
 def _filled(part: PoseDataset, whole: PoseDataset, others: PoseDataset, count: int) -> PoseDataset:
-    """Return ``part`` with images of ``others`` added up to ``count``; all are images of ``whole``."""
-    lacking = max(0, count - len(part))
-    return whole.subset([*part.ids, *others.ids[:lacking]]) if lacking else part
+    """Return ``part`` with images of ``others`` added up to ``count``; all are images of ``whole``.
+
+    Of several sources each is filled up to its share.
+    """
+    sources = whole.sources()
+    shares = whole.shares or [len(source) for source in sources]
+    ids = [*part.ids]
+    for share, held, more in zip(shares, part.sources(), others.sources(), strict=True):
+        wanted = math.ceil(count * share / sum(shares))
+        ids += more.ids[: max(0, wanted - len(held))]
+    return whole.subset(ids)
 
 
 def open_datasets(recipe: Recipe) -> Datasets:
     """Return the recipe's data sets.
+
+    What is held out for choosing comes from the sources that can be scored on; of the others all images are
+    trained on or held out for BN recalibration.
 
     Raises
     ------
     InputError
         If a file is missing or malformed, or the parts do not fit together.
     """
-    wanted = None if recipe.data.skeleton is None else get_skeleton(recipe.data.skeleton)
-    whole = open_source(recipe.data.train, wanted)
+    whole = open_training(recipe.data)
     shares = {"calibrate": recipe.data.calibrate_fraction}
     if recipe.data.search is None:
         shares["search"] = recipe.data.search_fraction
@@ -81,16 +119,18 @@ def open_datasets(recipe: Recipe) -> Datasets:
         {"train": 1 - sum(shares.values()), **shares}, recipe.seed, may_be_empty={"calibrate"}
     )
     train = parts["train"]
-    search = (
-        parts["search"] if recipe.data.search is None else open_source(recipe.data.search, whole.skeleton)
-    )
+    if recipe.data.search is None:
+        search = parts["search"].scorable()
+        train = whole.subset([*train.ids, *set(parts["search"].ids).difference(search.ids)])
+    else:
+        search = open_source(recipe.data.search, whole.skeleton)
     limit = recipe.evaluate.images
     search = search.with_people()
     if limit is not None and limit < len(search):
         search = search.subset(search.ids[:limit])
-    train = train.with_people()
+    train = train.trainable()
     calibrate = _filled(
-        parts.get("calibrate", whole.subset(())).with_people(),
+        parts.get("calibrate", whole.subset(())).trainable(),
         whole,
         train,
         recipe.evaluate.calibration_images,

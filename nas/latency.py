@@ -149,10 +149,10 @@ def _recipe_space(recipe: Any) -> SearchSpace:
 
     if recipe.data.skeleton is not None:
         skeleton = get_skeleton(recipe.data.skeleton)
-    elif recipe.data.train.synthetic is not None:
+    elif (first := next(iter(recipe.data.training.values()))).synthetic is not None:
         skeleton = get_skeleton("coco17")
     else:
-        skeleton = open_source(recipe.data.train).skeleton
+        skeleton = open_source(first).skeleton
     space: SearchSpace = recipe.build_space(skeleton)
     return space
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,12 +74,29 @@ class DataSource:
         Name of the category to take, where several have keypoints.
     synthetic
         Drawn people instead of files.
+    labels
+        Which annotations are reliable: ``all``, ``none``, or a list of joints. The others count as not
+        annotated, and are a teacher's to tell.
+    complete
+        Whether everybody in the images is annotated, with every joint that is seen. Where not, what is not
+        annotated is masked, and no AP is measured on these images.
+    share
+        How much of the images seen in training come from this source of several, in any unit. Either all
+        sources have one, or every image is seen equally often.
     """
 
     annotations: Path | None = None
     images: Path | None = None
     category: str | None = None
     synthetic: SyntheticData | None = None
+    labels: Literal["all", "none"] | tuple[str, ...] = "all"
+    complete: bool = True
+    share: float | None = None
+
+    @property
+    def scorable(self) -> bool:
+        """Whether AP can be measured on the images: no person is missed in the annotations."""
+        return self.complete and self.labels != "none"
 
     def shows_images_of(self, other: DataSource) -> bool:
         """Whether images of ``other`` are shown: it is the same file, or people drawn from the same seed."""
@@ -92,6 +111,10 @@ class DataSource:
         files = self.annotations is not None and self.images is not None
         if (self.synthetic is not None) == files or (self.annotations is None) != (self.images is None):
             raise InputError("a data source names both 'annotations' and 'images', or 'synthetic' alone")
+        if not self.labels or (len(set(self.labels)) < len(self.labels) and not isinstance(self.labels, str)):
+            raise InputError(f"'labels' is all, none or a list of different joints, not {list(self.labels)}")
+        if self.share is not None and not 0 < self.share < math.inf:
+            raise InputError(f"'share' is positive, not {self.share}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,7 @@ class DataConfig:
     Attributes
     ----------
     train
-        For training and, held out of it, BN recalibration and choosing.
+        For training and, held out of it, BN recalibration and choosing: one source, or a list of sources.
     val
         For the figures that are reported; nothing is ever chosen by them.
     search
@@ -116,7 +139,7 @@ class DataConfig:
         data set lacks are masked in loss and evaluation.
     """
 
-    train: DataSource
+    train: DataSource | tuple[DataSource, ...]
     val: DataSource
     search: DataSource | None = None
     search_fraction: float = 0.2
@@ -135,14 +158,47 @@ class DataConfig:
                 f"data.search_fraction ({self.search_fraction}) and data.calibrate_fraction"
                 f" ({self.calibrate_fraction}) leave no images to train on"
             )
-        sources = {"train": self.train, "val": self.val, "search": self.search}
-        for name, other in (("train", "val"), ("train", "search"), ("search", "val")):
-            first, second = sources[name], sources[other]
+        self._check_sources()
+
+    @property
+    def training(self) -> dict[str, DataSource]:
+        """The sources of ``train`` by their names: ``train``, or ``train[0]`` and so on."""
+        if isinstance(self.train, DataSource):
+            return {"train": self.train}
+        return {f"train[{place}]": source for place, source in enumerate(self.train)}
+
+    def _check_sources(self) -> None:
+        if not self.training:
+            raise InputError("data.train is a source or a list of sources, not an empty list")
+        without = [name for name, source in self.training.items() if source.share is None]
+        if 0 < len(without) < len(self.training):
+            raise InputError(
+                f"data.{without[0]} has no 'share' but others have; give all of them one, or none"
+            )
+        scored = {"search": self.search, "val": self.val}
+        for name, source in scored.items():
+            if source is not None and not source.scorable:
+                raise InputError(
+                    f"data.{name} is scored: it needs 'complete' annotations and reliable 'labels'"
+                )
+            if source is not None and source.share is not None:
+                raise InputError(f"data.{name}.share: only sources of data.train are mixed")
+        if self.search is None and not any(source.scorable for source in self.training.values()):
+            raise InputError(
+                "data.search is needed: no source of data.train has 'complete' annotations and reliable"
+                " 'labels', so AP cannot be measured on what is held out of it"
+            )
+        sources = {**self.training, **scored}
+        for (name, first), (other, second) in itertools.combinations(sources.items(), 2):
             if first is not None and second is not None and first.shows_images_of(second):
                 way = "file" if first.synthetic is None else "seed"
+                why = (
+                    "AP on them would be no evidence"
+                    if other in scored
+                    else "a 'share' says how often they are seen"
+                )
                 raise InputError(
-                    f"data.{name} and data.{other} show the same images; AP on them would be no evidence:"
-                    f" give each its own {way}"
+                    f"data.{name} and data.{other} show the same images; {why}: give each its own {way}"
                 )
 
 
@@ -347,7 +403,11 @@ def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
             get_arch(seed)
         data = replace(
             recipe.data,
-            train=_absolute(recipe.data.train, folder),
+            train=(
+                _absolute(recipe.data.train, folder)
+                if isinstance(recipe.data.train, DataSource)
+                else tuple(_absolute(source, folder) for source in recipe.data.train)
+            ),
             val=_absolute(recipe.data.val, folder),
             search=None if recipe.data.search is None else _absolute(recipe.data.search, folder),
         )

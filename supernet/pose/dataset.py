@@ -220,6 +220,7 @@ class PoseDataset:
     ids: tuple[int, ...]
     shares: tuple[float, ...] | None
     _category: dict[str, Any]
+    _sources: int = 1
 
     def __init__(
         self,
@@ -260,9 +261,9 @@ class PoseDataset:
     def combine(cls, sources: Sequence[PoseDataset], shares: Sequence[float] | None = None) -> PoseDataset:
         """Put data sets of one skeleton together; every image keeps what its source says of it.
 
-        The first one keeps its image ids. To those of the n-th a multiple of a power of ten is added that
-        exceeds all ids: image 17 of source 2 becomes 2000017, say. Annotations get new ids. A split divides
-        the images of every source as it divides the source alone.
+        The first one keeps its image ids. To those of the n-th n times a power of ten is added that is beyond
+        all ids: image 17 of source 2 becomes 2000017, say. Annotations get new ids. A split divides the
+        images of every source as it divides the source alone.
 
         Parameters
         ----------
@@ -297,6 +298,7 @@ class PoseDataset:
         self.shares = None if shares is None else tuple(float(share) for share in shares)
         self._category = sources[0]._category
         self._terms = repr((self.shares, [each._terms for each in sources]))
+        self._sources = len(sources)
         self.labelled = np.logical_or.reduce([each.labelled for each in sources])
         self._index = _join([each._index for each in sources], self._category["id"])
         self.ids = tuple(sorted(self._index))
@@ -504,11 +506,14 @@ class PoseDataset:
 
     def sources(self) -> list[Self]:
         """Return the images of each source of a combined data set, in order; some may be empty."""
-        count = 1 if not self._index else 1 + max(each.origin.place for each in self._index.values())
-        parts: list[list[int]] = [[] for _ in range(count if self.shares is None else len(self.shares))]
+        parts: list[list[int]] = [[] for _ in range(self._sources)]
         for image_id in self.ids:
             parts[self._index[image_id].origin.place].append(image_id)
         return [self.subset(part) for part in parts]
+
+    def original_ids(self) -> set[int]:
+        """Return the ids that the images have in the file of their source."""
+        return {image_id - self._index[image_id].origin.first_id for image_id in self.ids}
 
     def epoch_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return as many positions as there are images, in random order: what is seen in an epoch.
@@ -687,7 +692,7 @@ def _reliable(
 def _join(indices: Sequence[Mapping[int, _Image]], category: int) -> dict[int, _Image]:
     """Return the images of several sources under ids of their own, all annotations in one category."""
     largest = max((abs(image_id) for index in indices for image_id in index), default=0)
-    step = 10 ** len(str(largest))
+    step = 10 ** len(str(2 * largest))
     joined: dict[int, _Image] = {}
     numbers = itertools.count(1)
     for place, index in enumerate(indices):
