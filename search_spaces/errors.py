@@ -33,6 +33,10 @@ class RunError(LitePoseNasError):
     """A run directory or a checkpoint does not fit what is asked of it (other space, damaged, in use)."""
 
 
+class ToldElsewhere(RunError):
+    """The same as what the first process of a shared training tells: this one ends without repeating it."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, or the list of all known words.
 

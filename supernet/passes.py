@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces import Arch
 from supernet.distillation import Distillation
 from supernet.pose.loader import Batch
 from supernet.pose.losses import LossWeights
+from supernet.precision import Forward, Precision
 
 __all__ = ["LOSS_TERMS", "Shards"]
 
@@ -25,9 +26,26 @@ class Shards:
 
     Every part has a replica of the network: the same parameters (the same memory), but gradients and running
     statistics of its own. The running statistics of the first part are the network's.
+
+    Parameters
+    ----------
+    network
+        What is trained.
+    count
+        Parts of a batch.
+    distillation
+        What the losses are; by default of the annotations alone.
+    precision
+        How passes compute; by default in float32.
     """
 
-    def __init__(self, network: nn.Module, count: int, distillation: Distillation | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        count: int,
+        distillation: Distillation | None = None,
+        precision: Precision | None = None,
+    ) -> None:
         self.distillation = distillation or Distillation()
         self.networks = [network]
         for _ in range(count - 1):
@@ -35,20 +53,29 @@ class Shards:
             for own, shared in zip(replica.parameters(), network.parameters(), strict=True):
                 own.data = shared.data
             self.networks.append(replica)
-        on_cpu = next(network.parameters()).device.type == "cpu"
-        self._pool = ThreadPoolExecutor(count, "shard") if on_cpu and count > 1 else None
+        device = next(network.parameters()).device
+        precision = precision or Precision("fp32", device)
+        self._forwards = [precision.forward(each) for each in self.networks]
+        self._pool = ThreadPoolExecutor(count, "shard") if device.type == "cpu" and count > 1 else None
 
     def train(self) -> None:
         """Put the network and its replicas in training mode."""
         for network in self.networks:
             network.train()
 
-    def backward(self, batch: Batch, archs: Sequence[Arch], weights: LossWeights) -> dict[str, float]:
-        """Set the gradients of the batch's mean loss over the archs; return the terms of that loss."""
+    def backward(
+        self, batch: Batch, archs: Sequence[Arch], weights: LossWeights, of: int | None = None
+    ) -> dict[str, float]:
+        """Set the gradients of the batch's mean loss over the archs; return the terms of that loss.
+
+        Where the batch is some images of a larger one, ``of`` is how many that has: the gradients and terms
+        are then its share of the larger batch's.
+        """
         parts = batch.split(len(self.networks))
+        whole = len(batch) if of is None else of
         jobs = [
-            (network, part, archs, weights, len(part) / len(batch), self.distillation)
-            for network, part in zip(self.networks, parts, strict=False)
+            (forward, part, archs, weights, len(part) / whole, self.distillation)
+            for forward, part in zip(self._forwards, parts, strict=False)
         ]
         if self._pool is None:
             found = [_backward(*job) for job in jobs]
@@ -77,7 +104,7 @@ class Shards:
 
 
 def _backward(
-    network: nn.Module,
+    forward: Forward,
     batch: Batch,
     archs: Sequence[Arch],
     weights: LossWeights,
@@ -89,21 +116,22 @@ def _backward(
     Every arch's gradients are added before the next arch runs: beside the targets, nothing is held for more
     than one arch.
     """
-    sums = dict.fromkeys(LOSS_TERMS, 0.0)
+    told: list[Tensor] = []
     targets = distillation.targets(batch, batch.images)
     for place, arch in enumerate(archs):
-        outputs = network(batch.images, arch)
+        outputs = forward(batch.images, arch)
         losses = distillation.loss(outputs, targets, weights)
         (losses["total"] * (share / len(archs))).backward()  # type: ignore[no-untyped-call]
-        for name in LOSS_TERMS:
-            sums[name] += float(losses[name].detach()) * share / len(archs)
+        told.append(torch.stack([losses[name].detach() for name in LOSS_TERMS]))
         if place == 0 and len(archs) > 1:
             targets = distillation.later_targets(batch, targets, outputs)
-    return sums
+    # Read at the end: a GPU has then been given all of its work.
+    terms = [[value * share / len(archs) for value in row] for row in torch.stack(told).tolist()]
+    return {name: sum(column) for name, column in zip(LOSS_TERMS, zip(*terms, strict=True), strict=True)}
 
 
 def _alone(
-    network: nn.Module,
+    forward: Forward,
     batch: Batch,
     archs: Sequence[Arch],
     weights: LossWeights,
@@ -112,4 +140,4 @@ def _alone(
 ) -> dict[str, float]:
     """Do the same with one thread per operator: the parts already keep the cores busy."""
     torch.set_num_threads(1)
-    return _backward(network, batch, archs, weights, share, distillation)
+    return _backward(forward, batch, archs, weights, share, distillation)

@@ -1,16 +1,16 @@
 """Numbers of half the width in forward and backward passes; weights, sums and losses stay in float32.
 
 ``bf16`` and ``fp16`` are torch's autocast: convolutions take and give numbers of 16 bits, batch normalisation
-computes its statistics in 32. The network's outputs are widened before any loss sees them. Small gradients would
-be 0 in fp16, so they are multiplied where they enter the network and divided again before the optimiser
-steps (loss scaling; Micikevicius et al., arXiv 1710.03740): a step whose gradients overflow is skipped, and the
-factor halves.
+computes its statistics in 32. The network's outputs are widened before any loss sees them. Small gradients
+would be 0 in fp16, so they are multiplied where they enter the network and divided again before the optimiser
+steps (loss scaling; Micikevicius et al., arXiv 1710.03740): a step whose gradients overflow is skipped, and
+the factor halves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ PRECISIONS: Final[Mapping[str, torch.dtype]] = {
     "fp16": torch.float16,
 }
 
-Forward = Callable[[Tensor, Arch], tuple[Tensor, ...]]
+Forward = Callable[[Tensor, Arch], tuple[Tensor, Tensor]]
 """What runs an arch of a supernet on images: the supernet itself, or it in another precision."""
 
 
@@ -43,6 +43,10 @@ class _Scaled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return grad * factor, None
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    return cast(Tensor, _Scaled.apply(x, factor))  # type: ignore[no-untyped-call]
 
 
 class Precision:
@@ -69,7 +73,7 @@ class Precision:
         """Raise :class:`InputError` where the device computes nothing useful in that precision."""
         if name == "fp16" and device.type == "cpu":
             raise InputError(
-                "train.precision is fp16, which is for GPUs; on a CPU take fp32 (or bf16, where the CPU has it)"
+                "train.precision is fp16, which is for GPUs; on a CPU take fp32 (or bf16, if the CPU has it)"
             )
         if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise InputError(f"train.precision is bf16, which '{device}' lacks; take fp16 or fp32")
@@ -79,15 +83,14 @@ class Precision:
         if self.dtype == torch.float32:
             return network
 
-        def run(images: Tensor, arch: Arch) -> tuple[Tensor, ...]:
+        def run(images: Tensor, arch: Arch) -> tuple[Tensor, Tensor]:
             # Weights cast for one arch are of no use to the next: other parts of them, and views cast anew.
             with torch.autocast(self.device.type, self.dtype, cache_enabled=False):
-                outputs = network(images, arch)
-            wide = tuple(each.float() for each in outputs)
+                quarter, half = network(images, arch)
             if self._scaler is None:
-                return wide
+                return quarter.float(), half.float()
             factor = self._scaler.scale(torch.ones((), device=self.device))
-            return tuple(_Scaled.apply(each, factor) for each in wide)  # type: ignore[no-untyped-call]
+            return _scaled(quarter.float(), factor), _scaled(half.float(), factor)
 
         return run
 
@@ -105,6 +108,11 @@ class Precision:
         self._scaler.update()
         self.skipped = 0 if finite else self.skipped + 1
         return finite
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled, so that now and then a step overflows and is skipped."""
+        return self._scaler is not None
 
     @property
     def factor(self) -> float:

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
-from search_spaces import InputError, RunError, SearchSpace
+from search_spaces import InputError, RunError, SearchSpace, space_from_config
 from search_spaces.files import atomic_path
 
 __all__ = [
     "TrainingState",
+    "kernel_sharing",
     "load_state",
     "load_weights",
     "read_tensors",
     "save_state",
     "save_weights",
+    "space_differences",
     "write_tensors",
 ]
 
-_META = "litepose_nas"
+_META, _DIGEST = "litepose_nas", "litepose_nas_sha256"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and metadata as a safetensors file that :func:`read_tensors` reads, atomically."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], former: Path | None = None
+) -> None:
+    """Write tensors and metadata as a safetensors file that :func:`read_tensors` reads, atomically.
+
+    Where ``former`` is given, the file that was at ``path`` is kept under that name; until the new one is
+    written, it stays where it is.
+    """
     with atomic_path(path) as temporary:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={_META: json.dumps(meta)})
+        told = json.dumps(meta)
+        save_file(contiguous, temporary, metadata={_META: told, _DIGEST: _digest(contiguous, told)})
+        if former is not None and path.exists():
+            path.replace(former)
+
+
+def _digest(tensors: Mapping[str, Tensor], told: str) -> str:
+    """Return the SHA-256 of all that a file says; safetensors itself would not notice a flipped bit."""
+    found = hashlib.sha256(told.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
 
 
 def read_tensors(path: Path, what: str = "checkpoint") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -43,29 +65,73 @@ def read_tensors(path: Path, what: str = "checkpoint") -> tuple[dict[str, Tensor
     Raises
     ------
     InputError
-        If the file is missing, truncated, or not ours.
+        If the file is missing, truncated, altered since it was written, or not ours.
     """
     if not path.is_file():
         raise InputError(f"{what} '{path}' does not exist or is not a file")
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
-            meta = json.loads((stream.metadata() or {}).get(_META, "null"))
+            header = stream.metadata() or {}
+            meta = json.loads(header.get(_META, "null"))
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
         raise InputError(f"{what} '{path}' is damaged or no safetensors file ({error})") from None
     if not isinstance(meta, dict):
         raise InputError(f"{what} '{path}' was not written by this toolkit (it has no '{_META}' entry)")
+    if _DIGEST in header and header[_DIGEST] != _digest(tensors, header[_META]):
+        raise InputError(f"{what} '{path}' is damaged: its content is not what its checksum says")
     return tensors, meta
+
+
+def space_differences(theirs: SearchSpace, ours: SearchSpace) -> list[str]:
+    """Return in words how a checkpoint's space differs from the present one, choice by choice."""
+    found = []
+    for what, there, here in (
+        ("family", theirs.family.name, ours.family.name),
+        ("joints", theirs.joints, ours.joints),
+    ):
+        if there != here:
+            found.append(f"{what}: {there} there, {here} here")
+    a, b = ({choice.name: choice.values for choice in space.choices} for space in (theirs, ours))
+    for name in {**a, **b}:
+        if a.get(name) != b.get(name):
+            there, here = (", ".join(map(str, each.get(name, ("none",)))) for each in (a, b))
+            found.append(f"{name}: {there} there, {here} here")
+    return found
+
+
+def _known_differences(config: Any, ours: SearchSpace) -> list[str]:
+    """Do the same for a space as a file describes it."""
+    try:
+        return space_differences(space_from_config(config), ours)
+    except InputError:
+        return ["its description cannot be read"]
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that a training needs to go on as if it had never stopped."""
+    """Everything that a training needs to go on as if it had never stopped.
+
+    Attributes
+    ----------
+    tensors
+        Weights, running statistics, moments, averages, and what else was handed in, by prefixed names.
+    step, best
+        Steps done; the best validation score.
+    identity
+        What the training is of, setting by setting.
+    space
+        The search space, as :meth:`search_spaces.SearchSpace.config` tells it.
+    notice
+        What the user should know about where it comes from, empty where all is well.
+    """
 
     tensors: Mapping[str, Tensor]
     step: int
     best: float
     identity: Mapping[str, str]
+    space: Mapping[str, Any] = field(default_factory=dict)
+    notice: str = ""
 
     @classmethod
     def capture(
@@ -77,14 +143,55 @@ class TrainingState:
         step: int,
         best: float,
         identity: Mapping[str, str],
+        space: Mapping[str, Any] | None = None,
+        further: Mapping[str, Tensor] | None = None,
     ) -> TrainingState:
-        """Collect the state; tensors are referenced, not copied."""
+        """Collect the state; tensors are referenced, not copied. :meth:`further` gives ``further`` back."""
         tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
         for name, parameter in network.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}:{key}"] = value
-        return cls(tensors, step, best, dict(identity))
+        tensors |= {f"further.{name}": tensor for name, tensor in (further or {}).items()}
+        return cls(tensors, step, best, dict(identity), dict(space or {}))
+
+    def further(self) -> dict[str, Tensor]:
+        """Return what :meth:`capture` was given beside network, optimiser and average."""
+        prefix = "further."
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def _told(self) -> dict[str, Any]:
+        return {
+            "kind": "training",
+            "step": self.step,
+            "best": None if math.isnan(self.best) else self.best,
+            "identity": dict(self.identity),
+            "space": dict(self.space),
+        }
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], told: Mapping[str, Any], notice: str = "") -> TrainingState:
+        best = told.get("best")
+        return cls(
+            tensors,
+            int(told["step"]),
+            float("nan") if best is None else float(best),
+            told.get("identity", {}),
+            told.get("space", {}),
+            notice,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return it as bytes for another process."""
+        told = json.dumps(self._told()).encode()
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors.items()}
+        return len(told).to_bytes(8, "little") + told + save(tensors)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TrainingState:
+        """Return what :meth:`to_bytes` was called on."""
+        end = 8 + int.from_bytes(content[:8], "little")
+        return cls._of(load(content[end:]), json.loads(content[8:end]))
 
     def restore(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor]
@@ -103,29 +210,40 @@ class TrainingState:
         for name, parameter in network.named_parameters():
             if name in moments:
                 optimizer.state[parameter] = {
-                    what: value.clone() if value.ndim == 0 else torch.empty_like(parameter).copy_(value)
+                    what: torch.empty_like(
+                        value if value.ndim == 0 else parameter, device=parameter.device
+                    ).copy_(value)
                     for what, value in moments[name].items()
                 }
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
     """Write ``last.safetensors``; the one before it stays as ``previous.safetensors``."""
-    last = folder / "last.safetensors"
-    meta = {
-        "kind": "training",
-        "step": state.step,
-        "best": None if math.isnan(state.best) else state.best,
-        "identity": dict(state.identity),
-    }
-    if last.exists():
-        last.replace(folder / "previous.safetensors")
-    write_tensors(last, state.tensors, meta)
+    write_tensors(
+        folder / "last.safetensors", state.tensors, state._told(), former=folder / "previous.safetensors"
+    )
 
 
-def load_state(folder: Path, identity: Mapping[str, str]) -> TrainingState | None:
+def load_state(
+    folder: Path,
+    identity: Mapping[str, str],
+    space: SearchSpace | None = None,
+    unsaid: Mapping[str, str] | None = None,
+) -> TrainingState | None:
     """Return the newest readable training state of the folder, None if there is none at all.
 
-    Where the last one is damaged, the previous one takes its place.
+    Where the last one is damaged, the previous one takes its place, and its ``notice`` says so.
+
+    Parameters
+    ----------
+    folder
+        Folder of the checkpoints.
+    identity
+        What the present training is of.
+    space
+        Its search space: differences are told choice by choice.
+    unsaid
+        What holds of a checkpoint that does not say, having been written before there was such a setting.
 
     Raises
     ------
@@ -143,12 +261,16 @@ def load_state(folder: Path, identity: Mapping[str, str]) -> TrainingState | Non
         except InputError as error:
             damaged.append(str(error))
             continue
-        found = meta.get("identity", {})
-        differing = [
-            f"{key}: checkpoint {found.get(key)}, now {value}"
-            for key, value in identity.items()
-            if found.get(key) != value
-        ]
+        state = TrainingState._of(tensors, meta)
+        said = {**(unsaid or {}), **state.identity}
+        differing = []
+        for key, value in identity.items():
+            if said.get(key) == value:
+                continue
+            if key == "space" and space is not None and state.space:
+                differing += [f"space.{each}" for each in _known_differences(state.space, space)]
+            else:
+                differing.append(f"{key}: checkpoint {said.get(key)}, now {value}")
         if differing:
             raise RunError(
                 f"'{path}' belongs to another training ({'; '.join(differing)});"
@@ -156,23 +278,29 @@ def load_state(folder: Path, identity: Mapping[str, str]) -> TrainingState | Non
             )
         if damaged:  # or the next checkpoint would push the damaged one over the good one
             path.replace(folder / "last.safetensors")
-        best = meta.get("best")
-        return TrainingState(
-            tensors, int(meta["step"]), float("nan") if best is None else float(best), identity
-        )
+            return replace(
+                state, notice=f"{damaged[0]}; going on from the one before it, of step {state.step}"
+            )
+        return state
     if damaged:
         raise RunError(f"no readable checkpoint: {'; '.join(damaged)}; remove the files to start anew")
     return None
 
 
+def kernel_sharing(network: nn.Module) -> str:
+    """Return how the network shares depthwise kernels; one that does not say so crops them."""
+    return str(getattr(network, "kernels", "crop"))
+
+
 def save_weights(
     path: Path, network: nn.Module, space: SearchSpace, step: int, scores: Mapping[str, float]
 ) -> None:
-    """Write the supernet's weights alone, with the space that they belong to."""
+    """Write the supernet's weights alone, with the space that they belong to and how they share kernels."""
     meta = {
         "kind": "supernet",
         "space": space.config(),
         "fingerprint": space.fingerprint,
+        "kernels": kernel_sharing(network),
         "step": step,
         "scores": dict(scores),
     }
@@ -187,14 +315,22 @@ def load_weights(path: Path, network: nn.Module, space: SearchSpace) -> dict[str
     InputError
         If the file is missing, damaged or not a supernet's.
     RunError
-        If it belongs to another space; the message lists the differing settings.
+        If it belongs to another space, or shares kernels in another way; the message lists the differences.
     """
     tensors, meta = read_tensors(path)
     if meta.get("kind") != "supernet":
         raise InputError(f"'{path}' holds a {meta.get('kind')}, not a supernet's weights")
     if meta.get("fingerprint") != space.fingerprint:
-        theirs, ours = meta.get("space", {}), space.config()
-        differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
-        raise RunError(f"'{path}' is a supernet of another space ({'; '.join(differing)})")
+        differing = _known_differences(meta.get("space"), space)
+        raise RunError(
+            f"'{path}' is a supernet of another space ({'; '.join(differing)}); take the recipe that it was"
+            " trained with"
+        )
+    theirs = meta.get("kernels", "crop")  # files that do not say are from before there was a choice
+    if theirs != kernel_sharing(network):
+        raise RunError(
+            f"'{path}' is a supernet that shares kernels by {theirs}, not by {kernel_sharing(network)};"
+            f" set train.kernels to {theirs}, as in the recipe that it was trained with"
+        )
     network.load_state_dict(tensors)
     return meta

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, RunError, SearchSpace, UnavailableError
 from search_spaces.errors import did_you_mean
+from search_spaces.files import remove_leftovers
 from supernet.averaging import Average
 from supernet.distillation import Distillation, DistillConfig, Teacher
+from supernet.distributed import ALONE, Ranks
+from supernet.elastic import KERNEL_SHARING
 from supernet.metric_log import MetricLog
 from supernet.passes import LOSS_TERMS, Shards
 from supernet.pose.dataset import PoseDataset
@@ -33,9 +36,16 @@ from supernet.pose.transforms import Augmentation
 from supernet.precision import PRECISIONS, Precision
 from supernet.rules import DRAWS, RULES, step_archs
 from supernet.schedules import SCHEDULES, learning_rate
-from supernet.state import TrainingState, load_state, read_tensors, save_state, save_weights
+from supernet.state import (
+    TrainingState,
+    kernel_sharing,
+    load_state,
+    read_tensors,
+    save_state,
+    save_weights,
+)
 
-__all__ = ["TrainConfig", "TrainReport", "Trainer", "pick_device"]
+__all__ = ["TrainConfig", "TrainReport", "Trainer", "Validate", "pick_device"]
 
 METRIC_COLUMNS: Final = (
     "step",
@@ -75,6 +85,9 @@ class TrainConfig:
         Share of the run that trains the largest arch alone (progressive only).
     largest_share
         Share of the other steps that train the largest arch (progressive and anchored).
+    kernels
+        How small depthwise kernels follow from large ones: ``crop`` (their centre) or ``transform`` (the
+        centre, times matrices that are trained too); see :class:`supernet.elastic.ElasticDepthwiseConv2d`.
     optimizer
         ``adamw`` or ``adam``; weight decay is decoupled in the first and L2 in the second.
     learning_rate
@@ -89,7 +102,8 @@ class TrainConfig:
     final_rate
         Last learning rate of ``cosine``, as a share of the peak.
     weight_decay
-        Applied to convolution weights only, never to batch normalisation.
+        Applied to convolution weights, never to batch normalisation; transforms of kernels are pulled towards
+        the crop.
     clip_norm
         Largest gradient norm; 0 does not clip.
     ema
@@ -120,6 +134,7 @@ class TrainConfig:
     draw: str = "uniform"
     full_share: float = 0.5
     largest_share: float = 0.5
+    kernels: str = "crop"
     optimizer: str = "adamw"
     learning_rate: float = 4e-3
     schedule: str = "cosine"
@@ -154,6 +169,7 @@ class TrainConfig:
                 raise InputError(f"train.{name} is at least {least}, not {getattr(self, name)}")
         for name, options in (
             ("rule", RULES),
+            ("kernels", KERNEL_SHARING),
             ("draw", DRAWS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
@@ -270,6 +286,19 @@ class Trainer:
         Scores the network; None never validates, and the last weights count as the best.
     teacher
         The network that ``config.distill`` names, where it names one.
+    ranks
+        This process among those that share the training (:func:`supernet.distributed.joined`). All of them
+        are given the same; only the first one touches ``folder`` and validates.
+
+    Attributes
+    ----------
+    notice
+        What the user should know about where :meth:`resume` went on from; empty where all is well.
+
+    Raises
+    ------
+    InputError
+        If there are no images, or a batch cannot be shared out among the ranks.
     """
 
     def __init__(
@@ -282,15 +311,28 @@ class Trainer:
         folder: Path,
         validate: Validate | None = None,
         teacher: Teacher | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.seed, self.folder, self.validate = config, seed, Path(folder), validate
-        self.dataset = dataset
+        self.dataset, self.ranks, self.notice = dataset, ranks, ""
         self.device = pick_device(config.device)
+        Precision.check(config.precision, self.device)
         self.precision = Precision(config.precision, self.device)
         self.network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.space: SearchSpace = network.space  # type: ignore[assignment]
+        if config.kernels != kernel_sharing(network):
+            raise InputError(
+                f"train.kernels is {config.kernels}, but the supernet shares kernels by"
+                f" {kernel_sharing(network)}; build it with kernels='{config.kernels}'"
+            )
         if len(dataset) == 0:
             raise InputError("the training data set holds no image")
+        self.batch_size = min(config.batch_size, len(dataset))
+        if not ranks.alone and self.batch_size < config.shards:
+            raise InputError(
+                f"train.shards cuts {self.batch_size} images, all of a step, into {config.shards} parts;"
+                " processes that share a training need an image for each: take fewer of them, or more images"
+            )
         self.epoch_steps = max(1, len(dataset) // config.batch_size)
         self.steps = config.epochs * self.epoch_steps
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
@@ -302,7 +344,9 @@ class Trainer:
         )
         self.average = Average(self.network, config.ema)
         self.distillation = Distillation(config.distill, None if teacher is None else teacher.to(self.device))
-        self._shards = Shards(self.network, config.shards, self.distillation)
+        self._shards = Shards(self.network, ranks.shards(config.shards), self.distillation, self.precision)
+        self._statistics = [b for b in self.network.buffers() if b.is_floating_point()]
+        self._before = [b.clone() for b in self._statistics]
         self.step, self.best = 0, float("nan")
 
     @property
@@ -313,18 +357,37 @@ class Trainer:
     def resume(self) -> int:
         """Continue from the newest readable checkpoint, if there is one; return its step.
 
+        Of several ranks the first one reads it; :meth:`run` hands it to the others.
+
         Raises
         ------
         RunError
             If the checkpoint is of another space, seed, data set or recipe of training (the differences are
             listed), or none of the checkpoints can be read.
         """
-        state = load_state(self.checkpoints, self._identity())
+        if not self.ranks.first:
+            return 0
+        # Settings that came later had no effect before: their defaults hold of older checkpoints.
+        unsaid = self._settings(TrainConfig()) | {"distill": Distillation().identity}
+        state = load_state(self.checkpoints, self._identity(), self.space, unsaid)
         if state is None:
             return 0
-        state.restore(self.network, self.optimizer, self.average.values)
-        self.step, self.best = state.step, state.best
+        self._restore(state)
+        self.notice = state.notice
         return self.step
+
+    def _restore(self, state: TrainingState) -> None:
+        state.restore(self.network, self.optimizer, self.average.values)
+        self.precision.restore(state.further())
+        self.step, self.best = state.step, state.best
+
+    @staticmethod
+    def _settings(config: TrainConfig) -> dict[str, str]:
+        return {
+            entry.name: str(getattr(config, entry.name))
+            for entry in fields(config)
+            if entry.name not in _FREE
+        }
 
     def _identity(self) -> dict[str, str]:
         return {
@@ -332,26 +395,39 @@ class Trainer:
             "seed": str(self.seed),
             "steps": str(self.steps),
             "images": f"{len(self.dataset)} ({self.dataset.fingerprint})",
-            **{
-                entry.name: str(getattr(self.config, entry.name))
-                for entry in fields(self.config)
-                if entry.name not in _FREE
-            },
+            **self._settings(self.config),
             "distill": self.distillation.identity,
         }
 
-    def _save(self) -> None:
-        save_state(
-            self.checkpoints,
-            TrainingState.capture(
-                self.network,
-                self.optimizer,
-                self.average.values,
-                step=self.step,
-                best=self.best,
-                identity=self._identity(),
-            ),
+    def _state(self) -> TrainingState:
+        return TrainingState.capture(
+            self.network,
+            self.optimizer,
+            self.average.values,
+            step=self.step,
+            best=self.best,
+            identity=self._identity(),
+            space=self.space.config(),
+            further=self.precision.state(),
         )
+
+    def _save(self) -> None:
+        if self.ranks.first:
+            save_state(self.checkpoints, self._state())
+
+    def _begin(self) -> None:
+        """Bring all ranks to the first one's state, and clear away what a kill has left."""
+        self.ranks.agree(self._identity())
+        if not self.ranks.alone:
+            content = self.ranks.share(self._state().to_bytes() if self.ranks.first else b"")
+            if not self.ranks.first:
+                self._restore(TrainingState.from_bytes(content))
+        if self.ranks.first:
+            for name in ("last", "best"):
+                remove_leftovers(self.checkpoints / f"{name}.safetensors")
+            for name in ("metrics.csv", "validation.csv"):
+                remove_leftovers(self.folder / name)
+        self._shards.train()
 
     def _schedule(self) -> Iterator[Job]:
         for step in range(self.step, self.steps):
@@ -359,24 +435,52 @@ class Trainer:
             order = self.dataset.epoch_order(np.random.default_rng([self.seed, _ORDER_STREAM, epoch]))
             chosen = order[place * self.config.batch_size : (place + 1) * self.config.batch_size]
             resolution, _ = step_archs(self.space, self.seed, step, self.steps, self.config)
-            yield chosen.tolist(), resolution, epoch
+            yield self.ranks.part(chosen.tolist(), self.config.shards), resolution, epoch
 
-    def _update(self, step: int, batch: Batch, archs: Sequence[Arch]) -> dict[str, float]:
+    def _update(
+        self, step: int, batch: Batch, archs: Sequence[Arch], stop: bool
+    ) -> tuple[dict[str, float], bool]:
+        """Do a step; return its row of metrics, and whether any rank was asked to stop."""
         rate = learning_rate(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self._shards.backward(batch, archs, self.config.loss)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm or math.inf)
-        for what, value in (("loss", sums["total"]), ("gradient's norm", float(norm))):
-            if not math.isfinite(value):
-                raise RunError(
-                    f"the {what} is {value} at step {step + 1}; earlier checkpoints are kept."
-                    " Lower train.learning_rate or set train.clip_norm, and start anew with another --output"
-                )
-        self.optimizer.step()
-        self.average.move(step)
-        return {"learning_rate": rate, **sums, "grad_norm": float(norm)}
+        torch._foreach_copy_(self._before, self._statistics)
+        terms = self._shards.backward(batch, archs, self.config.loss, self.batch_size)
+        self.ranks.add_gradients(self.network.parameters())
+        *summed, stops = self.ranks.add([*terms.values(), float(stop)])
+        sums = dict(zip(terms, summed, strict=True))
+        self.precision.unscale(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm or math.inf))
+        overflow = self.precision.scales and not math.isfinite(norm)
+        if not all(map(math.isfinite, sums.values())) or not (math.isfinite(norm) or overflow):
+            raise self._spoilt(step, archs, rate, {**sums, "the gradient's norm": norm})
+        if self.precision.step(self.optimizer, finite=not overflow):
+            self.average.move(step)
+        elif self.precision.skipped > Precision.MOST_SKIPPED:
+            raise self._spoilt(step, archs, rate, {**sums, "the gradient's norm": norm})
+        return {"learning_rate": rate, **sums, "grad_norm": norm}, stops > 0
+
+    def _spoilt(self, step: int, archs: Sequence[Arch], rate: float, values: Mapping[str, float]) -> RunError:
+        """Save the state before a step whose numbers are not finite; return the error that tells of it."""
+        torch._foreach_copy_(self._statistics, self._before)
+        self._save()
+        wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if len(wrong) > 1:  # what is spoilt by another term need not be told
+            wrong.pop("total", None)
+        told = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+        names = {self.space.largest().id: "largest", self.space.smallest().id: "smallest"}
+        resolution = archs[0]["resolution"]
+        whole = {arch: arch.replace(resolution=self.space.largest()["resolution"]).id for arch in archs}
+        small = {arch: arch.replace(resolution=self.space.smallest()["resolution"]).id for arch in archs}
+        which = ", ".join(names.get(whole[a]) or names.get(small[a]) or a.id for a in archs)
+        tried = f", after {self.precision.skipped} steps in a row" if self.precision.skipped else ""
+        return self.ranks.error(
+            f"{told} at step {step + 1} of {self.steps}{tried} ({resolution} px, archs: {which}; learning"
+            f" rate {rate:.3g}). The state before it is kept in '{self.checkpoints / 'last.safetensors'}',"
+            " the best of the validations in best.safetensors. Lower train.learning_rate or set"
+            " train.clip_norm, and start anew with another --output"
+        )
 
     def run(self, progress: Progress | None = None) -> TrainReport:
         """Train to the end of the schedule.
@@ -390,6 +494,7 @@ class Trainer:
             If the loss is not finite, or the folder cannot be written.
         """
         began = time.perf_counter()
+        self._begin()
         loader = BatchLoader(
             self.dataset,
             self._schedule(),
@@ -400,37 +505,49 @@ class Trainer:
             device=self.device,
             cache_bytes=self.config.cache_images_mb << 20,
         )
-        self._shards.train()
+        first = self.ranks.first
         saved, clock = time.monotonic(), time.perf_counter()
         with (
-            MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step) as metrics,
+            MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step)
+            if first
+            else nullcontext() as metrics,
             closing(iter(loader)) as batches,
-            _Stop() as stop,
+            _Stop(patient=not self.ranks.alone) as stop,
         ):
             for batch in batches:
                 step = self.step
                 resolution, archs = step_archs(self.space, self.seed, step, self.steps, self.config)
-                row = self._update(step, batch, archs)
+                row, stopping = self._update(step, batch, archs, stop.requested)
                 self.step += 1
                 now = time.perf_counter()
-                row["images_per_s"], clock = len(batch) / (now - clock), now
-                metrics.add(
-                    {"step": self.step, "epoch": step // self.epoch_steps, "resolution": resolution, **row}
-                )
+                row["images_per_s"], clock = self.batch_size / (now - clock), now
+                if metrics is not None:
+                    metrics.add(
+                        {
+                            "step": self.step,
+                            "epoch": step // self.epoch_steps,
+                            "resolution": resolution,
+                            **row,
+                        }
+                    )
                 if progress is not None:
                     progress(self.step, self.steps, row)
                 if self._is_validation(self.step):
                     self._validate()
                     clock = time.perf_counter()
-                if stop.requested or time.monotonic() - saved > self.config.checkpoint_seconds:
+                # Several ranks stop at the same step; one alone heeds what came during the step, too.
+                stopping = stopping or (self.ranks.alone and stop.requested)
+                if stopping or time.monotonic() - saved > self.config.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
-                if stop.requested:
+                if stopping:
+                    self.ranks.wait()  # none ends, and ends the others, before all is written
                     raise KeyboardInterrupt
-        if self.step >= self.steps and not self._has_best():
+        if first and self.step >= self.steps and not self._has_best():
             self.best = float("nan")  # whatever it was, its weights are lost: the last ones take their place
-            self._validate()
+            self._score()
         self._save()
+        self.ranks.wait()
         return TrainReport(self.step, self.step >= self.steps, self.best, time.perf_counter() - began)
 
     def _has_best(self) -> bool:
@@ -445,6 +562,13 @@ class Trainer:
         return place == 0 and (epoch % self.config.validate_every == 0 or step == self.steps)
 
     def _validate(self) -> None:
+        """Let the first rank score the network; the others wait."""
+        if self.ranks.first:
+            self._score()
+        self._shards.train()
+        self.ranks.wait()
+
+    def _score(self) -> None:
         with self.average.swapped():
             scores: Mapping[str, float] = self.validate(self.network) if self.validate is not None else {}
             score = next(iter(scores.values()), float("nan"))
@@ -454,7 +578,6 @@ class Trainer:
                 save_weights(
                     self.checkpoints / "best.safetensors", self.network, self.space, self.step, scores
                 )
-        self._shards.train()
         if scores:
             with MetricLog(self.folder / "validation.csv", ("step", *scores), self.step - 1) as log:
                 log.add({"step": self.step, **scores})
@@ -462,15 +585,19 @@ class Trainer:
 
 
 class _Stop:
-    """While entered, the first SIGINT or SIGTERM is only noted, so that a step is never cut in half."""
+    """While entered, the first SIGINT or SIGTERM is only noted, so that a step is never cut in half.
 
-    def __init__(self) -> None:
-        self.requested = False
+    The second one acts as usual, unless this is ``patient``: torchrun sends several.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self.requested, self._patient = False, patient
         self._former: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if not self._patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._former.items():
