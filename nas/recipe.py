@@ -305,6 +305,8 @@ class TrustConfig:
         Peak learning rate of the stand-alone trainings; by default the supernet's.
     resamples
         Bootstrap resamples for each interval.
+    probes
+        Networks whose AP is measured with BN statistics of several numbers of calibration images; 0 for none.
     """
 
     archs: int = 20
@@ -313,8 +315,11 @@ class TrustConfig:
     seed: int = 0
     learning_rate: float | None = None
     resamples: int = 2000
+    probes: int = 4
 
     def __post_init__(self) -> None:
+        if self.probes < 0 or self.probes == 1:
+            raise InputError(f"trust.probes is 0 or at least 2, not {self.probes}")
         for name, least in (("archs", 3), ("repeats", 1), ("seed", 0), ("resamples", 100)):
             if getattr(self, name) < least:
                 raise InputError(f"trust.{name} is at least {least}, not {getattr(self, name)}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nas.console import print_json, print_table
+from nas.console import note, print_json, print_table, progress_bar
 from nas.run import RunDirectory
 from nas.trust.checking import Standalone, check_trust, train_standalone
+from nas.trust.plots import plot_sensitivity, plot_trust
 from nas.trust.report import TrustReport, report_path
+from nas.trust.sensitivity import Sensitivity, measure_sensitivity
 from search_spaces import InputError
 
 __all__ = ["run_trust"]
@@ -31,10 +33,42 @@ def run_trust(
         _print_standalone(train_standalone(run, standalone, jobs=jobs), as_json)
         return
     report = check_trust(run, standalone, jobs=jobs)
+    sensitivity = _sensitivity(run)
+    made = draw(run, report, sensitivity)
     if as_json:
-        print_json({"report": str(report_path(run.folder)), **report.to_json()})
-    else:
-        print_report(report)
+        told = None if sensitivity is None else sensitivity.to_json()
+        files = [str(path) for path in made]
+        print_json(
+            {
+                **{"report": str(report_path(run.folder)), "files": files},
+                **report.to_json(),
+                "sensitivity": told,
+            }
+        )
+        return
+    print_report(report)
+    if sensitivity is not None:
+        print_table("AP against calibration images", Sensitivity.COLUMNS, sensitivity.rows())
+        print(sensitivity.line())
+    note(f"wrote {report_path(run.folder).parent}")
+
+
+def _sensitivity(run: RunDirectory) -> Sensitivity | None:
+    """Return how AP depends on the number of calibration images, unless the recipe leaves that out."""
+    probes = run.recipe.trust.probes
+    if probes == 0:
+        return None
+    with run.locked(), progress_bar("AP against calibration images") as bar:
+        return measure_sensitivity(run, networks=probes, progress=bar.update)
+
+
+def draw(run: RunDirectory, report: TrustReport, sensitivity: Sensitivity | None) -> list[Path]:
+    """Draw what was found as ``RUN/trust/trust`` and ``sensitivity``, PNG and SVG; return the files."""
+    folder = report_path(run.folder).parent
+    made = [*plot_trust(report, folder / "trust", f"{run.recipe.name}: can the ranking be trusted?")]
+    if sensitivity is not None:
+        made += plot_sensitivity(sensitivity, folder / "sensitivity")
+    return made
 
 
 def _print_standalone(trained: Standalone, as_json: bool) -> None:

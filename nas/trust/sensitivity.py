@@ -119,7 +119,8 @@ class Sensitivity:
             gist = f"AP with fewer is not within {noise} (2 x {self.spreads[-1]:.4f}), and more may do better"
         own = ""
         if self.given in self.counts:
-            own = f"; with the run's {self.given} it varies by {self.spreads[self.counts.index(self.given)]:.4f}"
+            spread = self.spreads[self.counts.index(self.given)]
+            own = f"; with the run's {self.given} it varies by {spread:.4f}"
         return f"{gist}{own} (by the choice of scored images: {self.image_noise:.4f})"
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -228,9 +229,9 @@ def measure_sensitivity(
     run: RunDirectory,
     data: Datasets | None = None,
     *,
-    networks: int = 5,
+    networks: int = 4,
     factors: Sequence[float] = FACTORS,
-    draws: int = 4,
+    draws: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
     """Score networks of a trained run with BN statistics of several numbers and draws of images.
