@@ -27,7 +27,7 @@ from supernet.litepose import OUTPUTS, LitePose
 from supernet.registry import NETWORKS
 from supernet.state import read_tensors
 
-__all__ = ["export_research", "import_research", "load_network", "save_network"]
+__all__ = ["export_research", "fill", "import_research", "load_network", "read_pth", "save_network"]
 
 _META, _KIND = "litepose_nas", "network"
 _COUNTER = ".num_batches_tracked"
@@ -96,11 +96,11 @@ def load_network(path: str | Path) -> tuple[Subnet, dict[str, Any]]:
         raise InputError(f"{where}: 'metadata' is a mapping, not {type(metadata).__name__}")
     with torch.device("meta"):  # shapes are checked before any memory is taken for them
         net = NETWORKS[arch.family.name](arch, joints)
-    _fill(net, tensors, where)
+    fill(net, tensors, where)
     return net.eval(), metadata
 
 
-def _fill(
+def fill(
     net: nn.Module, tensors: Mapping[str, Tensor], where: str, name_of: Callable[[str], str] = str
 ) -> None:
     """Give a network on the meta device its tensors, after checking every name, shape and value.
@@ -204,7 +204,7 @@ def import_research(path: str | Path, resolution: int | None = None) -> LitePose
         shape; if the resolution is needed and not given. The message names the culprit.
     """
     where = f"checkpoint '{path}'"
-    tensors = _without_prefix(_read_research(Path(path), where), where)
+    tensors = _without_prefix(read_pth(Path(path), where), where)
     arch, joints = _infer(tensors, resolution, where)
     with torch.device("meta"):
         net = LitePose(arch, joints)
@@ -214,11 +214,20 @@ def import_research(path: str | Path, resolution: int | None = None) -> LitePose
         layer, _, part = key.rpartition(".")
         return f"{names[layer]}.{part}"
 
-    _fill(net, tensors, where, name_of)
+    fill(net, tensors, where, name_of)
     return net.eval()
 
 
-def _read_research(path: Path, where: str) -> dict[str, Tensor]:
+def read_pth(path: Path, where: str) -> dict[str, Tensor]:
+    """Return the tensors in a ``.pth`` file by name, without executing anything in it.
+
+    They may lie under ``state_dict`` or ``model``.
+
+    Raises
+    ------
+    InputError
+        Beginning with ``where``: the file is missing, truncated, refused, or holds something else.
+    """
     if not path.is_file():
         raise InputError(f"{where} does not exist or is not a file")
     try:

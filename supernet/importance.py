@@ -3,28 +3,61 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from search_spaces.errors import InputError, did_you_mean
 from supernet.base import Channels, Subnet
 
-__all__ = ["order_channels_by_importance"]
+__all__ = ["CRITERIA", "order_channels_by_importance", "permute_channels"]
+
+CRITERIA: Final = ("reading", "scale", "activation", "variance")
+"""What makes a channel important; see :func:`order_channels_by_importance`."""
 
 
-def order_channels_by_importance(net: Subnet) -> Subnet:
+def order_channels_by_importance(net: Subnet, by: str = "reading", images: Iterable[Tensor] = ()) -> Subnet:
     """Return a copy of ``net`` that computes the same function with its channels in order of importance.
 
-    A channel's importance is the L1 norm of the weights that read it, the criterion of once-for-all
-    networks (arXiv 1908.09791, section 3.3), which LitePose's training recipe uses too. Subnets take the
-    first channels, so those of a supernet that starts from the copy take the ones of largest norm. That is
-    a start for training: cut without any, they are about as poor as those of the unordered network.
+    Subnets take the first channels, so those of a supernet that starts from the copy take the most
+    important ones. ``W`` is what a convolution reads a channel with, and a channel's importance adds up over
+    the convolutions that read it:
+
+    - ``reading``: the L1 norm of W, the criterion of once-for-all networks (arXiv 1908.09791, section 3.3),
+      which LitePose's training recipe uses too;
+    - ``scale``: that, times the scale of the normalisation that the channel comes out of;
+    - ``activation``: that norm, times the mean absolute value of what is read, over ``images``;
+    - ``variance``: the squared L2 norm of W times the variance of what is read, over ``images``, as a share
+      of what the convolution reads in all. A mean is no loss: the next normalisation puts it back.
+
+    Parameters
+    ----------
+    net
+        A plain network, in evaluation mode where there are images.
+    by
+        One of :data:`CRITERIA`.
+    images
+        Batches of normalised images, each of shape (n, 3, H, W); needed by the last two criteria only.
+
+    Raises
+    ------
+    InputError
+        If the criterion is unknown, or needs images and has none.
     """
+    if by not in CRITERIA:
+        raise InputError(
+            f"channels are ordered by {', '.join(CRITERIA)}, not '{by}'{did_you_mean(by, CRITERIA)}"
+        )
+    read = _observed(net, images) if by in ("activation", "variance") else {}
     ordered = copy.deepcopy(net)
     with torch.no_grad():
         for channels in ordered.channels():
-            order = torch.argsort(_importance(ordered, channels), descending=True, stable=True)
-            _permute(ordered, channels, order)
+            importance = sum(_importance(ordered, channels, name, by, read) for name in channels.read)
+            permute_channels(
+                ordered, channels, torch.argsort(torch.as_tensor(importance), descending=True, stable=True)
+            )
     return ordered
 
 
@@ -39,16 +72,71 @@ def _weight(net: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
     return module, weight
 
 
-def _importance(net: nn.Module, channels: Channels) -> Tensor:
-    total = torch.zeros(())
-    for name in channels.read:
-        module, weight = _weight(net, name)
-        axis = _input_axis(module)
-        total = total + weight.abs().sum(dim=[d for d in range(weight.dim()) if d != axis])
-    return total
+class _Read:
+    """What a convolution reads: sums over images and pixels of each channel's values, in double precision."""
+
+    def __init__(self) -> None:
+        self.count, self.sums = 0, torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        x = x.detach().double()
+        self.count += x.numel() // x.shape[1]
+        self.sums = self.sums + torch.stack([each.sum((0, 2, 3)).cpu() for each in (x, x.abs(), x.square())])
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Mean absolute value, per channel."""
+        return self.sums[1] / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, per channel."""
+        return (self.sums[2] / self.count - (self.sums[0] / self.count).square()).clamp(min=0)
 
 
-def _permute(net: nn.Module, channels: Channels, order: Tensor) -> None:
+@torch.no_grad()
+def _observed(net: Subnet, images: Iterable[Tensor]) -> Mapping[str, _Read]:
+    found = {name: _Read() for channels in net.channels() for name in channels.read}
+    hooks = [
+        net.get_submodule(name).register_forward_pre_hook(lambda _, given, read=read: read.add(given[0]))
+        for name, read in found.items()
+    ]
+    try:
+        seen = 0
+        for batch in images:
+            net(batch)
+            seen += len(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if seen == 0:
+        raise InputError("what channels carry is measured on images; at least one is needed, not 0")
+    return found
+
+
+def _importance(net: Subnet, channels: Channels, name: str, by: str, read: Mapping[str, _Read]) -> Tensor:
+    """Return what the convolution ``name`` adds to the importance of each of the channels it reads."""
+    module, weight = _weight(net, name)
+    others = [d for d in range(weight.dim()) if d != _input_axis(module)]
+    if by == "variance":
+        share = weight.double().square().sum(others).cpu() * read[name].variance
+        return share / share.sum().clamp(min=1e-300)
+    norm = weight.abs().sum(others)
+    if by == "scale":
+        return norm * _scale(net, channels, name)
+    return norm * read[name].magnitude.to(norm) if by == "activation" else norm
+
+
+def _scale(net: Subnet, channels: Channels, reader: str) -> Tensor:
+    """Return the scale of what a convolution reads: of its branch's own normalisation, or of all added up."""
+    branch = reader.removesuffix("project") + "depthwise_norm"
+    sources = [name for name in channels.kept if name.endswith("norm")]
+    own = [branch] if branch in sources else [s for s in sources if not s.startswith("head.output")]
+    return torch.stack([_weight(net, name)[1].square() for name in own]).sum(0).sqrt()
+
+
+def permute_channels(net: Subnet, channels: Channels, order: Tensor) -> None:
+    """Put one of the network's sets of channels in another order, in place; its function stays the same."""
     for name in channels.written:
         module, weight = _weight(net, name)
         weight.copy_(weight.index_select(1 - _input_axis(module), order))
