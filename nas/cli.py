@@ -24,7 +24,7 @@ from search_spaces.litepose import litepose_extended, litepose_native
 if TYPE_CHECKING:
     from nas.recipe import Recipe
     from nas.run import RunDirectory
-    from nas.search.result import SearchResult
+    from nas.searching import Study
 
 app = typer.Typer(
     name="nas",
@@ -326,7 +326,7 @@ def search(
     if as_json:
         print_json({"study": str(result.folder), **result.summary()})
     else:
-        _print_front(result.result, result.folder)
+        _print_front(result)
 
 
 _TRAINED_WITH = ("name", "seed", "data", "init", "space", "train")
@@ -355,12 +355,12 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
     return run
 
 
-def _print_front(result: SearchResult, folder: Path) -> None:
+def _print_front(study: Study) -> None:
     from nas.console import print_table
 
     best = result.best() if result.evaluated else None
     rows = []
-    for record in result.front():
+    for record in front:
         mark = "chosen" if best is not None and record.arch == best.arch else ""
         latencies = [f"{record.latency_ms[target]:.2f}" for target in result.targets]
         figures = (f"{record.ap:.4f}", f"{record.macs / 1e6:.1f}", f"{record.params / 1e6:.3f}", *latencies)
@@ -374,20 +374,26 @@ def _print_front(result: SearchResult, folder: Path) -> None:
         *(f"ms {t}" for t in result.targets),
         "",
     )
-    title = f"Pareto front of {len(result.evaluated)} evaluated networks; {folder}"
+    title = f"Pareto front of {len(result.evaluated)} evaluated networks; {study.folder}"
     print_table(title, columns, rows)
+    from nas.search.noise import steps
+    from nas.search_report import gain_words
 
+    result, front = study.result, study.result.front()
 
+    gains = {step.dearer.trial: gain_words(step) for step in steps(front)}
 # -- trust -------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def trust(
+        figures = (figures[0], gains.get(record.trial, ""), *figures[1:])
     run: Annotated[
         Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A run directory, or a recipe to train first.")
     ],
     standalone: Annotated[
         Path | None,
+        "gain over the one above [95%]",
         typer.Option(
             metavar="DIR",
             help="Folder of the stand-alone trainings, which runs of the same data and space can share;"
@@ -395,6 +401,7 @@ def trust(
         ),
     ] = None,
     only_standalone: Annotated[
+    print("\n".join(study.caveats()))
         bool,
         typer.Option(
             "--only-standalone", help="Stop after the stand-alone trainings; they need no trained supernet."
@@ -584,6 +591,7 @@ def emit(
     lines = {
         "network": card["id"],
         "AP (val)": f"{ap['stats']['AP']:.4f} ({interval_words(ap['interval'])}) on {ap['on']}",
+    from nas.search_report import ties_words
         "MACs": f"{card['cost']['macs'] / 1e9:.4f} G",
         "parameters": f"{card['cost']['params']:,}",
     }
@@ -608,6 +616,9 @@ def evaluate(
     ] = None,
     skeleton: ModelJoints = None,
     resolution: Resolution = None,
+    lines["supernet's ranking"] = card["trust"]["says"]
+    if "within_noise" in card["chosen"]:
+        lines["networks like it"] = ties_words(card["chosen"]["within_noise"])
     flip: Flip = False,
     project: Project = False,
     scales: Scales = None,

@@ -19,8 +19,10 @@ from nas.latency import is_here, known_targets, load_predictors, measure_onnx, p
 from nas.run import RunDirectory, environment
 from nas.search import Constraint, SearchResult, parse_constraints
 from nas.search.result import Record
+from nas.search_report import ties_of
 from nas.searching import load_result, search_context
 from nas.train import make_evaluator, open_supernet
+from nas.trust.standing import standing
 from search_spaces import Arch, BudgetError, InputError, RunError, to_research_config, write_arch
 from search_spaces.errors import did_you_mean
 from search_spaces.files import write_json
@@ -60,6 +62,7 @@ def emit(
     *,
     latencies: Mapping[str, Any] | None = None,
     found: Mapping[str, Any] | None = None,
+    trust: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Emitted:
     """Extract the network from the run's supernet, recalibrate it, measure it on the val images, write it.
@@ -78,6 +81,8 @@ def emit(
         Predicted latencies by target, as they should stand in the card.
     found
         How the arch was chosen, for the card.
+    trust
+        What is known of the ranking that it was chosen by (:meth:`nas.trust.standing.Standing.to_json`).
     progress
         Told about the evaluation, images done and in all.
 
@@ -146,6 +151,7 @@ def emit(
                 "interval": None if result.interval is None else result.interval.to_json(),
             },
             "chosen": dict(found or {}),
+            "trust": dict(trust or {}),
             "supernet": {"run": run.recipe.name, "seed": run.recipe.seed, "space": space.config()},
             "calibration_images": len(evaluator.calibration),
             "onnx": {
@@ -285,13 +291,14 @@ def emit_from_run(
     found: dict[str, Any] = {"by": "hand"}
     targets = [c.objective.target for c in constraints if c.objective.target is not None]
     opened = data or open_datasets(run.recipe)
+    context = search_context(run, opened) if run.best.is_file() else None
     if arch is None:
         bounded = load_predictors(targets, tables, run)
-        context = search_context(run, opened) if run.best.is_file() else None
         record, name = choose_record(run, constraints, study, predictors=bounded, context=context)
         arch = record.arch
         budget = [str(c) for c in constraints]
         found = {"by": f"search '{name}'", "budget": budget, "search_ap": record.ap, "trial": record.trial}
+        found["within_noise"] = ties_of(record, load_result(run, name))
     elif constraints or study:
         raise InputError("--arch names the network itself; leave out the budget and --study")
     with run.locked():
@@ -315,6 +322,7 @@ def emit_from_run(
                 where,
                 latencies=latencies,
                 found=found,
+                trust=standing(run.folder, context or {}).to_json(),
                 progress=lambda d, n: bar.update(d, n),
             )
     for name, predictor in predictors.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from nas.plot_style import CANVASES, FAINT, GRID, INK, STYLE, save_figure
+from nas.plot_style import CANVASES, FAINT, GRID, INK, MUTED, STYLE, save_figure
+from nas.search import noise
 from nas.search.objectives import MACS, Constraint, Objective
 from search_spaces import InputError, RunError
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reference", "plot_front", "plot_progress"]
 
+_TIE: Final[Any] = (0, (1.0, 1.6))
 _FRONT, _CHOSEN, _BUDGET = "#1c2733", "#d1273f", "#b45309"
 # Samples of viridis: small inputs are light, large ones dark, also in grey and for colour-blind eyes.
 _RAMP = ("#a5db36", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e")
@@ -54,12 +58,14 @@ def plot_front(
     budgets: Sequence[Constraint] | None = None,
     named: Mapping[str, Record | Reference] | None = None,
     title: str | None = None,
+    caption: str | None = None,
     own_budgets: bool = False,
 ) -> tuple[Path, ...]:
     """Draw AP against one or several costs: every evaluated network, the Pareto front, budgets, the choice.
 
     Networks beyond a budget are grey and hollow; networks that were priced only, because they exceed a
     constraint of the search, are ticks on the cost axis. Colour tells the input's resolution where it varies.
+    The front is dotted where a step's gain in AP is within the noise of the images.
 
     Parameters
     ----------
@@ -77,6 +83,8 @@ def plot_front(
         Further networks to mark, by name.
     title
         Heading of the picture.
+    caption
+        Stands below it, such as how far the ranking can be trusted.
     own_budgets
         Judge the networks of each panel by the budget on its own cost only: for a picture that brings
         searches under different budgets together.
@@ -122,6 +130,10 @@ def plot_front(
             fontsize=12.5,
             fontweight="bold",
         )
+        if caption is not None:
+            # Shares the first panel's heading, which a picture of a front leaves free.
+            words = textwrap.fill(caption, 100 if columns == 1 else 170)
+            panels[0].set_title(words, fontsize=8.5, fontweight="normal", color=MUTED)
         figure.legend(
             handles=_legend(result, budgets, marked, named or {}, colours),
             loc="outside lower center",
@@ -283,7 +295,11 @@ def _front_panel(
         steps = np.array([place(record) for record in front])
         level = np.array([[_reach(result, objective, budgets) / objective.scale, steps[-1, 1]]])
         line = np.concatenate([steps, level]) if level[0, 0] > steps[-1, 0] else steps
-        panel.step(line[:, 0], line[:, 1], where="post", color=_FRONT, linewidth=1.4, zorder=4)
+        ties = [step.tie for step in noise.steps(front)]
+        for piece, tie in zip(pairwise(line), [*ties, False], strict=False):
+            style = _TIE if tie else "-"
+            xs, ys = np.array(piece).T
+            panel.step(xs, ys, where="post", color=_FRONT, linewidth=1.4, linestyle=style, zorder=4)
         panel.scatter(
             steps[:, 0], steps[:, 1], s=38, zorder=5, linewidths=1.1, edgecolors=_FRONT,
             c=[colours[_resolution(record)] for record in front],
@@ -426,6 +442,9 @@ def _legend(
             label="Pareto front",
         )
     )
+    shown = [front for x in _axes(result, None) for front in (result.front(x, budgets),)]
+    if any(step.tie for front in shown for step in noise.steps(front)):
+        handles.append(Line2D([], [], color=_FRONT, linewidth=1.4, linestyle=_TIE, label="tie: within noise"))
     if marked:
         handles.append(dot("chosen", marker="*", markersize=12, color=_CHOSEN, markeredgecolor="white"))
     if named:

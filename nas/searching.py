@@ -32,7 +32,9 @@ from nas.search import (
 from nas.search.executors import Executor
 from nas.search.noise import resampled
 from nas.search.result import Record
+from nas.search_report import caveats, claims_json
 from nas.train import make_evaluator, open_supernet
+from nas.trust.standing import Standing, standing
 from search_spaces import Arch, InputError, get_arch
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json, write_text
@@ -45,10 +47,15 @@ EXECUTORS = ("in-process", "ray")
 
 @dataclass(frozen=True)
 class Study:
-    """A finished (or interrupted) search and the folder that holds it."""
+    """A finished (or interrupted) search, the folder that holds it, and what is known of its ranking."""
 
     folder: Path
     result: SearchResult
+    trust: Standing
+
+    def caveats(self) -> list[str]:
+        """Return what has to be said beside the front: how far the ranking is known, which steps are ties."""
+        return caveats(self.result.front(), self.trust)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``nas search --json`` prints."""
@@ -61,6 +68,7 @@ class Study:
             "duplicates": self.result.duplicates,
             "best": None if best is None else best.to_json(),
             "front": [record.to_json() for record in self.result.front()],
+            **claims_json(self.result.front(), self.trust),
         }
 
 
@@ -194,7 +202,9 @@ def run_search(
                     p.evaluated, p.trials, "" if p.best_ap is None else f"best AP {p.best_ap:.4f}"
                 ),
             )
-        write_json(folder / "result.json", result.to_json())
+        study = Study(folder, result, standing(run.folder, result.context))
+        claims = claims_json(result.front(), study.trust)
+        write_json(folder / "result.json", {**result.to_json(), "claims": claims})
         write_text(folder / "result.csv", result.to_csv())
         if result.evaluated:
             draw_study(run, folder.name)
@@ -202,7 +212,7 @@ def run_search(
         note("every network within the budget is known; the search ended early")
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
-    return Study(folder, result)
+    return study
 
 
 def _executor(name: str, workers: int, address: str | None) -> Executor:
@@ -233,5 +243,6 @@ def draw_study(run: RunDirectory, study: str, output: Path | None = None) -> lis
     folder = output / study if output is not None else run.study(study)
     names: dict[str, Record] = {"chosen": result.best()}
     title = f"{run.recipe.name}: {len(result.evaluated)} networks evaluated"
-    made = [*plot_front(result, folder / "pareto", chosen=names, title=title)]
+    caption = f"Supernet's ranking: {standing(run.folder, result.context).line()}"
+    made = [*plot_front(result, folder / "pareto", chosen=names, title=title, caption=caption)]
     return [*made, *plot_progress(result, folder / "progress")]

@@ -26,14 +26,11 @@ class Standing:
         What it rests on and has changed since, by name; it then tells nothing of the run as it is.
     problem
         Why the report cannot be read; empty where it can.
-    run
-        The run's folder, for the advice.
     """
 
     report: TrustReport | None
     stale: tuple[str, ...]
     problem: str
-    run: Path
 
     @property
     def known(self) -> bool:
@@ -42,7 +39,7 @@ class Standing:
 
     def line(self) -> str:
         """Return what is to be shown beside a claim."""
-        advice = f"run 'nas trust {self.run}'"
+        advice = "run 'nas trust RUN'"
         if self.problem:
             return f"not readable: {self.problem}"
         if self.report is None:
@@ -95,6 +92,6 @@ def standing(run: Path, context: Mapping[str, str]) -> Standing:
     try:
         report = TrustReport.load(run)
     except RunError as error:
-        return Standing(None, (), str(error), run)
+        return Standing(None, (), str(error))
     stale = () if report is None else tuple(report.stale(context))
-    return Standing(report, stale, "", run)
+    return Standing(report, stale, "")
