@@ -4,21 +4,26 @@ On a CPU a batch goes through the network in small parts, each by a thread of it
 other at every normalisation: there the statistics of all parts are pooled, so the function is the one that
 the whole batch at once would see. A part is small enough to stay in the processor's cache between a
 convolution and what follows it, and parts keep several cores busy where one layer would not.
+
+Where a 1x1 convolution widens what it reads, the statistics of its outputs follow from those of its inputs:
+mean W m and variance diag(W C W^T), with the inputs' mean m and covariance C. So they are known before it
+runs, with the normalisation in its weights, and the wide tensor is not gone through for them.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces import InputError
@@ -31,9 +36,14 @@ _PART_PIXELS: Final = 2 * 256 * 256
 _VALUES: Final = 4096
 """Values of a channel that torch adds up at once in single precision; ten times as many cost a digit."""
 
+_WIDENING: Final = 2
+_MOST_CHANNELS: Final = 128
+"""Outputs per input from which, and inputs to which, their products take less time than the outputs."""
 
 _Block = tuple[int, Tensor, Tensor]
-"""Count, mean and biased variance per channel."""
+"""Count, mean and biased variance per channel; or count, sums and sums of products, in double precision."""
+_Affine = tuple[Tensor, Tensor | None]
+"""What normalises: scale and shift, or a convolution's weights and bias."""
 
 
 @dataclass
@@ -78,13 +88,105 @@ def _blocks(x: Tensor) -> list[_Block]:
     ]
 
 
+class _Layer:
+    """A normalisation that goes through what it is given, twice: for the statistics and to apply them.
+
+    Parameters
+    ----------
+    norm
+        The layer.
+    in_place
+        Whether its input may be written over.
+    """
+
+    def __init__(self, norm: _BatchNorm, in_place: bool) -> None:
+        self.norm, self.in_place = norm, in_place
+        self.pool = _Moments()
+
+    def look(self, x: Tensor) -> list[_Block]:
+        """Return the statistics of a part."""
+        return _blocks(x)
+
+    def moments(self, blocks: Sequence[_Block]) -> _Moments:
+        """Return the moments of what is normalised from the statistics of all parts."""
+        return _Moments.of(blocks)
+
+    def agree(self, blocks: Sequence[_Block]) -> _Affine:
+        """Add a batch to the pool, and return what normalises it."""
+        batch = self.moments(blocks)
+        self.pool.add(batch)
+        scale = torch.rsqrt(batch.deviations / batch.count + self.norm.eps)
+        if self.norm.weight is not None:
+            scale = scale * self.norm.weight.double().cpu()
+        shift = -batch.mean * scale
+        if self.norm.bias is not None:
+            shift = shift + self.norm.bias.double().cpu()
+        return self.affine(scale, shift, blocks[0][1])
+
+    def affine(self, scale: Tensor, shift: Tensor, like: Tensor) -> _Affine:
+        """Return scale and shift as :meth:`apply` needs them, on the device and of the type of ``like``."""
+        return scale.to(like), shift.to(like)
+
+    def apply(self, x: Tensor, affine: _Affine) -> Tensor:
+        """Return ``x`` normalised."""
+        shape = (1, -1, *(1 for _ in x.shape[2:]))
+        scale, shift = (each.view(shape) for each in affine if each is not None)
+        return torch.addcmul(shift, x, scale, out=x if self.in_place else None)
+
+
+class _Widening(_Layer):
+    """A 1x1 convolution and its normalisation in one: the statistics are those of the convolution's input.
+
+    Products are exact in double precision and added up in it, so small variances that are left of large
+    covariances have as many digits as when they are computed from the outputs.
+    """
+
+    def __init__(self, norm: _BatchNorm, conv: nn.Conv2d) -> None:
+        super().__init__(norm, False)
+        self.conv = conv
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Return whether a convolution's outputs are better looked at through its inputs."""
+        return (
+            isinstance(conv, nn.Conv2d)
+            and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
+            and conv.padding == (0, 0)
+            and conv.out_channels >= _WIDENING * conv.in_channels
+            and conv.in_channels <= _MOST_CHANNELS
+            and conv.weight.device.type == "cpu"
+        )
+
+    def look(self, x: Tensor) -> list[_Block]:
+        values = x.movedim(1, -1).flatten(0, -2).double()
+        return [(len(values), values.sum(0), values.T @ values)]
+
+    def moments(self, blocks: Sequence[_Block]) -> _Moments:
+        count = sum(count for count, _, _ in blocks)
+        mean = torch.stack([each for _, each, _ in blocks]).sum(0) / count
+        products = torch.stack([each for _, _, each in blocks]).sum(0)
+        weights = self.conv.weight.double().flatten(1)
+        deviations = ((weights @ (products - count * torch.outer(mean, mean))) * weights).sum(1)
+        bias = 0.0 if self.conv.bias is None else self.conv.bias.double()
+        return _Moments(count, weights @ mean + bias, deviations.clamp(min=0))
+
+    def affine(self, scale: Tensor, shift: Tensor, like: Tensor) -> _Affine:
+        weight = self.conv.weight
+        if self.conv.bias is not None:
+            shift = shift + self.conv.bias.double() * scale
+        return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight), shift.to(weight)
+
+    def apply(self, x: Tensor, affine: _Affine) -> Tensor:
+        return functional.conv2d(x, *affine)
+
+
 class _Lockstep:
     """Runs the parts of one batch, of which ``workers`` are at work while the others wait at a normalisation.
 
     Parameters
     ----------
-    layers, pools
-        The normalisations, and where the statistics of each are gathered, over all batches.
+    layers
+        The normalisations.
     parts
         How many parts there are.
     workers
@@ -94,19 +196,14 @@ class _Lockstep:
     """
 
     def __init__(
-        self,
-        layers: Sequence[_BatchNorm],
-        pools: Sequence[_Moments],
-        parts: int,
-        workers: int,
-        entering: Callable[[int], None],
+        self, layers: Sequence[_Layer], parts: int, workers: int, entering: Callable[[int], None]
     ) -> None:
-        self._layers, self._pools, self._entering = layers, pools, entering
+        self._layers, self._entering = layers, entering
         self._turn = threading.Semaphore(workers)
         self._barrier = threading.Barrier(parts, self._pool_parts)
         self._place = threading.local()
         self._found: list[tuple[int, list[_Block]]] = [(-1, [])] * parts
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self._affine: _Affine | None = None
 
     def run(self, network: nn.Module, parts: Sequence[Tensor]) -> None:
         """Run every part through the network; an error of one ends all."""
@@ -140,54 +237,63 @@ class _Lockstep:
             self._entering(place)
             network(part)
 
-    def normalise(self, number: int, x: Tensor, in_place: bool) -> Tensor:
+    def normalise(self, number: int, x: Tensor) -> Tensor:
         """Stand in for layer ``number``: normalise ``x`` by the statistics of all parts together."""
-        self._found[self._place.value] = number, _blocks(x)
+        self._found[self._place.value] = number, self._layers[number].look(x)
         self._turn.release()
         try:
             self._barrier.wait()
         finally:
             self._turn.acquire()
         assert self._affine is not None
-        shape = (1, -1, *(1 for _ in x.shape[2:]))
-        scale, shift = (each.view(shape) for each in self._affine)
-        return torch.addcmul(shift, x, scale, out=x if in_place else None)
+        return self._layers[number].apply(x, self._affine)
 
     def _pool_parts(self) -> None:
         """Pool what the parts found at the layer where all of them now wait."""
         number = self._found[0][0]
         if any(other != number for other, _ in self._found):
             raise RuntimeError("the parts of a batch took different ways through the network")
-        blocks = [block for _, found in self._found for block in found]
-        batch, layer = _Moments.of(blocks), self._layers[number]
-        self._pools[number].add(batch)
-        scale = torch.rsqrt(batch.deviations / batch.count + layer.eps)
-        if layer.weight is not None:
-            scale = scale * layer.weight.double().cpu()
-        shift = -batch.mean * scale
-        if layer.bias is not None:
-            shift = shift + layer.bias.double().cpu()
-        _, like, _ = blocks[0]
-        self._affine = scale.to(like), shift.to(like)
+        self._affine = self._layers[number].agree([block for _, found in self._found for block in found])
 
 
 @contextmanager
-def _standing_in(layers: Mapping[str, _BatchNorm], network: nn.Module) -> Iterator[list[_Lockstep]]:
+def _standing_in(network: nn.Module) -> Iterator[tuple[list[_Layer], list[_Lockstep]]]:
     """While entered, every layer normalises by the batch, in the lockstep that is in the list."""
     # What only convolutions write and a normalisation reads may be written over.
     own = network.norm_sources() if isinstance(network, Subnet) else {}
+    layers: list[_Layer] = []
     steps: list[_Lockstep] = []
+    replaced: list[nn.Module] = []
 
-    def forward(number: int, in_place: bool, x: Tensor) -> Tensor:
-        return steps[0].normalise(number, x, in_place)
+    def forward(number: int, x: Tensor) -> Tensor:
+        return steps[0].normalise(number, x)
+
+    def replace(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        replaced.append(module)
+        module.forward = forward
 
     try:
-        for number, (name, layer) in enumerate(layers.items()):
-            layer.forward = partial(forward, number, name in own)  # type: ignore[method-assign]
-        yield steps
+        for name, norm in network.named_modules():
+            if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+                continue
+            sources = [network.get_submodule(source) for source in own.get(name, ())]
+            through = partial(forward, len(layers))
+            if len(sources) == 1 and _Widening.fits(sources[0]):
+                layers.append(_Widening(norm, cast(nn.Conv2d, sources[0])))
+                replace(sources[0], through)
+                replace(norm, _same)
+            else:
+                layers.append(_Layer(norm, name in own))
+                replace(norm, through)
+        yield layers, steps
     finally:
-        for layer in layers.values():
-            layer.__dict__.pop("forward", None)
+        for module in replaced:
+            module.__dict__.pop("forward", None)
+
+
+def _same(x: Tensor) -> Tensor:
+    """Return ``x``: it is normalised already."""
+    return x
 
 
 @torch.no_grad()
@@ -228,17 +334,10 @@ def recalibrate(
         If there are no images. The statistics are then, and after any other error, what they were.
     """
     network.eval()
-    named = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
-    layers = list(named.values())
-    pools = [_Moments() for _ in layers]
     threads = torch.get_num_threads()
     images = 0
     try:
-        with _standing_in(named, network) as steps:
+        with _standing_in(network) as (layers, steps):
             for number, batch in enumerate(batches):
                 if len(batch) == 0:
                     continue
@@ -250,18 +349,18 @@ def recalibrate(
                 parts = _parts(batch)
                 if batch.device.type == "cpu":
                     torch.set_num_threads(1)
-                steps[:] = [_Lockstep(layers, pools, len(parts), workers or threads, told)]
+                steps[:] = [_Lockstep(layers, len(parts), workers or threads, told)]
                 steps[0].run(network, parts)
                 images += len(batch)
     finally:
         torch.set_num_threads(threads)
     if images == 0:
         raise InputError("recalibration needs at least one image of training data, not 0")
-    for layer, pool in zip(layers, pools, strict=True):
-        if pool.count:  # a layer that the network does not execute keeps what it has
-            assert layer.running_mean is not None and layer.running_var is not None
-            layer.running_mean.copy_(pool.mean)
-            layer.running_var.copy_(pool.deviations / max(1, pool.count - 1))
+    for layer in layers:
+        if layer.pool.count:  # a layer that the network does not execute keeps what it has
+            assert layer.norm.running_mean is not None and layer.norm.running_var is not None
+            layer.norm.running_mean.copy_(layer.pool.mean)
+            layer.norm.running_var.copy_(layer.pool.deviations / max(1, layer.pool.count - 1))
     return images
 
 
