@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -125,7 +126,7 @@ class Teacher:
             )
         self.network = network.eval().requires_grad_(False)
         self.known = index >= 0
-        self._index = index.clamp(min=0)
+        self._index, self._dtype = index.clamp(min=0), torch.float32
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
@@ -135,8 +136,9 @@ class Teacher:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the teacher to a device, channels last in memory; return it."""
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
+        """Move the teacher to a device, where it computes in ``dtype`` (autocast); return it."""
+        self._dtype = dtype
         self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.known, self._index = self.known.to(device), self._index.to(device)
         return self
@@ -147,7 +149,9 @@ class Teacher:
 
         Shapes are those of :class:`supernet.litepose.LitePose`: (N, 2J, H/4, W/4) and (N, J, H/2, W/2).
         """
-        quarter, half = self.network(images)
+        narrow = self._dtype != torch.float32
+        with torch.autocast(images.device.type, self._dtype) if narrow else nullcontext():
+            quarter, half = self.network(images)
         both = torch.cat([self._index, self._index + half.shape[1]])
         return quarter[:, both], half[:, self._index]
 

@@ -343,7 +343,9 @@ class Trainer:
             fused=True,
         )
         self.average = Average(self.network, config.ema)
-        self.distillation = Distillation(config.distill, None if teacher is None else teacher.to(self.device))
+        if teacher is not None:
+            teacher.to(self.device, PRECISIONS[config.precision])
+        self.distillation = Distillation(config.distill, teacher)
         self._shards = Shards(self.network, ranks.shards(config.shards), self.distillation, self.precision)
         self._statistics = [b for b in self.network.buffers() if b.is_floating_point()]
         self._before = [b.clone() for b in self._statistics]

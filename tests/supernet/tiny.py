@@ -10,6 +10,7 @@ import torch
 
 from search_spaces import SearchSpace, space_from_config
 from supernet.base import Supernet
+from supernet.distillation import Teacher
 from supernet.pose.synthetic import SyntheticPeople
 from supernet.registry import build_supernet
 from supernet.state import read_tensors
@@ -61,10 +62,24 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def trainer(
-    folder: Path, *, seed: int = 0, validate: Validate | None = None, images: int = 6, **changes: Any
+    folder: Path,
+    *,
+    seed: int = 0,
+    validate: Validate | None = None,
+    images: int = 6,
+    teacher: Teacher | None = None,
+    **changes: Any,
 ) -> Trainer:
     """Return a trainer of a fresh tiny supernet; ``changes`` are settings of its training."""
-    return Trainer(supernet(), people(images), config(**changes), seed=seed, folder=folder, validate=validate)
+    return Trainer(
+        supernet(),
+        people(images),
+        config(**changes),
+        seed=seed,
+        folder=folder,
+        validate=validate,
+        teacher=teacher,
+    )
 
 
 def weights_sum(network: torch.nn.Module) -> dict[str, float]:
