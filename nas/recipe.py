@@ -360,6 +360,12 @@ class Recipe:
             raise InputError(f"the recipe's 'name' names a folder; '{self.name}' cannot")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"the recipe's 'seed' lies between 0 and {2**32 - 1}, not at {self.seed}")
+        for name, source in self.data.training.items():
+            if source.labels == "none" and self.train.distill.source != "teacher":
+                raise InputError(
+                    f"data.{name}.labels is none, so nothing is learned from its images without a teacher:"
+                    " name one (train.distill.source: teacher)"
+                )
 
     def build_space(self, skeleton: Skeleton) -> SearchSpace:
         """Return the search space for the skeleton's joints."""
