@@ -142,13 +142,13 @@ def test_ranks_with_other_recipes_are_refused(tmp_path: Path) -> None:
 def stuck(ranks: Ranks, folder: Path) -> int:
     def progress(step: int, steps: int, row: Any) -> None:
         if step == 2 and not ranks.first:
-            time.sleep(6)
+            time.sleep(4)
 
     return make(folder, ranks).run(progress).steps
 
 
 def test_a_rank_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
-    told = Started(stuck, tmp_path, timeout_s=2.0).end()
+    told = Started(stuck, tmp_path, timeout_s=1.5).end()
     assert "does not answer" in told[0]["message"]
     assert told[1]["error"] == "RunError"
 
