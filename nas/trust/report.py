@@ -29,6 +29,11 @@ _GRADES: Final = {
 
 def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
     """Return what the statistics say in plain words, a sentence each."""
+    if found.nothing_to_rank:
+        return (
+            f"All {found.networks} networks score alike when trained alone, so there is nothing to be ranked:"
+            " train them longer (trust.epochs) or take more search images.",
+        )
     tau, macs, gain = found.supernet.kendall, found.macs.kendall, found.gain
     said = [
         _GRADES[found.grade],

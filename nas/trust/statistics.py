@@ -27,6 +27,7 @@ from supernet.pose.scoring import FloatArray, IntArray
 
 __all__ = [
     "TOP",
+    "Bootstrap",
     "Ceiling",
     "Measured",
     "Ranking",
@@ -57,8 +58,8 @@ def _signs(values: FloatArray) -> FloatArray:
 
 def _pairs(weights: IntArray, of: FloatArray) -> FloatArray:
     """Return the sum over ordered pairs, each as often as both its members count, (B,)."""
-    subscripts = "bi,ij,bj->b" if of.ndim == 2 else "bi,bij,bj->b"
-    return np.asarray(np.einsum(subscripts, weights, of, weights), np.float64)
+    counts = weights.astype(np.float64)
+    return np.asarray(((counts[:, None, :] @ of)[:, 0] * counts).sum(axis=1), np.float64)
 
 
 def _ones(values: FloatArray, weights: IntArray | None) -> IntArray:
@@ -108,9 +109,8 @@ def _ratio(product: FloatArray, squares: FloatArray) -> FloatArray:
 
 def _ranks(scores: FloatArray, weights: IntArray) -> FloatArray:
     """Return every network's mid-rank among the weighted, (B, n)."""
-    signs = np.broadcast_to(_signs(scores), (len(weights), weights.shape[1], weights.shape[1]))
-    below = np.einsum("bij,bj->bi", (signs > 0).astype(np.float64), weights)
-    equal = np.einsum("bij,bj->bi", (signs == 0).astype(np.float64), weights)
+    signs, counts = _signs(scores), weights.astype(np.float64)[..., None]
+    below, equal = ((each.astype(np.float64) @ counts)[..., 0] for each in (signs > 0, signs == 0))
     return np.asarray(below + (equal + 1) / 2, np.float64)
 
 
@@ -160,11 +160,18 @@ def _draw(networks: int, resamples: int, rng: np.random.Generator) -> IntArray:
 
 
 @dataclass(frozen=True)
-class _Bootstrap:
+class Bootstrap:
     """Intervals of statistics over one set of resamples (B, n) of the networks."""
 
     draws: IntArray
     confidence: float
+
+    @classmethod
+    def over(
+        cls, networks: int, resamples: int, rng: np.random.Generator, confidence: float = 0.95
+    ) -> Bootstrap:
+        """Return the bootstrap of so many resamples of so many networks."""
+        return cls(_draw(networks, resamples, rng), confidence)
 
     def __call__(self, statistic: Callable[[IntArray], FloatArray]) -> tuple[Interval, FloatArray]:
         """Return a statistic of how often each network counts with its interval, and its draws."""
@@ -260,6 +267,11 @@ class TrustStatistics:
     trusted_difference: float | None
 
     @property
+    def nothing_to_rank(self) -> bool:
+        """Whether all networks score alike when trained alone: nothing is known of any ranking then."""
+        return self.supernet.kendall.low == -1 and self.supernet.kendall.high == 1
+
+    @property
     def grade(self) -> Literal["high", "fair", "low", "none"]:
         """How far the ranking can be trusted.
 
@@ -341,7 +353,7 @@ def statistics(
     """
     truth = _checked(measured)
     networks = len(truth)
-    bootstrap = _Bootstrap(_draw(networks, resamples, rng), confidence)
+    bootstrap = Bootstrap.over(networks, resamples, rng, confidence)
 
     def ranking(score: FloatArray) -> Ranking:
         kendall, _ = bootstrap(lambda weights: kendall_tau(truth, score, weights))
@@ -403,7 +415,7 @@ def _image_draws(measured: Measured, rng: np.random.Generator) -> FloatArray:
     )  # a draw with nobody to find tells nothing: all 0
 
 
-def _ceiling(measured: Measured, drawn: FloatArray, bootstrap: _Bootstrap) -> Ceiling:
+def _ceiling(measured: Measured, drawn: FloatArray, bootstrap: Bootstrap) -> Ceiling:
     alone = measured.standalone
     if len(alone) >= 2:
         pairs = list(itertools.combinations(alone, 2))
