@@ -174,7 +174,8 @@ class ElasticDepthwiseConv2d(_Elastic, nn.Conv2d):
 
     def _chain(self, kernel: int) -> list[tuple[int, Tensor]]:
         """Return size and matrix of every transform between the widest kernel and ``kernel``, in order."""
-        return [(int(size), matrix) for size, matrix in self.transforms.items() if int(size) >= kernel]
+        sizes = sorted((int(size) for size in self.transforms if int(size) >= kernel), reverse=True)
+        return [(size, self.transforms[str(size)]) for size in sizes]
 
     @torch.no_grad()
     def reset_transforms(self, kernel: int = 1) -> None:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from search_spaces import Arch, InputError, litepose_extended
-from search_spaces.litepose import DECONVS, STAGES
+from search_spaces import Arch, InputError, litepose_native
 from supernet.base import Subnet, Supernet, param_count
 from supernet.importance import order_channels_by_importance
 from supernet.pose.skeleton import Skeleton, joint_map
@@ -145,18 +144,10 @@ def cut_to(net: Subnet, most: Arch) -> Subnet:
     arch = net.arch.family.arch(smaller)
     if arch == net.arch:
         return net
-    number = net.arch.number
-    space = litepose_extended(
-        net.joints,
-        base=net.arch,
-        resolutions=(number("resolution"),),
-        multipliers=(1,),
-        depths=[[number(f"stage{i}.depth")] for i in range(STAGES)],
-        kernels=[[number(f"stage{i}.kernel")] for i in range(STAGES)],
-        expansions=[[number(f"stage{i}.expansion")] for i in range(STAGES)],
-        deconv_kernels=[[number(f"head.deconv{i}.kernel")] for i in range(DECONVS)],
+    alone = litepose_native(
+        net.joints, base=net.arch, resolutions=(net.arch.number("resolution"),), multipliers=(1,)
     )
-    whole = SUPERNETS[net.arch.family.name](space)
+    whole = SUPERNETS[net.arch.family.name](alone)
     whole.load_plain(net)
     return whole.train(net.training).extract(arch)
 

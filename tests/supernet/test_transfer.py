@@ -1,0 +1,316 @@
+"""A supernet started from a pretrained network: the same function where it covers, fresh elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from search_spaces import Arch, InputError, SearchSpace, litepose_arch, litepose_extended
+from supernet.base import Subnet, Supernet
+from supernet.elastic import KERNEL_SHARING
+from supernet.mobilenet import import_mobilenet_v2, in_backbone, is_mobilenet_v2
+from supernet.pose.skeleton import COCO17, CROWDPOSE14, Skeleton
+from supernet.registry import build_network, build_supernet
+from supernet.transfer import cut_to, start_from
+from tests.supernet.networks import SPACES, images, randomise, relative_error
+
+SPACE = SPACES["extended"]
+
+
+def smaller(space: SearchSpace, seed: int) -> Arch:
+    """Return an arch that fits into the widest one; most of its values are not on offer in the space."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, most in space.largest().values:
+        assert isinstance(most, int)
+        least = 64 if name == "resolution" else 2 if "head" in name and "kernel" in name else 1
+        value = int(rng.integers(least, most + 1))
+        found[name] = value - (value % 2 == 0) if name.startswith("stage") and "kernel" in name else value
+    return space.family.arch(found)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("kernels", KERNEL_SHARING)
+def test_a_smaller_network_is_found_again_in_the_supernet(kernels: str, seed: int) -> None:
+    arch, x = smaller(SPACE, seed), images(1, 45, 64).double()
+    net = randomise(build_network(arch, SPACE.joints), seed % 999).double().eval()
+    supernet = build_supernet(SPACE, torch.Generator().manual_seed(1), kernels).double().eval()
+    fresh = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
+    told = start_from(supernet, net)
+    kernels_of = [name for name, _ in arch.values if name.endswith("kernel")]
+    larger = arch.replace(**{name.replace(".", "__"): supernet.widest[name] for name in kernels_of})
+    with torch.no_grad():
+        assert relative_error(supernet(x, arch), net(x)) < 1e-12
+        assert relative_error(supernet(x, larger), net(x)) < 1e-12  # zeros around the smaller kernels
+    # Nothing outside of the part that it covers has changed, and that part is what is told.
+    touched = {name for name, part in supernet.state_dict().items() if not torch.equal(part, fresh[name])}
+    for name in touched:
+        net.get_parameter(name) if "running" not in name else net.get_buffer(name)  # such a layer it has
+    assert told.weights == sum(p.numel() for p in net.parameters())
+    assert told.of == sum(p.numel() for p in supernet.parameters())
+    assert len(told.covered) == sum(
+        value != supernet.widest[name] for name, value in arch.values if name != "resolution"
+    )
+    assert told.cut == ()
+
+
+def test_what_the_network_lacks_stays_fresh() -> None:
+    net = randomise(build_network(smaller(SPACE, 3), SPACE.joints))
+    supernet = build_supernet(SPACE, torch.Generator().manual_seed(1))
+    before = supernet.stem.project.weight.clone()  # type: ignore[union-attr, operator]
+    start_from(supernet, net)
+    width = net.arch.number("stem_width")
+    after = supernet.stem.project.weight  # type: ignore[union-attr]
+    assert torch.equal(after[width:], before[width:])
+    assert not torch.equal(after[:width], before[:width])
+
+
+def test_a_larger_network_is_refused_unless_it_may_be_cut() -> None:
+    net = randomise(build_network(SPACE.largest().replace(stage1__width=40), SPACE.joints)).eval()
+    supernet = build_supernet(SPACE).eval()
+    with pytest.raises(InputError, match=r"stage1\.width = 40 > 16"):
+        start_from(supernet, net)
+    told = start_from(supernet, net, may_cut=True)
+    assert told.cut == ("stage1.width 40 to 16",)
+    assert "cut to the most important channels" in "\n".join(told.lines())
+
+
+def test_a_cut_network_keeps_first_channels_first_blocks_and_the_middle_of_kernels() -> None:
+    net = randomise(build_network(SPACE.largest(), SPACE.joints)).eval()
+    assert cut_to(net, SPACE.largest()) is net
+    small = cut_to(net, SPACE.smallest())
+    assert small.arch.replace(resolution=64) == SPACE.smallest().replace(resolution=64)
+    theirs = net.get_submodule("stage0.block0.depthwise").weight
+    mine = small.get_submodule("stage0.block0.depthwise").weight
+    assert torch.equal(mine, theirs[: len(mine), :, 3:6, 3:6])
+
+
+# -- other joints --------------------------------------------------------------------------------------------
+
+
+def crowdpose_network(arch: Arch) -> Subnet:
+    return randomise(build_network(arch, len(CROWDPOSE14)), 2).eval()
+
+
+def test_joints_are_matched_by_name() -> None:
+    space = litepose_extended(17, base=SPACE.largest(), resolutions=(64,), expansions=(1, 2), kernels=(3, 9))
+    net, x = crowdpose_network(space.smallest()), images(1, 64, 64)
+    supernet = build_supernet(space, torch.Generator().manual_seed(1)).eval()
+    fresh = {name: supernet.get_parameter(f"{name}.weight").clone() for name in supernet.output_layers}
+    told = start_from(supernet, net, joints=(CROWDPOSE14, COCO17))
+    assert told.joints == "joints: 12 by name; fresh: nose, left_eye, right_eye, left_ear, right_ear"
+    shared = [
+        (i, CROWDPOSE14.joints.index(j)) for i, j in enumerate(COCO17.joints) if j in CROWDPOSE14.joints
+    ]
+    assert len(shared) == 12
+    with torch.no_grad():
+        (quarter, half), (given, fine) = supernet(x, space.smallest()), net(x)
+    scale = float(given.abs().max())
+    for mine, theirs in shared:
+        for a, b in ((half[:, mine], fine[:, theirs]), (quarter[:, mine], given[:, theirs]),
+                     (quarter[:, 17 + mine], given[:, 14 + theirs])):  # fmt: skip
+            assert float((a - b).abs().max()) < 1e-5 * scale
+    for name, before in fresh.items():  # the nose's heatmap, and its tag
+        rows = [0, 17] if "output0" in name else [0]
+        assert torch.equal(supernet.get_parameter(f"{name}.weight")[rows], before[rows])
+
+
+def test_other_joints_need_names() -> None:
+    space = litepose_extended(17, base=SPACE.largest(), resolutions=(64,), expansions=(1,), kernels=(3,))
+    net, supernet = crowdpose_network(space.smallest()), build_supernet(space)
+    with pytest.raises(InputError, match="predicts 17 joints, the network 14"):
+        start_from(supernet, net)
+    wings = Skeleton("bird", ("left_wing", "right_wing"), (), (0.1, 0.1), ())
+    other = build_network(space.smallest(), 2)
+    before = [p.clone() for p in supernet.parameters()]
+    with pytest.raises(InputError, match=r"none of the network's joints \(left_wing, right_wing\)"):
+        start_from(supernet, other, joints=(wings, COCO17))
+    assert all(torch.equal(a, b) for a, b in zip(before, supernet.parameters(), strict=True))
+
+
+# -- MobileNetV2 ---------------------------------------------------------------------------------------------
+
+BLOCKS = [(16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 32, 1), (32, 64, 2), *[(64, 64, 1)] * 3,
+          (64, 96, 1), *[(96, 96, 1)] * 2]  # fmt: skip
+"""Channels in and out, and stride, of features.2 to features.13."""
+
+
+def imagenet(seed: int = 0) -> dict[str, Tensor]:
+    """Return tensors of MobileNetV2's names and shapes, up to features.14, and a classifier's."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+
+    def conv(name: str, c_out: int, c_in: int, kernel: int) -> None:
+        found[f"{name}.weight"] = (
+            torch.randn(c_out, c_in, kernel, kernel, generator=generator) * (2 / (c_in * kernel**2)) ** 0.5
+        )
+        room, _, place = name.rpartition(".")
+        norm = f"{room}.{int(place) + 1}"
+        found[f"{norm}.weight"] = 0.5 + torch.rand(c_out, generator=generator)
+        found[f"{norm}.bias"] = 0.2 * torch.randn(c_out, generator=generator)
+        found[f"{norm}.running_mean"] = 0.2 * torch.randn(c_out, generator=generator)
+        found[f"{norm}.running_var"] = 0.5 + torch.rand(c_out, generator=generator)
+        found[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+
+    conv("features.0.0", 32, 3, 3)
+    conv("features.1.conv.0.0", 32, 1, 3)
+    conv("features.1.conv.1", 16, 32, 1)
+    for number, (c_in, c_out, _) in enumerate([*BLOCKS, (96, 160, 2)], start=2):
+        conv(f"features.{number}.conv.0.0", 6 * c_in, c_in, 1)
+        conv(f"features.{number}.conv.1.0", 6 * c_in, 1, 3)
+        conv(f"features.{number}.conv.2", c_out, 6 * c_in, 1)
+    found["classifier.1.weight"] = torch.randn(10, 160, generator=generator)
+    found["classifier.1.bias"] = torch.zeros(10)
+    return found
+
+
+def features(tensors: dict[str, Tensor], x: Tensor) -> list[Tensor]:
+    """Return MobileNetV2's features at 1/2, 1/4, 1/8, and twice 1/16, written down from the paper."""
+
+    def layer(x: Tensor, conv: str, stride: int = 1, groups: int = 1, relu6: bool = True) -> Tensor:
+        weight = tensors[f"{conv}.weight"]
+        room, _, place = conv.rpartition(".")
+        norm = f"{room}.{int(place) + 1}"
+        x = F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, groups)
+        mean, var, scale, shift = (
+            tensors[f"{norm}.{each}"].view(-1, 1, 1)
+            for each in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = (x - mean) / (var + 1e-5).sqrt() * scale + shift
+        return x.clamp(0, 6) if relu6 else x
+
+    x = layer(x, "features.0.0", 2)
+    x = layer(layer(x, "features.1.conv.0.0", groups=32), "features.1.conv.1", relu6=False)
+    found = [x]
+    for number, (c_in, c_out, stride) in enumerate(BLOCKS, start=2):
+        at = f"features.{number}.conv"
+        y = layer(layer(x, f"{at}.0.0"), f"{at}.1.0", stride, 6 * c_in)
+        y = layer(y, f"{at}.2", relu6=False)
+        x = x + y if stride == 1 and c_in == c_out else y
+        if number in (3, 6, 10, 13):
+            found.append(x)
+        elif number in (2, 4, 5):
+            assert x.shape[1] == c_out
+    return found
+
+
+def backbone(supernet: Supernet, arch: Arch, x: Tensor) -> list[Tensor]:
+    """Return the features of the stem and the stages."""
+    seen: list[Tensor] = []
+    net = supernet.extract(arch).eval()
+    for name in ("stem", *(f"stage{i}" for i in range(4))):
+        net.get_submodule(name).register_forward_hook(lambda _, given, out: seen.append(out))
+    with torch.no_grad():
+        net(x)
+    return seen
+
+
+def sorted_channels(x: Tensor) -> Tensor:
+    """Return features with their channels in an order that does not depend on how they were numbered."""
+    flat = x[0].flatten(1)
+    return flat[torch.argsort(flat[:, flat.shape[1] // 2])]
+
+
+MOBILE = litepose_arch(
+    64, 16, (24, 32, 64, 96), (16, 16, 16), depths=(2, 3, 4, 3), kernels=3, expansions=6, deconv_kernels=2
+)
+
+
+def wide_space(joints: int = 5) -> SearchSpace:
+    """Return a space around MobileNetV2's backbone with larger kernels, more blocks and wider stages."""
+    base = MOBILE.replace(**{f"stage{i}__kernel": 7 for i in range(4)}, stage2__width=72, stem_width=24)
+    return litepose_extended(
+        joints, base=base, resolutions=(64,), multipliers=(1,), depths=(2, 3, 4), kernels=(3, 7),
+        expansions=(6,), deconv_kernels=(2, 4),
+    )  # fmt: skip
+
+
+def check_backbone(path: Path, kernels: str) -> None:
+    """The space's part of MobileNetV2's widths computes MobileNetV2's features, in kernels of 3 and of 7."""
+    raw = torch.load(path, weights_only=True)
+    prefix = "" if "0.0.weight" in raw else "features."
+    tensors = {
+        f"features.{k.removeprefix(prefix)}": v.double() for k, v in raw.items() if k.startswith(prefix)
+    }
+    net, unused = import_mobilenet_v2(path, 5)
+    assert "features.14" in unused
+    supernet = build_supernet(wide_space(), torch.Generator().manual_seed(3), kernels).double()
+    head = {name: p.clone() for name, p in supernet.named_parameters() if name.startswith("head.")}
+    told = start_from(supernet, net.double(), layers=in_backbone, may_cut=True)
+    assert told.cut == ()
+    assert {
+        "stem_width 16 of 24",
+        "stage0.depth 2 of 4",
+        "stage2.width 64 of 72",
+        "stage1.kernel 3 of 7",
+    } <= set(told.covered)
+    assert not any("head" in each for each in told.covered)
+    assert all(torch.equal(supernet.get_parameter(name), before) for name, before in head.items())
+    x = images(1, 64, 96).double()
+    expected = features(tensors, x)
+    for kernel in (3, 7):
+        arch = MOBILE.replace(**{f"stage{i}__kernel": kernel for i in range(4)})
+        for mine, theirs in zip(backbone(supernet, arch, x), expected, strict=True):
+            assert mine.shape == theirs.shape
+            assert float((sorted_channels(mine) - sorted_channels(theirs)).abs().max()) < 1e-9 * float(
+                theirs.abs().max()
+            )
+
+
+@pytest.mark.parametrize("kernels", KERNEL_SHARING)
+def test_the_backbone_computes_mobilenets_features(tmp_path: Path, kernels: str) -> None:
+    torch.save(imagenet(), tmp_path / "mobilenet.pth")
+    check_backbone(tmp_path / "mobilenet.pth", kernels)
+
+
+def test_the_published_weights(shared: Path) -> None:
+    check_backbone(shared / "weights" / "mobilenet-v2-imagenet.torchvision.pth", "crop")
+
+
+def test_a_narrow_space_takes_the_most_important_channels(tmp_path: Path) -> None:
+    torch.save(imagenet(), tmp_path / "mobilenet.pth")
+    net, _ = import_mobilenet_v2(tmp_path / "mobilenet.pth", 5)
+    supernet = build_supernet(
+        litepose_extended(5, base=MOBILE.replace(stage1__width=16), resolutions=(64,), multipliers=(1,),
+                          depths=(2,), kernels=(3,), expansions=(4,), deconv_kernels=(2,))
+    )  # fmt: skip
+    told = start_from(supernet, net, layers=in_backbone, may_cut=True)
+    assert "stage1.width 32 to 16" in told.cut
+    assert "stage3.expansion 6 to 4" in told.cut
+    reading = sum(
+        net.get_submodule(f"{at}.expand").weight.abs().sum((0, 2, 3))
+        for at in ("stage1.block1", "stage1.block2", "stage2.block0")
+    )
+    best = torch.argsort(reading, descending=True)[:16]
+    taken = supernet.get_parameter("stage1.block0.project_norm.weight")
+    assert torch.equal(taken, net.get_parameter("stage1.block0.project_norm.weight")[best])
+
+
+@pytest.mark.parametrize(("change", "culprit"), [
+    (lambda t: t.pop("features.5.conv.1.0.weight"), "lacks tensor 'features.5.conv.1.0.weight'"),
+    (lambda t: t.pop("features.1.conv.0.0.weight"), "it is no MobileNetV2"),
+    (lambda t: t.update({"features.0.0.weight": torch.zeros(48, 3, 3, 3)}), "begins with 48 channels"),
+    (lambda t: t.update({"features.9.conv.2.weight": torch.zeros(64, 9, 1, 1)}), r"shape \(64, 9, 1, 1\)"),
+    (lambda t: t["features.9.conv.3.bias"].fill_(float("nan")), "not finite"),
+    (lambda t: t.update({"features.9.extra": torch.zeros(3)}), "unknown tensor 'features.9.extra'"),
+])  # fmt: skip
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, change, culprit: str) -> None:  # type: ignore[no-untyped-def]
+    tensors = imagenet()
+    change(tensors)
+    torch.save(tensors, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=culprit):
+        import_mobilenet_v2(tmp_path / "odd.pth")
+
+
+def test_nothing_else_is_taken_for_mobilenet(tmp_path: Path) -> None:
+    assert is_mobilenet_v2(imagenet())
+    assert not is_mobilenet_v2({"first.0.0.weight": torch.zeros(1)})
+    torch.save({"hello": print}, tmp_path / "code.pth")
+    with pytest.raises(InputError, match="only tensors are read, never code"):
+        import_mobilenet_v2(tmp_path / "code.pth")
