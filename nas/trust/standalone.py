@@ -224,7 +224,9 @@ class Workbench:
         if self.recipe.init is not None:
             # What the supernet begins with, as far as this network has it.
             network.load_plain(
-                initialise(replace(self.recipe, seed=task.seed), self.space).extract(task.arch)
+                initialise(replace(self.recipe, seed=task.seed), self.space, self.data.skeleton).extract(
+                    task.arch
+                )
             )
         return network
 
