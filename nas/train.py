@@ -17,14 +17,17 @@ from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
 from supernet.bn_cache import StatisticsCache
-from supernet.checkpoint import import_research, load_network
+from supernet.checkpoint import import_research, load_network, read_pth
 from supernet.distillation import Teacher
+from supernet.distributed import ALONE, Ranks
 from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
-from supernet.importance import order_channels_by_importance
+from supernet.mobilenet import import_mobilenet_v2, in_backbone, is_mobilenet_v2
 from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
+from supernet.precision import Precision
 from supernet.registry import build_supernet
 from supernet.state import load_weights
-from supernet.training import Progress, Trainer, TrainReport, pick_device
+from supernet.training import Progress, Trainer, TrainReport, Validate, pick_device
+from supernet.transfer import start_from
 
 __all__ = [
     "Prepared",
@@ -36,6 +39,7 @@ __all__ = [
     "open_supernet",
     "prepare",
     "skeleton_of",
+    "start",
     "train",
 ]
 
@@ -125,23 +129,62 @@ def load_teacher(recipe: Recipe, skeleton: Skeleton) -> Teacher | None:
         raise InputError(f"train.distill.teacher: {error}") from None
 
 
-def initialise(recipe: Recipe, space: SearchSpace) -> Supernet:
+def initialise(recipe: Recipe, space: SearchSpace, skeleton: Skeleton | None = None) -> Supernet:
     """Return a fresh supernet of the space, started from the recipe's ``init`` where it names one.
+
+    See :func:`start`, which also tells what was taken.
+    """
+    return start(recipe, space, skeleton)[0]
+
+
+def start(
+    recipe: Recipe, space: SearchSpace, skeleton: Skeleton | None = None
+) -> tuple[Supernet, tuple[str, ...]]:
+    """Return a fresh supernet of the space, and in words what it took from the recipe's ``init``.
+
+    A plain network (ours or the research code's) may be smaller than the widest of the space, and predict
+    other joints: they are matched by name. A file that does not name its joints is taken to predict the
+    recipe's if they are as many. Of ImageNet weights of MobileNetV2 the backbone is taken, cut where the
+    space is narrower.
+
+    Parameters
+    ----------
+    recipe
+        Names the checkpoint, the seed of fresh weights and the sharing of kernels.
+    space
+        The recipe's space.
+    skeleton
+        The joints to predict; None takes a network's joints as they are.
 
     Raises
     ------
     InputError
-        If the checkpoint cannot be read or is no network of the space.
+        If the checkpoint cannot be read, or does not fit the space.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
-    supernet = build_supernet(space, generator)
-    if recipe.init is not None:
-        # Any resolution of the space will do: weights do not depend on it.
-        resolution = space.largest().number("resolution")
-        network = load_plain_network(recipe.init, resolution)
-        # Narrow subnets take the first channels: put the important ones there. The function stays the same.
-        supernet.load_plain(order_channels_by_importance(network))
-    return supernet
+    supernet = build_supernet(space, generator, recipe.train.kernels)
+    path = recipe.init
+    if path is None:
+        return supernet, ()
+    if path.suffix == ".pth" and is_mobilenet_v2(read_pth(path, f"checkpoint '{path}'")):
+        backbone, unused = import_mobilenet_v2(path, space.joints)
+        taken = start_from(supernet, backbone, layers=in_backbone, may_cut=True)
+        return supernet, (
+            f"starting from MobileNetV2 in '{path}': {taken.lines()[0]}",
+            *taken.lines()[1:],
+            f"fresh: the head; no place for {', '.join(unused) or 'nothing'}",
+        )
+    # Any resolution of the space will do: weights do not depend on it.
+    network, metadata = _load_plain(path, space.largest().number("resolution"))
+    joints = None
+    if skeleton is not None and (metadata.get("skeleton") or network.joints != space.joints):
+        source = skeleton_of(network.joints, metadata, way=f"{path}: {_WRITE_SKELETON}")
+        joints = None if source.joints == skeleton.joints else (source, skeleton)
+    try:
+        taken = start_from(supernet, network, joints=joints)
+    except InputError as error:
+        raise InputError(f"init '{path}': {error}") from None
+    return supernet, (f"starting from '{path}': {taken.lines()[0]}", *taken.lines()[1:])
 
 
 def make_evaluator(
@@ -191,7 +234,7 @@ def open_supernet(run: RunDirectory, space: SearchSpace) -> Supernet:
         raise RunError(
             f"'{run.folder}' has no trained supernet; run 'nas train' first (with --resume where it was)"
         )
-    supernet = build_supernet(space, torch.Generator().manual_seed(run.recipe.seed))
+    supernet = build_supernet(space, torch.Generator().manual_seed(run.recipe.seed), run.recipe.train.kernels)
     try:
         load_weights(run.best, supernet, space)
     except InputError as error:
@@ -212,11 +255,14 @@ class Prepared:
         Fresh, or started from the recipe's ``init``.
     teacher
         The network that ``train.distill`` names, where it names one.
+    started
+        In words, line by line, what the supernet took from the recipe's ``init``.
     """
 
     data: Datasets
     supernet: Supernet
     teacher: Teacher | None = None
+    started: tuple[str, ...] = ()
 
 
 def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
@@ -229,11 +275,10 @@ def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
     UnavailableError
         If its device is not there.
     """
-    pick_device(recipe.train.device)
+    Precision.check(recipe.train.precision, pick_device(recipe.train.device))
     data = data or open_datasets(recipe)
-    return Prepared(
-        data, initialise(recipe, recipe.build_space(data.skeleton)), load_teacher(recipe, data.skeleton)
-    )
+    supernet, started = start(recipe, recipe.build_space(data.skeleton), data.skeleton)
+    return Prepared(data, supernet, load_teacher(recipe, data.skeleton), started)
 
 
 def probes(space: SearchSpace) -> dict[str, Arch]:
@@ -247,6 +292,8 @@ def train(
     *,
     progress: Progress | None = None,
     validated: Callable[[Mapping[str, float]], None] | None = None,
+    noticed: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainReport:
     """Train the run's supernet, from its newest checkpoint where there is one.
 
@@ -260,6 +307,10 @@ def train(
         Called after every step.
     validated
         Called with every validation's scores.
+    noticed
+        Called with what the user should know, such as that a damaged checkpoint was passed over.
+    ranks
+        This process among those that share the training; only the first one writes.
 
     Raises
     ------
@@ -269,6 +320,21 @@ def train(
     prepared = prepared or prepare(run.recipe)
     data, supernet = prepared.data, prepared.supernet
     space = supernet.space
+
+    def trainer_of(validate: Validate | None) -> Trainer:
+        return Trainer(
+            supernet,
+            data.train,
+            run.recipe.train,
+            seed=run.recipe.seed,
+            folder=run.folder,
+            validate=validate,
+            teacher=prepared.teacher,
+            ranks=ranks,
+        )
+
+    if not ranks.first:
+        return trainer_of(None).run()
     evaluator = make_evaluator(run, data, supernet, keep_statistics=False)  # weights that soon are others
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -280,16 +346,10 @@ def train(
             writer.add_scalar(f"validation/{name}", value, trainer.step)
         return scores
 
-    trainer = Trainer(
-        supernet,
-        data.train,
-        run.recipe.train,
-        seed=run.recipe.seed,
-        folder=run.folder,
-        validate=validate,
-        teacher=prepared.teacher,
-    )
+    trainer = trainer_of(validate)
     start = trainer.resume()
+    if trainer.notice and noticed is not None:
+        noticed(trainer.notice)
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=start)
 
     def report(step: int, steps: int, row: Mapping[str, float]) -> None:
