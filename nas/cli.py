@@ -19,6 +19,7 @@ import typer
 
 from nas.data_cli import data_app
 from search_spaces import Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
+from search_spaces.errors import ToldElsewhere
 from search_spaces.litepose import litepose_extended, litepose_native
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def train(
     """Train a supernet once; everything it makes lands in a run directory.
 
     Stopped by Ctrl-C, kill -9 or a power cut? The same command with --resume continues to the same result.
+    Several processes share a training: torchrun --nproc-per-node 2 -m nas train RECIPE --set train.shards=2
 
     Example: nas train experiments/recipes/coco-from-crowdpose.yaml --set train.epochs=20
     """
@@ -223,11 +225,13 @@ def train(
 
     loaded = load_recipe(recipe, sets)
     folder = output or Path("runs") / loaded.name
-    if RunDirectory.is_run(folder) and not resume:
+    if RunDirectory.is_run(folder) and not resume and _is_first():
         raise RunError(
             f"'{folder}' holds a run already; continue it with --resume, or choose another --output"
         )
     run, summary = _train(folder, loaded)
+    if not _is_first():
+        return
     report = {"run": str(run.folder), **summary}
     if as_json:
         print_json(report)
@@ -241,7 +245,13 @@ def _train(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
     from nas.run import RunDirectory
     from nas.train import prepare
     from nas.train import train as train_run
+    from supernet.distributed import joined
 
+    if not _is_first():  # it computes its part of every batch and touches no file of the run
+        with joined(recipe.train.device) as ranks:
+            run = RunDirectory(folder, recipe)
+            train_run(run, prepare(recipe), ranks=ranks)
+        return run, {}
     RunDirectory.find(folder, recipe)
     prepared = prepare(recipe)
     data = prepared.data
@@ -251,20 +261,29 @@ def _train(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
         f" {len(data.val)} val images,"
         f" {len(data.skeleton)} joints; run directory {run.folder}"
     )
-    with run.locked(), progress_bar("training") as bar:
+    for line in prepared.started:
+        note(line)
+    with run.locked(), joined(recipe.train.device) as ranks, progress_bar("training") as bar:
         latest: dict[str, float] = {}
 
         def show_step(step: int, steps: int, row: Mapping[str, float]) -> None:
             ap = f"  AP {latest['AP_smallest']:.3f}..{latest['AP_largest']:.3f}" if latest else ""
             bar.update(step, steps, f"loss {row['total']:.5f}  {row['images_per_s']:.0f} images/s{ap}")
 
-        report = train_run(run, prepared, progress=show_step, validated=latest.update)
+        report = train_run(
+            run, prepared, progress=show_step, validated=latest.update, noticed=note, ranks=ranks
+        )
     return run, {
         "steps": report.steps,
         "best_validation_AP": None if report.best != report.best else round(report.best, 5),
         "seconds": round(report.seconds, 1),
         "checkpoint": str(run.best),
     }
+
+
+def _is_first() -> bool:
+    """Return whether this is the one process that writes and tells; torchrun numbers those that it starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 # -- search --------------------------------------------------------------------------------------------------
@@ -826,6 +845,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = None if arguments is None else list(arguments)
         code = app(args=given, prog_name="nas", standalone_mode=False)
+    except ToldElsewhere:
+        sys.exit(2)
     except LitePoseNasError as error:
         _fail(str(error))
     except _ClickException as error:
@@ -840,7 +861,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(_NO_READER)
         named = "" if error.filename is None else f"'{error.filename}': "
         _fail(f"{named}{error.strerror or error}")
-    if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this
+    if code == _INTERRUPTED and _is_first():  # typer turns KeyboardInterrupt into this
         print("stopped; the same command continues (nas train: with --resume)", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
