@@ -376,18 +376,24 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
 
 def _print_front(study: Study) -> None:
     from nas.console import print_table
+    from nas.search.noise import steps
+    from nas.search_report import gain_words
 
+    result, front = study.result, study.result.front()
     best = result.best() if result.evaluated else None
+    gains = {step.dearer.trial: gain_words(step) for step in steps(front)}
     rows = []
     for record in front:
         mark = "chosen" if best is not None and record.arch == best.arch else ""
         latencies = [f"{record.latency_ms[target]:.2f}" for target in result.targets]
         figures = (f"{record.ap:.4f}", f"{record.macs / 1e6:.1f}", f"{record.params / 1e6:.3f}", *latencies)
+        figures = (figures[0], gains.get(record.trial, ""), *figures[1:])
         rows.append((record.arch.id, record.arch["resolution"], *figures, mark))
     columns = (
         "network",
         "px",
         "AP (search)",
+        "gain over the one above [95%]",
         "MACs (M)",
         "params (M)",
         *(f"ms {t}" for t in result.targets),
@@ -395,24 +401,19 @@ def _print_front(study: Study) -> None:
     )
     title = f"Pareto front of {len(result.evaluated)} evaluated networks; {study.folder}"
     print_table(title, columns, rows)
-    from nas.search.noise import steps
-    from nas.search_report import gain_words
+    print("\n".join(study.caveats()))
 
-    result, front = study.result, study.result.front()
 
-    gains = {step.dearer.trial: gain_words(step) for step in steps(front)}
 # -- trust -------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def trust(
-        figures = (figures[0], gains.get(record.trial, ""), *figures[1:])
     run: Annotated[
         Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A run directory, or a recipe to train first.")
     ],
     standalone: Annotated[
         Path | None,
-        "gain over the one above [95%]",
         typer.Option(
             metavar="DIR",
             help="Folder of the stand-alone trainings, which runs of the same data and space can share;"
@@ -420,7 +421,6 @@ def trust(
         ),
     ] = None,
     only_standalone: Annotated[
-    print("\n".join(study.caveats()))
         bool,
         typer.Option(
             "--only-standalone", help="Stop after the stand-alone trainings; they need no trained supernet."
@@ -591,6 +591,7 @@ def emit(
     from nas.emitting import emit_from_run
     from nas.eval_report import interval_words
     from nas.run import RunDirectory
+    from nas.search_report import ties_words
 
     emitted = emit_from_run(
         RunDirectory.open(run),
@@ -610,12 +611,14 @@ def emit(
     lines = {
         "network": card["id"],
         "AP (val)": f"{ap['stats']['AP']:.4f} ({interval_words(ap['interval'])}) on {ap['on']}",
-    from nas.search_report import ties_words
         "MACs": f"{card['cost']['macs'] / 1e9:.4f} G",
         "parameters": f"{card['cost']['params']:,}",
     }
     for name, value in card["latency"].items():
         lines[f"latency on {name}"] = _latency_line(value)
+    lines["supernet's ranking"] = card["trust"]["says"]
+    if "within_noise" in card["chosen"]:
+        lines["networks like it"] = ties_words(card["chosen"]["within_noise"])
     show(lines)
 
 
@@ -635,9 +638,6 @@ def evaluate(
     ] = None,
     skeleton: ModelJoints = None,
     resolution: Resolution = None,
-    lines["supernet's ranking"] = card["trust"]["says"]
-    if "within_noise" in card["chosen"]:
-        lines["networks like it"] = ties_words(card["chosen"]["within_noise"])
     flip: Flip = False,
     project: Project = False,
     scales: Scales = None,

@@ -95,7 +95,9 @@ def _together(studies: list[Study], space: SearchSpace, predictor: LatencyPredic
 
 def _untrained_ap(run: RunDirectory, data: Datasets, space: SearchSpace, emitted: Emitted) -> float:
     """Return the val AP of the emitted arch with random weights: what 'nothing learned' scores."""
-    fresh = build_supernet(space, torch.Generator().manual_seed(run.recipe.seed + 1))
+    fresh = build_supernet(
+        space, torch.Generator().manual_seed(run.recipe.seed + 1), run.recipe.train.kernels
+    )
     arch = arch_from_json(emitted.card["arch"])
     return max(0.0, make_evaluator(run, data, fresh, on="val").evaluate(arch).stats["AP"])
 
