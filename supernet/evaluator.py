@@ -289,7 +289,7 @@ class SubnetEvaluator:
             one has surely lost against it.
         """
         config = replace(self.config, resolution=arch.number("resolution"))
-        network = fold_batchnorm(self.subnet(arch))
+        network = fold_batchnorm(self.subnet(arch), in_place=True)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu":
             through_onnx(network)

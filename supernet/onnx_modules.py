@@ -204,16 +204,18 @@ class OnnxModule(nn.Module):
         return tensors if self._several else tensors[0]
 
 
-def through_onnx(network: Subnet) -> Subnet:
+def through_onnx(network: Subnet, *, transposed: bool = False) -> Subnet:
     """Let ONNX Runtime compute the parts of a network: its direct children, as far as all is known in them.
 
-    Their outputs equal torch's but for rounding. Parts with transposed convolutions stay with torch, where
-    those take less than half the time (measured on x86).
+    Their outputs equal torch's but for rounding.
 
     Parameters
     ----------
     network
         Plain, on a CPU, its normalisations folded; it is changed, and returned.
+    transposed
+        Whether parts with transposed convolutions are taken, too. Torch computes those faster (on x86 the
+        head of LitePose-M in 0.7 of the time).
     """
     parts = {child: name for name, child in network.named_children()}
     recorder = _Recorder(parts)
@@ -222,7 +224,7 @@ def through_onnx(network: Subnet) -> Subnet:
     except fx.proxy.TraceError:  # what it does depends on its input
         return network
     for part, name in parts.items():
-        if any(isinstance(module, nn.ConvTranspose2d) for module in part.modules()):
+        if not transposed and any(isinstance(module, nn.ConvTranspose2d) for module in part.modules()):
             continue
         if len(recorder.calls[name]) == 1:  # not what is never called, or in several ways
             ((inputs, output),) = recorder.calls[name]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,8 +38,6 @@ class _Group:
     outputs: dict[Hashable, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     held_bytes: int = 0
-    counted_bytes: int = 0
-    """Of ``held_bytes``, how many the sum of all groups knows of."""
     whole: bool = True
 
 
@@ -55,10 +53,12 @@ def _stages(network: Subnet, images: Hashable) -> tuple[dict[str, nn.Module], di
 class SharedStages:
     """Outputs of stages, by what they depend on; the beginnings that were not met for longest are dropped.
 
+    It serves one network at a time, which may look at several batches at once, each in a thread of its own.
+
     Parameters
     ----------
     limit_bytes
-        Most that is kept.
+        Most that is kept, also while a network adds to it.
     """
 
     def __init__(self, limit_bytes: int = STAGE_BYTES) -> None:
@@ -83,7 +83,7 @@ class SharedStages:
         stages, keys = _stages(network, ("calibration", images))
         known = {name: self._groups[key] for name, key in keys.items() if key in self._groups}
         groups = {name: known.get(name) or _Group() for name in stages}
-        with self._standing_in(stages, groups) as entering:
+        with self._standing_in(stages, keys, groups) as entering:
             yield entering
         for name, stage in stages.items():
             if name in known:
@@ -93,6 +93,8 @@ class SharedStages:
                 groups[name].statistics = {key: value.clone() for key, value in stage.named_buffers()}
             if groups[name].whole:
                 self._keep(keys[name], groups[name])
+            else:
+                self.held_bytes -= groups[name].held_bytes
 
     @contextmanager
     def inferring(self, network: Subnet, images: Hashable) -> Iterator[Entering]:
@@ -107,16 +109,22 @@ class SharedStages:
         """
         stages, keys = _stages(network, ("images", images))
         groups = {name: self._groups.get(key) or _Group() for name, key in keys.items()}
-        with self._standing_in(stages, groups) as entering:
+        with self._standing_in(stages, keys, groups) as entering:
             yield entering
         for name, key in keys.items():
             self._keep(key, groups[name])
 
     @contextmanager
     def _standing_in(
-        self, stages: Mapping[str, nn.Module], groups: Mapping[str, _Group]
+        self,
+        stages: Mapping[str, nn.Module],
+        keys: Mapping[str, Hashable],
+        groups: Mapping[str, _Group],
     ) -> Iterator[Entering]:
-        """While entered, every stage looks first for what it is about to compute."""
+        """While entered, every stage looks first for what it is about to compute.
+
+        On an error the groups that are not kept yet are given up.
+        """
         here = threading.local()
 
         def entering(images: Hashable) -> None:
@@ -129,36 +137,52 @@ class SharedStages:
                 return group.outputs[place]
             output = compute(x)
             with self._lock:
-                if group.held_bytes + output.nbytes > self.limit_bytes:
-                    group.whole = False
-                else:
+                if self._make_room(output.nbytes, keys.values()):
                     group.outputs[place] = output
                     group.held_bytes += output.nbytes
+                    self.held_bytes += output.nbytes
+                else:
+                    group.whole = False
             return output
 
         try:
             for name, stage in stages.items():
                 stage.forward = partial(forward, name, stage.forward)
             yield entering
+        except BaseException:
+            for name, key in keys.items():
+                if self._groups.get(key) is not groups[name]:
+                    self.held_bytes -= groups[name].held_bytes
+            raise
         finally:
             for stage in stages.values():
                 stage.__dict__.pop("forward", None)
 
+    def _make_room(self, size: int, using: Collection[Hashable]) -> bool:
+        """Drop groups that are not in use, the one met longest ago first, until so many bytes fit.
+
+        Return False, and drop none, where they would not fit even then.
+        """
+        free = [key for key in self._groups if key not in using]
+        if self.held_bytes - sum(self._groups[key].held_bytes for key in free) + size > self.limit_bytes:
+            return False
+        for key in free:
+            if self.held_bytes + size <= self.limit_bytes:
+                break
+            self.held_bytes -= self._groups.pop(key).held_bytes
+        return True
+
     def _keep(self, key: Hashable, group: _Group) -> None:
-        """Keep a group as the one met last, and drop those not met for longest until all fit."""
-        former = self._groups.pop(key, None)
-        self.held_bytes += group.held_bytes - (0 if former is None else former.counted_bytes)
-        group.counted_bytes = group.held_bytes
+        """Keep a group, whose bytes are counted already, as the one met last."""
+        self._groups.pop(key, None)
         self._groups[key] = group
-        while self.held_bytes > self.limit_bytes:
-            _, dropped = self._groups.popitem(last=False)
-            self.held_bytes -= dropped.counted_bytes
 
     def copy(self) -> SharedStages:
         """Return another one that knows the same; what either adds, the other does not have."""
         other = SharedStages(self.limit_bytes)
         for key, group in self._groups.items():
-            other._keep(key, replace(group, outputs=dict(group.outputs), counted_bytes=0))
+            other._groups[key] = replace(group, outputs=dict(group.outputs))
+        other.held_bytes = self.held_bytes
         return other
 
     def __getstate__(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ import gc
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import Matches
 from supernet.pose.metrics import keypoint_ap
 from supernet.pose.transforms import Augmentation
+from supernet.shared import SharedStages
 from tests.supernet import tiny
 from tests.supernet.networks import randomise
 
@@ -382,7 +383,35 @@ def test_an_interrupted_evaluation_leaves_nothing_half_kept(supernet: Supernet, 
 
     with pytest.raises(KeyboardInterrupt):
         evaluator.evaluate(archs()[0], progress=interrupt)
+    assert evaluator.shared is not None
+    held = sum(group.held_bytes for group in evaluator.shared._groups.values())
+    assert evaluator.shared.held_bytes == held > 0  # the training images' outputs; no longer the others'
     assert evaluator.evaluate(archs()[0]).detections == expected.detections
+
+
+def test_the_bound_holds_while_a_network_adds_to_what_is_kept(
+    supernet: Supernet, truth: PoseDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = CalibrationImages(tiny.people(6, 1), 4, 0)
+    evaluator = SubnetEvaluator(supernet, calibration, truth, CONFIG, fixed=True)
+    shared = evaluator.shared
+    assert shared is not None
+    evaluator.evaluate(relatives()[0])
+    shared.limit_bytes = shared.held_bytes + 1000  # a second network fits only in place of the first
+    seen: list[int] = []
+    make_room = SharedStages._make_room
+
+    def weighed(self: SharedStages, size: int, using: Collection[Any]) -> bool:
+        fits = make_room(self, size, using)
+        seen.append(self.held_bytes + fits * size)
+        return fits
+
+    monkeypatch.setattr(SharedStages, "_make_room", weighed)
+    former = set(shared._groups)
+    evaluator.evaluate(relatives()[4])
+    assert max(seen) <= shared.limit_bytes
+    assert former - set(shared._groups), "nothing was dropped"
+    assert shared.held_bytes == sum(group.held_bytes for group in shared._groups.values())
 
 
 # -- early stopping ----------------------------------------------------------------------------------------
