@@ -82,7 +82,8 @@ def test_images_without_labels_need_a_teacher(tmp_path: Path) -> None:
         tmp_path, data__train=sources
     )
     distill = {"source": "teacher", "teacher": "teacher.pth"}
-    tiny.recipe(tmp_path, data__train=sources, train__distill=distill)
+    recipe = tiny.recipe(tmp_path, data__train=sources, train__distill=distill)
+    assert recipe.train.distill.teacher == tmp_path / "teacher.pth", "relative to the recipe"
 
 
 def test_each_source_is_held_out_from_as_far_as_it_can_be_scored(tmp_path: Path) -> None:
