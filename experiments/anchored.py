@@ -230,9 +230,9 @@ def page(record: Mapping[str, Any], rows: Sequence[tuple[str, ...]]) -> str:
         "|---|" + "---:|" * (len(COLUMNS) - 1),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "*The checkpoint* is the network that the supernet starts from, with its own BN statistics; the"
-        " others are subnets with statistics recalibrated on training images. Intervals are bootstraps over val"
-        " images, those of *gained* on the same resamples before and after.",
+        "*The checkpoint* is the network that the supernet starts from, with its own BN statistics;"
+        " the others are subnets with statistics recalibrated on training images."
+        " Intervals are bootstraps over val images, those of *gained* on equal resamples before and after.",
         "",
         f"The largest network after the training against the checkpoint: {against['AP']:+.3f} AP"
         f" ({low:+.3f} to {high:+.3f}); it may lose {against['may_lose']:g}.",
