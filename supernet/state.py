@@ -30,7 +30,9 @@ __all__ = [
     "write_tensors",
 ]
 
-_META, _DIGEST = "litepose_nas", "litepose_nas_sha256"
+_META = "litepose_nas"
+_DIGEST = "sha256"
+"""Within the metadata: a second entry of the header would come in any order, and files differ by it."""
 
 
 def write_tensors(
@@ -43,15 +45,15 @@ def write_tensors(
     """
     with atomic_path(path) as temporary:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        told = json.dumps(meta)
-        save_file(contiguous, temporary, metadata={_META: told, _DIGEST: _digest(contiguous, told)})
+        told = {**meta, _DIGEST: _digest(contiguous, meta)}
+        save_file(contiguous, temporary, metadata={_META: json.dumps(told)})
         if former is not None and path.exists():
             path.replace(former)
 
 
-def _digest(tensors: Mapping[str, Tensor], told: str) -> str:
+def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     """Return the SHA-256 of all that a file says; safetensors itself would not notice a flipped bit."""
-    found = hashlib.sha256(told.encode())
+    found = hashlib.sha256(json.dumps(meta).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -78,7 +80,8 @@ def read_tensors(path: Path, what: str = "checkpoint") -> tuple[dict[str, Tensor
         raise InputError(f"{what} '{path}' is damaged or no safetensors file ({error})") from None
     if not isinstance(meta, dict):
         raise InputError(f"{what} '{path}' was not written by this toolkit (it has no '{_META}' entry)")
-    if _DIGEST in header and header[_DIGEST] != _digest(tensors, header[_META]):
+    told = meta.pop(_DIGEST, None)
+    if told is not None and told != _digest(tensors, meta):
         raise InputError(f"{what} '{path}' is damaged: its content is not what its checksum says")
     return tensors, meta
 

@@ -202,8 +202,8 @@ def main() -> None:
     notes = [
         "*Baseline*: contiguous tensors, one arch after the other, losses in loops, an optimiser that loops"
         f" over parameters. *Ours*: channels last, {parts} part(s) of the batch side by side, the fused"
-        f" optimiser, {given.precision}. Milliseconds per image of a step that trains three archs; losses agree to"
-        f" {tolerance:g}. torch had {threads} threads.",
+        f" optimiser, {given.precision}. Milliseconds per image of a step that trains three archs;"
+        f" losses agree to {tolerance:g}. torch had {threads} threads.",
         *(
             f"{title}: {told['images_per_s']:.0f} images/s, {told['peak_mib']:.0f} MiB at most, the GPU busy"
             f" {told['gpu_busy_share']:.0%} of the time: bound by {told['bound_by']}."
