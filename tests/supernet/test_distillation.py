@@ -180,11 +180,11 @@ def test_tags_are_compared_by_their_differences_within_an_image() -> None:
         apart = (own[:, None] - own[None]) - (theirs[:, None] - theirs[None])
         expected = expected + (apart**2 * weight[:, None] * weight[None]).sum() / 2 / 3
     found = tag_distance(tags, lesson)
-    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     one, other = (torch.autograd.grad(each, tags)[0] for each in (found, expected))
     assert torch.allclose(one, other, atol=float(other.abs().max()) * 1e-4)
     shifted = tags + torch.tensor([3.0, -2.0, 0.5])[:, None, None, None]
-    assert float(tag_distance(shifted, lesson)) == pytest.approx(float(found), rel=1e-4)
+    assert tag_distance(shifted, lesson).item() == pytest.approx(found.item(), rel=1e-4)
     assert float(tag_distance(said[0][:, 17:] + 4.0, lesson)) == pytest.approx(0.0, abs=1e-9)
 
 
