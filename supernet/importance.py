@@ -27,10 +27,14 @@ def order_channels_by_importance(net: Subnet, by: str = "reading", images: Itera
 
     - ``reading``: the L1 norm of W, the criterion of once-for-all networks (arXiv 1908.09791, section 3.3),
       which LitePose's training recipe uses too;
-    - ``scale``: that, times the scale of the normalisation that the channel comes out of;
     - ``activation``: that norm, times the mean absolute value of what is read, over ``images``;
-    - ``variance``: the squared L2 norm of W times the variance of what is read, over ``images``, as a share
-      of what the convolution reads in all. A mean is no loss: the next normalisation puts it back.
+    - ``variance``: how much of the variance of what the convolution writes comes from the channel, W^2 times
+      the variance of what is read, over ``images``: its share in each channel that is written, averaged over
+      them. Shares, since heatmaps are written with far smaller weights than tags, and matter no less. Means
+      are no loss: the next normalisation puts them back; behind the last layers there is none, so there it
+      is the mean square;
+    - ``scale``: the same without images, for the variance the squared scale of the normalisation that the
+      channel comes out of.
 
     Parameters
     ----------
@@ -89,9 +93,14 @@ class _Read:
         return self.sums[1] / self.count
 
     @property
+    def square(self) -> Tensor:
+        """Mean square, per channel."""
+        return self.sums[2] / self.count
+
+    @property
     def variance(self) -> Tensor:
         """Variance, per channel."""
-        return (self.sums[2] / self.count - (self.sums[0] / self.count).square()).clamp(min=0)
+        return (self.square - (self.sums[0] / self.count).square()).clamp(min=0)
 
 
 @torch.no_grad()
@@ -117,22 +126,25 @@ def _observed(net: Subnet, images: Iterable[Tensor]) -> Mapping[str, _Read]:
 def _importance(net: Subnet, channels: Channels, name: str, by: str, read: Mapping[str, _Read]) -> Tensor:
     """Return what the convolution ``name`` adds to the importance of each of the channels it reads."""
     module, weight = _weight(net, name)
-    others = [d for d in range(weight.dim()) if d != _input_axis(module)]
-    if by == "variance":
-        share = weight.double().square().sum(others).cpu() * read[name].variance
-        return share / share.sum().clamp(min=1e-300)
-    norm = weight.abs().sum(others)
+    axis = _input_axis(module)
+    if by in ("reading", "activation"):
+        norm = weight.abs().sum([d for d in range(weight.dim()) if d != axis])
+        return norm if by == "reading" else norm * read[name].magnitude.to(norm)
     if by == "scale":
-        return norm * _scale(net, channels, name)
-    return norm * read[name].magnitude.to(norm) if by == "activation" else norm
+        power = _scale(net, channels, name).double()
+    else:
+        # Nothing puts back the mean of what the network's outputs read.
+        power = read[name].square if name in net.output_layers else read[name].variance
+    shares = weight.detach().double().cpu().square().sum((2, 3)).movedim(axis, 1) * power.cpu()
+    return (shares / shares.sum(1, keepdim=True).clamp(min=1e-300)).mean(0)
 
 
 def _scale(net: Subnet, channels: Channels, reader: str) -> Tensor:
-    """Return the scale of what a convolution reads: of its branch's own normalisation, or of all added up."""
+    """Return the squared scale of what is read: that of the branch's normalisation, or of all added up."""
     branch = reader.removesuffix("project") + "depthwise_norm"
     sources = [name for name in channels.kept if name.endswith("norm")]
     own = [branch] if branch in sources else [s for s in sources if not s.startswith("head.output")]
-    return torch.stack([_weight(net, name)[1].square() for name in own]).sum(0).sqrt()
+    return torch.stack([_weight(net, name)[1].square() for name in own]).sum(0)
 
 
 def permute_channels(net: Subnet, channels: Channels, order: Tensor) -> None:

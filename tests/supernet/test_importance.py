@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from search_spaces import litepose_arch, litepose_extended
+from search_spaces import InputError, litepose_arch, litepose_extended
 from supernet.checkpoint import import_research
-from supernet.importance import order_channels_by_importance
+from supernet.importance import CRITERIA, order_channels_by_importance
 from supernet.registry import build_network, build_supernet
 from tests.supernet.networks import SPACES, edge_archs, images, randomise, relative_error
 
@@ -75,3 +75,45 @@ def test_reference_network_is_unchanged(shared):
     x = images(1, 96, 128).double()
     with torch.no_grad():
         assert relative_error(order_channels_by_importance(net)(x), net(x)) < 1e-12
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=3, deadline=None)
+@pytest.mark.parametrize("by", CRITERIA)
+def test_no_criterion_changes_the_function(by, seed):
+    space = SPACES["extended-small-kernels"]
+    net = randomise(build_network(space.sample(np.random.default_rng(seed)), space.joints), seed % 999)
+    net, x = net.double().eval(), images(1, 47, 64).double()
+    ordered = order_channels_by_importance(net, by, [images(2, 48, 48, 1).double()])
+    with torch.no_grad():
+        assert relative_error(ordered(x), net(x)) < 1e-12
+    for one, other in zip(net.parameters(), ordered.parameters(), strict=True):
+        torch.testing.assert_close(one.detach().flatten().sort()[0], other.detach().flatten().sort()[0])
+
+
+@pytest.mark.parametrize("by", ["activation", "variance"])
+def test_what_is_never_active_comes_last(by):
+    """Whatever its weights are; the weights alone would put it first."""
+    net = randomise(build_network(SPACES["native"].largest(), 5)).eval()
+    at = "stage1.block1"
+    with torch.no_grad():
+        net.get_submodule(f"{at}.depthwise_norm").weight[3] = 0.0
+        net.get_submodule(f"{at}.depthwise_norm").bias[3] = -1.0  # ReLU6 lets nothing through
+        net.get_submodule(f"{at}.project").weight[:, 3] = 50.0
+
+    def place(by, batches=()):
+        ordered = order_channels_by_importance(net, by, batches)
+        return int(ordered.get_submodule(f"{at}.project").weight[0].flatten().argmax())
+
+    hidden = net.get_submodule(f"{at}.project").in_channels
+    assert place("reading") == 0
+    assert place("scale") == hidden - 1
+    assert place(by, [images(2, 64, 64)]) > hidden // 2  # others may be silent on these images too
+
+
+def test_criteria_are_checked():
+    net = build_network(SPACES["native"].smallest(), 5)
+    with pytest.raises(InputError, match=r"ordered by .*not 'varience'; did you mean 'variance'"):
+        order_channels_by_importance(net, "varience")
+    with pytest.raises(InputError, match="at least one is needed, not 0"):
+        order_channels_by_importance(net, "activation")
