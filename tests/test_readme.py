@@ -258,10 +258,13 @@ def yaml_block(name: str) -> Any:
 def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
     recipe = recipe_from_mapping(yaml_block("mine.yaml"), "the README's recipe", tmp_path)
     assert recipe.name == "mine"
+    mixed = {**yaml_block("mine.yaml"), **yaml_block("mixed.yaml")}
+    sources = recipe_from_mapping(mixed, "the README's sources", tmp_path).data.training
+    assert [(each.complete, each.share) for each in sources.values()] == [(True, 2), (False, 1)]
     assert get_arch("litepose-s") in recipe.build_space(Skeleton.from_json(yaml_block("skeleton.yaml")))
     target = Target.from_dict(yaml_block("kitchen.yaml"))
     assert f"`{target.name}`" in README
-    assert len(fences(README, "yaml")) == 3
+    assert len(fences(README, "yaml")) == 4
 
 
 TINY = """
