@@ -11,6 +11,7 @@ Layout::
     search/NAME/         one study: journal, result.json, result.csv, plots
     emitted/NAME/        one emitted network
     bn-statistics/       recalibrated BN statistics by network, kept for the next command; may be deleted
+    trust/               how far the ranking can be trusted; stand-alone trainings
 """
 
 from __future__ import annotations
