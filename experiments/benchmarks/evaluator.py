@@ -51,14 +51,14 @@ from supernet.registry import build_supernet
 SIZE = (480, 640)
 PARENTS = 6
 TOLERANCE = 1e-3
-"""AP: folding batch norm rounds differently, so where two pixels tie a joint moves a quarter of one."""
+"""AP: ONNX Runtime rounds differently, so where two pixels tie a joint moves a quarter of one."""
 NOTES = (
     "*Baseline*: per candidate the naive loop: extraction, recalibration, then one picture at a time: file"
     " read and resized, eager network in torch's default layout, grouping with whole-map operations,"
     " pycocotools. Recalibration sees the same pictures in the same batches both ways (a subnet's statistics"
     " are those of large batches). The loop keeps nothing between candidates. *Ours*: `SubnetEvaluator` in"
     " the state of a search that has evaluated candidates of the resolution before, so that resized pictures"
-    " are there.",
+    " are there; the backbone runs in ONNX Runtime, its graph written anew for each candidate.",
     "*Alone*: nothing else is kept. *In a search*: the candidates are children of networks that were"
     " evaluated before (the widest and its nearest neighbours), half of them crossed, half mutated; outputs"
     " of first stages are kept from the parents and from child to child. After every repeat the evaluator"
