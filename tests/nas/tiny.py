@@ -21,6 +21,7 @@ RECIPE: dict[str, Any] = {
     "train": {"epochs": 2, "batch_size": 4, "rule": "uniform", "validate_every": 1},
     "evaluate": {"multiple": 32, "calibration_images": 8},
     "search": {"evaluations": 4, "population": 2},
+    "trust": {"probes": 0},
 }
 
 

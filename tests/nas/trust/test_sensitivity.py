@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import nas.trust.sensitivity as module
 from nas.run import RunDirectory
 from nas.trust.sensitivity import Sensitivity, draws_of, measure_sensitivity, probe_archs
 from search_spaces import InputError, RunError
+from supernet.evaluator import SubnetEvaluator
+from tests.nas.conftest import Outcome
 from tests.nas.trust import made_up
 from tests.supernet import tiny
 
@@ -53,7 +55,8 @@ def test_it_is_read_back() -> None:
     assert back.archs == found.archs and (back.aps == found.aps).all() and back.line() == found.line()
     with pytest.raises(RunError, match="not of format"):
         Sensitivity.from_json({**value, "format": 0})
-    for damage in ({"aps": [[1.0]]}, {"counts": None}, {"archs": [{}]}):
+    damages: list[dict[str, object]] = [{"aps": [[1.0]]}, {"counts": None}, {"archs": [{}]}]
+    for damage in damages:
         with pytest.raises(RunError, match="damaged"):
             Sensitivity.from_json({**value, **damage})
 
@@ -86,7 +89,7 @@ def test_a_killed_measurement_goes_on_and_a_finished_one_is_kept(
         if not (tmp_path / folder).exists():
             shutil.copytree(trained_once, tmp_path / folder)
         run, seen = RunDirectory.open(tmp_path / folder), 0
-        own = module.SubnetEvaluator.evaluate
+        own = SubnetEvaluator.evaluate
 
         def counted(self: object, *arguments: object) -> object:
             nonlocal seen
@@ -96,7 +99,7 @@ def test_a_killed_measurement_goes_on_and_a_finished_one_is_kept(
             return own(self, *arguments)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch:
-            patch.setattr(module.SubnetEvaluator, "evaluate", counted)
+            patch.setattr(SubnetEvaluator, "evaluate", counted)
             return measure_sensitivity(run, networks=2, factors=(0.25, 1.0), draws=2), seen
 
     whole, evaluations = measure("whole")
@@ -111,8 +114,19 @@ def test_a_killed_measurement_goes_on_and_a_finished_one_is_kept(
     assert [path.name for path in (tmp_path / "cut" / "trust").iterdir()] == ["sensitivity.json"]
 
 
+def test_nas_trust_tells_and_draws_it(trained: Path, nas_: Callable[..., Outcome]) -> None:
+    few = [f"trust.{each}" for each in ("epochs=1", "archs=3", "resamples=100", "probes=2")]
+    told = nas_("trust", trained, "--jobs", 1, *(word for each in few for word in ("--set", each)))
+    assert told.code == 0, told.err
+    assert "AP against calibration images" in told.out and "AP is within the noise of 16" in told.out
+    names = {path.name for path in (trained / "trust").iterdir()}
+    assert names >= {
+        f"{name}{suffix}" for name in ("trust", "sensitivity") for suffix in (".png", ".svg", ".json")
+    }
+
+
 def test_what_cannot_be_measured_is_refused(trained_once: Path) -> None:
     run = RunDirectory.open(trained_once)
     for wrong in ({"draws": 1}, {"factors": ()}, {"factors": (0.0, 1.0)}):
         with pytest.raises(InputError, match="at least 2 draws and positive factors"):
-            measure_sensitivity(run, **wrong)  # type: ignore[arg-type]
+            measure_sensitivity(run, **wrong)
