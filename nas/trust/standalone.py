@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 SUPERNET_ONLY: Final = (
+    *("rule", "random_archs", "draw", "full_share", "largest_share", "kernels", "distill"),
+)
     *("rule", "random_archs", "draw", "full_share", "largest_share", "kernels"),
     "distill",
 )
