@@ -45,9 +45,6 @@ __all__ = [
 SUPERNET_ONLY: Final = (
     *("rule", "random_archs", "draw", "full_share", "largest_share", "kernels", "distill"),
 )
-    *("rule", "random_archs", "draw", "full_share", "largest_share", "kernels"),
-    "distill",
-)
 """Settings that tell which archs a step trains and how they share weights; one arch has no use for them."""
 _NO_MATTER: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds", "validate_every")
 """Settings of a training that its result is not to depend on."""
