@@ -81,7 +81,7 @@ def corrected(net: Subnet, arch: Arch, calibration: list[Tensor], measured: Subn
     for name, layer in cut.named_modules():
         if isinstance(layer, nn.BatchNorm2d):
             old, new = before.get_submodule(name), after.get_submodule(name)
-            layer.running_mean += new.running_mean - old.running_mean  # type: ignore[operator]
+            layer.running_mean += new.running_mean - old.running_mean  # type: ignore[operator, assignment]
             layer.running_var *= (new.running_var + layer.eps) / (old.running_var + layer.eps)  # type: ignore[operator]
     return cut
 

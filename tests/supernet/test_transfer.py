@@ -280,7 +280,7 @@ def test_a_narrow_space_takes_the_most_important_channels(tmp_path: Path) -> Non
         litepose_extended(5, base=MOBILE.replace(stage1__width=16), resolutions=(64,), multipliers=(1,),
                           depths=(2,), kernels=(3,), expansions=(4,), deconv_kernels=(2,))
     )  # fmt: skip
-    told = start_from(supernet, net, layers=in_backbone, may_cut=True)
+    told = start_from(supernet, net, layers=in_backbone, may_cut=True, by="reading")
     assert "stage1.width 32 to 16" in told.cut
     assert "stage3.expansion 6 to 4" in told.cut
     reading = sum(
