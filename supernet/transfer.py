@@ -66,7 +66,7 @@ def start_from(
     joints: tuple[Skeleton, Skeleton] | None = None,
     layers: Callable[[str], bool] | None = None,
     may_cut: bool = False,
-    by: str = "scale",
+    by: str = "reading",
     images: Iterable[Tensor] = (),
 ) -> Started:
     """Start a fresh supernet from a pretrained plain network; return what was taken.
@@ -84,8 +84,7 @@ def start_from(
     may_cut
         Whether a network that is larger than the widest arch is cut to it, which changes its function.
     by, images
-        See :func:`supernet.importance.order_channels_by_importance`. ``scale`` needs no images, whose choice
-        can matter: a channel that happens to be silent on them is put last.
+        See :func:`supernet.importance.order_channels_by_importance`.
 
     Raises
     ------
