@@ -343,6 +343,10 @@ class Recipe:
         Everything random in the run is derived from it.
     init
         Checkpoint that the supernet starts from: a plain network's ``.safetensors`` or a research ``.pth``.
+    init_order
+        Which channels of it come first, so that narrow networks have them: ``reading`` or ``scale`` (see
+        :func:`supernet.importance.order_channels_by_importance`), or ``kept``: those that come first in it.
+        A network that was cut out of a supernet has its channels in order already.
     """
 
     name: str
@@ -354,6 +358,7 @@ class Recipe:
     trust: TrustConfig = field(default_factory=TrustConfig)
     seed: int = 0
     init: Path | None = None
+    init_order: Literal["reading", "scale", "kept"] = "reading"
 
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
@@ -377,7 +382,7 @@ class Recipe:
         return dict(sorted(plain.items(), key=lambda item: _ORDER.index(item[0])))
 
 
-_ORDER = ["name", "seed", "data", "space", "init", "train", "evaluate", "search", "trust"]
+_ORDER = ["name", "seed", "data", "space", "init", "init_order", "train", "evaluate", "search", "trust"]
 
 
 def _absolute(source: DataSource, folder: Path) -> DataSource:

@@ -168,7 +168,7 @@ def start(
         return supernet, ()
     if path.suffix == ".pth" and is_mobilenet_v2(read_pth(path, f"checkpoint '{path}'")):
         backbone, unused = import_mobilenet_v2(path, space.joints)
-        taken = start_from(supernet, backbone, layers=in_backbone, may_cut=True)
+        taken = start_from(supernet, backbone, layers=in_backbone, may_cut=True, by=recipe.init_order)
         return supernet, (
             f"starting from MobileNetV2 in '{path}': {taken.lines()[0]}",
             *taken.lines()[1:],
@@ -181,7 +181,7 @@ def start(
         source = skeleton_of(network.joints, metadata, way=f"{path}: {_WRITE_SKELETON}")
         joints = None if source.joints == skeleton.joints else (source, skeleton)
     try:
-        taken = start_from(supernet, network, joints=joints)
+        taken = start_from(supernet, network, joints=joints, by=recipe.init_order)
     except InputError as error:
         raise InputError(f"init '{path}': {error}") from None
     return supernet, (f"starting from '{path}': {taken.lines()[0]}", *taken.lines()[1:])

@@ -84,7 +84,8 @@ def start_from(
     may_cut
         Whether a network that is larger than the widest arch is cut to it, which changes its function.
     by, images
-        See :func:`supernet.importance.order_channels_by_importance`.
+        How its channels are ordered, see :func:`supernet.importance.order_channels_by_importance`; ``kept``
+        leaves their order.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def start_from(
         supernet.check(net.arch)
     took = layers or (lambda name: True)
     given = net.arch
-    net = cut_to(order_channels_by_importance(net, by, images), most)
+    net = cut_to(net if by == "kept" else order_channels_by_importance(net, by, images), most)
     told = ""
     if joints is not None:
         source, target = joints

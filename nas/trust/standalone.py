@@ -134,7 +134,7 @@ def standalone_identity(recipe: Recipe, data: Datasets, space: SearchSpace) -> d
     """Return what stand-alone APs rest on, but for the network and the seed; others cannot be compared."""
     return {
         "space": space.fingerprint,
-        "init": None if recipe.init is None else _digest(recipe.init),
+        "init": None if recipe.init is None else f"{_digest(recipe.init)} ({recipe.init_order})",
         "train": _changed(standalone_config(recipe), _NO_MATTER),
         "evaluate": _changed(recipe.evaluate, ("decode_workers", "early_stop")),
         "images": {

@@ -72,6 +72,20 @@ def test_what_the_network_lacks_stays_fresh() -> None:
     assert not torch.equal(after[:width], before[:width])
 
 
+def test_channels_stay_where_they_are_if_so_asked() -> None:
+    net = randomise(build_network(SPACE.largest(), SPACE.joints), 5).eval()
+    kept, ordered = build_supernet(SPACE), build_supernet(SPACE)
+    start_from(kept, net, by="kept")
+    start_from(ordered, net, by="scale")
+    for name, own in net.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], own), name
+    assert not torch.equal(
+        ordered.state_dict()["stem.project.weight"], net.state_dict()["stem.project.weight"]
+    )
+    x = images(1, 45, 64)
+    assert relative_error(ordered.eval()(x, net.arch), net(x)) < 1e-5
+
+
 def test_a_larger_network_is_refused_unless_it_may_be_cut() -> None:
     net = randomise(build_network(SPACE.largest().replace(stage1__width=40), SPACE.joints)).eval()
     supernet = build_supernet(SPACE).eval()
