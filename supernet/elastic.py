@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.errors import InputError
+from supernet.depthwise import depthwise_conv2d
 
 __all__ = [
     "DECONV_GEOMETRY",
@@ -206,8 +207,7 @@ class ElasticDepthwiseConv2d(_Elastic, nn.Conv2d):
     def forward(self, x: Tensor, kernel: int | None = None) -> Tensor:
         """Return the active part applied to ``x`` (N, channels, H, W); None stands for the largest kernel."""
         kernel = kernel or self.kernel_size[0]
-        channels = x.shape[1]
-        return F.conv2d(x, self.active(channels, kernel), None, self.stride, kernel // 2, groups=channels)
+        return depthwise_conv2d(x, self.active(x.shape[1], kernel), self.stride[0])
 
 
 class ElasticConvTranspose2d(_Elastic, nn.ConvTranspose2d):
