@@ -30,8 +30,8 @@ _SMALL: Final = 196
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Return the depthwise convolution of ``x`` (N, C, H, W) by ``weight`` (C, 1, k, k), k odd.
 
-    Its padding is k // 2. The same as ``F.conv2d(x, weight, None, stride, k // 2, groups=C)``, to the bit. Where gradients of
-    weights in single precision are needed on a CPU, they are :func:`weight_gradient`'s.
+    Its padding is k // 2. The same as ``F.conv2d(x, weight, None, stride, k // 2, groups=C)``, to the bit.
+    Where gradients of weights in single precision are needed on a CPU, they are :func:`weight_gradient`'s.
     """
     padding = weight.shape[-1] // 2
     fast = (

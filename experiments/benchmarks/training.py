@@ -1,12 +1,12 @@
 """Training steps: ours, and straightforward eager training of the same archs on the same batches.
 
 A step is LitePose's sandwich (largest, smallest, one random arch) on one batch. Straightforward: tensors in
-torch's default layout (contiguous), one arch after the other, the heatmap loss joint by joint and the
-embedding loss person by person, an optimiser that loops over the parameters, all threads in every operator.
-Ours is what the trainer does: channels last, the batch in parts side by side on the CPU's cores, one loss for
-all joints, the fused optimiser. Both start from the same weights; the losses of all steps must agree to 1e-4.
-A part of a batch is normalised by itself, so the straightforward way, too, goes through the parts one by one;
---parts 1 compares without any.
+torch's default layout (contiguous), torch's own gradients, one arch after the other, the heatmap loss joint
+by joint and the embedding loss person by person, an optimiser that loops over the parameters, all threads in
+every operator. Ours is what the trainer does: channels last, the gradients of depthwise kernels by a
+convolution, the batch in parts side by side on the CPU's cores, one loss for all joints, the fused optimiser.
+Both start from the same weights; the losses of all steps must agree to 1e-4. A part of a batch is normalised
+by itself, so the straightforward way, too, goes through the parts one by one; --parts 1 compares without any.
 
 With --device cuda the batch is not cut; peak memory is told, and what bounds a step: whether the GPU waits
 for the CPU that launches its work.
@@ -21,8 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from _common import Case, parser, tell
 from _straightforward import loop_embedding_loss, plain_heatmap_loss
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from nas.console import print_table
 from nas.recipe import load_recipe
 from search_spaces import Arch, SearchSpace, get_arch
 from search_spaces.litepose import litepose_native
+from supernet import elastic
 from supernet.passes import Shards
 from supernet.pose.loader import Batch, collate
 from supernet.pose.losses import LossWeights
@@ -56,6 +59,11 @@ def plain_loss(outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
     push, pull = loop_embedding_loss(quarter[:, JOINTS:], batch.tags)
     weights = LossWeights()
     return total + weights.push * push + weights.pull * pull
+
+
+def plain_depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Return torch's depthwise convolution, with torch's gradients."""
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1])
 
 
 def contiguous(batch: Batch) -> Batch:
@@ -102,7 +110,9 @@ class Work:
                 for part in batch.split(parts):
                     for arch in archs:
                         share = len(part) / len(batch) / len(archs)
-                        loss = plain_loss(network(part.images, arch), part) * share
+                        with patch.object(elastic, "depthwise_conv2d", plain_depthwise):
+                            outputs = network(part.images, arch)
+                        loss = plain_loss(outputs, part) * share
                         loss.backward()  # type: ignore[no-untyped-call]
                         told += loss.item()
                 optimizer.step()
