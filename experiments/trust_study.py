@@ -69,16 +69,13 @@ NO_TEACHER = {"train.distill.source": "none"}
 VARIANTS: Mapping[str, Variant] = {
     "inplace": Variant("sandwich, in-place distillation", {}),
     "uniform": Variant(
-        "uniform single path, the same compute", {"train.rule": "uniform", "train.epochs": "88"} | NO_TEACHER
+        "uniform single path, the same compute", {"train.rule": "uniform", "train.epochs": "59"} | NO_TEACHER
     ),
-    "inplace-half": Variant("sandwich, in-place distillation, half as long", {"train.epochs": "9"}),
-    "sandwich-half": Variant("sandwich, no distillation, half as long", {"train.epochs": "9"} | NO_TEACHER),
+    "inplace-half": Variant("sandwich, in-place distillation, half as long", {"train.epochs": "6"}),
+    "sandwich-half": Variant("sandwich, no distillation, half as long", {"train.epochs": "6"} | NO_TEACHER),
     "transform-half": Variant(
         "sandwich, in-place distillation, kernel transforms, half as long",
-        {"train.epochs": "9", "train.kernels": "transform"},
-    ),
-    "uniform-few": Variant(
-        "uniform single path, as many images as the first row", {"train.rule": "uniform"} | NO_TEACHER
+        {"train.epochs": "6", "train.kernels": "transform"},
     ),
 }
 
