@@ -24,7 +24,8 @@ Work = Callable[[Ranks, Path], Any]
 def context() -> Any:
     """Return the server's way of starting processes."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.supernet.tiny", "tests.nas.tiny", "nas.cli", "nas.train"])
+    later = ["torch._dynamo", "onnx", "onnxruntime"]  # loaded where first used, by optimisers and evaluations
+    found.set_forkserver_preload(["tests.supernet.tiny", "tests.nas.tiny", "nas.cli", "nas.train", *later])
     return found
 
 
