@@ -36,6 +36,7 @@ __all__ = [
     "load_teacher",
     "load_with_skeleton",
     "make_evaluator",
+    "network_file",
     "open_supernet",
     "prepare",
     "skeleton_of",
@@ -57,10 +58,14 @@ def load_plain_network(path: str | Path, resolution: int | None = None) -> Subne
     return _load_plain(Path(path), resolution)[0]
 
 
+def network_file(path: Path) -> Path:
+    """Return the file of a network that is named by itself, or by the folder that it was emitted into."""
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def _load_plain(path: Path, resolution: int | None) -> tuple[Subnet, dict[str, Any]]:
     """Return the plain network in a file, and what the file says beside it."""
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = network_file(path)
     if not path.is_file():
         raise InputError(f"checkpoint '{path}' does not exist")
     if path.suffix == ".safetensors":

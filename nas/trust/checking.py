@@ -180,11 +180,12 @@ def check_trust(
     """
     data = data or open_datasets(run.recipe)
     space = run.recipe.build_space(data.skeleton)
-    supernet = open_supernet(run, space)  # what is wrong with it is told before hours of training
+    open_supernet(run, space)  # what is wrong with it is told before hours of training
     if not run.trained:
         note(f"training of '{run.folder}' is not finished; its best weights so far are judged")
     alone = train_standalone(run, folder, jobs=jobs, data=data)
     with run.locked():
+        supernet = open_supernet(run, space)  # it may have been trained on meanwhile
         context = search_context(run, data)
         found = _supernet_scores(run, data, supernet, alone.archs, context)
         report = _report(run, space, alone, found, context)

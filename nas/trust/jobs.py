@@ -203,7 +203,7 @@ class _Team:
                         continue
                 if waiting:
                     worker.task = waiting.popleft()
-                    worker.link.send(worker.task)
+                    _hand(worker.link, worker.task)
                 else:
                     self._workers.remove(worker)
                     worker.link.close()
@@ -218,7 +218,7 @@ class _Team:
         )
         process.start()
         its.close()
-        mine.send(task)
+        _hand(mine, task)
         return _Worker(process, mine, task)
 
     def __enter__(self) -> _Team:
@@ -239,6 +239,12 @@ class _Team:
                 worker.process.kill()
                 worker.link.close()
             self._restore()
+
+
+def _hand(link: Connection, task: Task) -> None:
+    """Give a task to a process; one that has ended is noticed when its link is read."""
+    with suppress(ConnectionError):
+        link.send(task)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

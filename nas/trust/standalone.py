@@ -4,7 +4,8 @@ Each is a training like the supernet's, by the same :class:`supernet.training.Tr
 one network. What it begins from is what the supernet begins from: fresh weights by the same rule, or, where
 the recipe names an ``init``, the part of that initialised supernet that makes up the network. Settings that
 tell which networks a step trains, or that let them teach each other, are left out, so that runs which differ
-in those alone share one folder of stand-alone trainings. The last (averaged) weights are scored exactly as
+in those alone share one folder of stand-alone trainings. An external teacher teaches here, too: it may be
+the only one to tell of some images. The last (averaged) weights are scored exactly as
 subnets are: batch norm recalibrated on the same images, AP on the search images.
 """
 
@@ -23,7 +24,7 @@ from nas.config import to_plain
 from nas.data import Datasets, open_datasets
 from nas.recipe import Recipe
 from nas.run import RunDirectory, differences
-from nas.train import initialise, make_evaluator
+from nas.train import initialise, load_teacher, make_evaluator, network_file
 from nas.trust.scores import Score
 from search_spaces import Arch, InputError, RunError, SearchSpace, litepose_native
 from search_spaces.files import read_json, write_json
@@ -42,9 +43,7 @@ __all__ = [
     "standalone_identity",
 ]
 
-SUPERNET_ONLY: Final = (
-    *("rule", "random_archs", "draw", "full_share", "largest_share", "kernels", "distill"),
-)
+SUPERNET_ONLY: Final = ("rule", "random_archs", "draw", "full_share", "largest_share", "kernels")
 """Settings that tell which archs a step trains and how they share weights; one arch has no use for them."""
 _NO_MATTER: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds", "validate_every")
 """Settings of a training that its result is not to depend on."""
@@ -99,9 +98,11 @@ def standalone_config(recipe: Recipe) -> TrainConfig:
     """Return the settings of a stand-alone training: the supernet's, less what concerns several networks."""
     defaults = TrainConfig()
     epochs = recipe.trust.epochs or recipe.train.epochs
+    distill = recipe.train.distill
     return replace(
         recipe.train,
         **{name: getattr(defaults, name) for name in SUPERNET_ONLY} | {"rule": "uniform"},
+        distill=distill if distill.source == "teacher" else defaults.distill,
         epochs=epochs,
         validate_every=epochs,
         learning_rate=recipe.trust.learning_rate or recipe.train.learning_rate,
@@ -122,20 +123,31 @@ def _unlike(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, what: str) -> str:
+    path = network_file(path)
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
     except OSError as error:
-        raise InputError(f"init '{path}' cannot be read: {error.strerror}") from None
+        raise InputError(f"{what} '{path}' cannot be read: {error.strerror}") from None
+
+
+def _train_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of the trainings; a teacher is told by its content, wherever it lies."""
+    config = standalone_config(recipe)
+    found = _changed(config, _NO_MATTER)
+    if config.distill.teacher is not None:
+        teacher = _digest(config.distill.teacher, "train.distill.teacher")
+        found["distill"] = {**found["distill"], "teacher": teacher}
+    return found
 
 
 def standalone_identity(recipe: Recipe, data: Datasets, space: SearchSpace) -> dict[str, Any]:
     """Return what stand-alone APs rest on, but for the network and the seed; others cannot be compared."""
     return {
         "space": space.fingerprint,
-        "init": None if recipe.init is None else f"{_digest(recipe.init)} ({recipe.init_order})",
-        "train": _changed(standalone_config(recipe), _NO_MATTER),
+        "init": None if recipe.init is None else f"{_digest(recipe.init, 'init')} ({recipe.init_order})",
+        "train": _train_identity(recipe),
         "evaluate": _changed(recipe.evaluate, ("decode_workers", "early_stop")),
         "images": {
             "train": f"{len(data.train)} ({data.train.fingerprint})",
@@ -215,6 +227,8 @@ class Workbench:
         self.recipe, self.folder = recipe, folder
         self.data = data or open_datasets(recipe)
         self.space = recipe.build_space(self.data.skeleton)
+        self.config = standalone_config(recipe)
+        self.teacher = load_teacher(replace(recipe, train=self.config), self.data.skeleton)
 
     def network(self, task: Task) -> Supernet:
         """Return the weights that a training begins with, as the supernet of its network alone."""
@@ -241,8 +255,9 @@ class Workbench:
         if found is not None:
             return found
         place, network = self.folder.place(task), self.network(task)
-        config = standalone_config(self.recipe)
-        trainer = Trainer(network, self.data.train, config, seed=task.seed, folder=place)
+        trainer = Trainer(
+            network, self.data.train, self.config, seed=task.seed, folder=place, teacher=self.teacher
+        )
         began = trainer.resume()
         report = trainer.run(progress)
         load_weights(trainer.checkpoints / "best.safetensors", network, network.space)

@@ -30,6 +30,7 @@ from nas.trust.standalone import (
 from search_spaces import InputError, RunError, litepose_extended, litepose_native, named_archs
 from supernet.checkpoint import save_network
 from supernet.registry import build_network
+from supernet.state import read_tensors
 from supernet.training import TrainConfig
 from tests.nas import tiny
 from tests.nas.trust.made import matches
@@ -95,6 +96,7 @@ def test_settings_of_the_supernet_alone_do_not_matter(tmp_path: Path) -> None:
     plain = recipe(tmp_path)
     others = [
         recipe(tmp_path, train__rule="sandwich", train__random_archs=3),
+        recipe(tmp_path, train__rule="sandwich", train__distill={"source": "largest"}),
         recipe(tmp_path, train__rule="anchored", train__largest_share=0.25, train__validate_every=3),
         recipe(tmp_path, train__workers=3, train__device="cpu", trust__repeats=2, trust__seed=4),
         recipe(tmp_path, train__epochs=30, trust__epochs=1),
@@ -176,6 +178,44 @@ def test_trainings_begin_where_the_supernet_does(tmp_path: Path) -> None:
         fresh = Workbench(replace(settings, init=None), bench.folder, bench.data)
         first, again, other = (fresh.network(Task(arch, seed))(x, arch)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_an_emitted_folder_can_be_what_a_training_starts_from(tmp_path: Path) -> None:
+    (tmp_path / "emitted").mkdir()
+    save_network(tmp_path / "emitted" / "model.safetensors", build_network(space().largest(), 17))
+    (whole, by_file), data = (
+        [recipe(tmp_path, init=name) for name in ("emitted", "emitted/model.safetensors")],
+        open_datasets(recipe(tmp_path)),
+    )
+    told = [standalone_identity(r, data, r.build_space(data.skeleton)) for r in (whole, by_file)]
+    assert told[0] == told[1] and told[0]["init"] is not None
+
+
+def test_an_external_teacher_teaches_here_too(tmp_path: Path, one_thread: None) -> None:
+    """A recipe may have images that nobody but the teacher tells of."""
+    for name, seed in (("one", 1), ("copy", 1), ("two", 2)):
+        network = build_network(space().largest(), 17, torch.Generator().manual_seed(seed))
+        save_network(tmp_path / f"{name}.safetensors", network)
+    data = open_datasets(recipe(tmp_path))
+
+    def taught(teacher: str) -> Recipe:
+        return recipe(tmp_path, train__distill={"source": "teacher", "teacher": f"{teacher}.safetensors"})
+
+    one, copy, two = (
+        standalone_identity(r, data, r.build_space(data.skeleton))
+        for r in map(taught, ("one", "copy", "two"))
+    )
+    assert one == copy != two and str(tmp_path) not in str(one["train"])
+    task = Task(space().smallest(), 0)
+    weights = []
+    for name, settings in (("plain", recipe(tmp_path)), ("one", taught("one")), ("two", taught("two"))):
+        bench = Workbench(settings, StandaloneFolder(tmp_path / "alone" / name), data)
+        bench.train(task)
+        weights.append(bench.folder.place(task) / "checkpoints" / "best.safetensors")
+    plain, first, second = (read_tensors(path)[0]["stem.conv.weight"] for path in weights)
+    assert not torch.equal(plain, first) and not torch.equal(first, second)
+    with pytest.raises(InputError, match=r"train.distill.teacher '.*none.safetensors' cannot be read"):
+        standalone_identity(taught("none"), data, space())
 
 
 def test_a_folder_is_shared_by_runs_that_differ_in_the_rule_alone(
