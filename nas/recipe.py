@@ -298,7 +298,7 @@ class TrustConfig:
     epochs
         Passes over the training images for each; by default as many as the supernet's.
     repeats
-        Trainings of each network, with different seeds: two or more tell how well any ranking can agree.
+        Trainings of each network, with different seeds: two or more tell how well two trainings agree.
     seed
         Draws the networks; the trainings' seeds are this one and those that follow it.
     learning_rate
