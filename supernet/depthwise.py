@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["depthwise_conv2d", "weight_gradient"]
+__all__ = ["FAST_FROM", "depthwise_conv2d", "weight_gradient"]
 
-_FAST_FROM: Final = 5
+FAST_FROM: Final = 5
 """Kernel size from which on this is faster; for 3 oneDNN has code of its own."""
 _SMALL: Final = 196
 """Pixels of an output up to which all images are done at once: below, calls cost more than copies."""
@@ -37,7 +37,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     fast = (
         torch.is_grad_enabled()
         and weight.requires_grad
-        and weight.shape[-1] >= _FAST_FROM
+        and weight.shape[-1] >= FAST_FROM
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
