@@ -29,7 +29,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from search_spaces import InputError
 from supernet.base import Subnet
 
-__all__ = ["recalibrate"]
+__all__ = ["ALGORITHM", "recalibrate"]
+
+ALGORITHM: Final = 1
+"""Version of the way that statistics are computed in: raised whenever their last bits may change."""
 
 _PART_PIXELS: Final = 2 * 256 * 256
 """Input pixels of a part: the same on every machine, since sums of parts are rounded."""

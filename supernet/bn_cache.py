@@ -2,8 +2,8 @@
 
 The same networks are met again and again: the largest and smallest, the one that a search chose and that is
 then emitted, those whose ranking is checked. Statistics are filed under a digest of everything that they
-follow from (the network's own weights, the training images, the kind of device), so what is found is what
-would be computed, whatever became of the supernet meanwhile.
+follow from (the network's own weights, the training images, the kind of device, the version of the
+algorithm), so what is found is what would be computed, whatever became of the supernet meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces import InputError, RunError
+from supernet import bn
 from supernet.base import Subnet
 from supernet.state import read_tensors, write_tensors
 
@@ -58,7 +59,8 @@ class StatisticsCache:
         """
         device = next(network.parameters()).device.type
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((network.arch.id, network.joints, images, device, torch.__version__)).encode())
+        versions = (torch.__version__, bn.ALGORITHM)
+        digest.update(repr((network.arch.id, network.joints, images, device, versions)).encode())
         for name, tensor in network.state_dict().items():
             if name.rpartition(".")[2] in (*_KEPT, "num_batches_tracked"):
                 continue

@@ -12,6 +12,7 @@ import torch
 
 import supernet.evaluator
 from search_spaces import Arch
+from supernet import bn
 from supernet.base import Subnet
 from supernet.bn import recalibrate
 from supernet.bn_cache import StatisticsCache
@@ -98,6 +99,19 @@ def test_anything_that_they_follow_from_makes_them_others(tmp_path: Path, counte
                 buffer.add_(1)
     trained.subnet(arch)
     assert counted == []
+
+
+def test_those_of_another_algorithm_are_not_found(
+    tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may differ in their last bits from what would be computed."""
+    (arch,) = archs(1)
+    cache = StatisticsCache(tmp_path / "bn")
+    evaluator(cache).subnet(arch)
+    monkeypatch.setattr(bn, "ALGORITHM", bn.ALGORITHM + 1)
+    counted.clear()
+    evaluator(cache).subnet(arch)
+    assert counted == [arch.id]
 
 
 def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, counted: list[str]) -> None:
