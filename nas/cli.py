@@ -363,7 +363,7 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
             if name.partition(".")[0] in _TRAINED_WITH and name != "train.device":
                 raise InputError(
                     f"--set {name}: the supernet of '{path}' is trained already; of a run only search.*,"
-                    " evaluate.* and train.device can be changed (the search's own seed is --seed)"
+                    " evaluate.*, trust.* and train.device can be changed (the search's own seed is --seed)"
                 )
         return RunDirectory.open(path, sets)
     recipe = load_recipe(path, sets)

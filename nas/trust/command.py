@@ -11,7 +11,7 @@ from nas.trust.checking import Standalone, check_trust, train_standalone
 from nas.trust.plots import plot_sensitivity, plot_trust
 from nas.trust.report import TrustReport, report_path
 from nas.trust.sensitivity import Sensitivity, measure_sensitivity
-from search_spaces import InputError
+from search_spaces import InputError, space_from_config
 
 __all__ = ["run_trust"]
 
@@ -32,6 +32,7 @@ def run_trust(
     if only_standalone:
         _print_standalone(train_standalone(run, standalone, jobs=jobs), as_json)
         return
+    _check_probes(run)
     report = check_trust(run, standalone, jobs=jobs)
     sensitivity = _sensitivity(run)
     made = draw(run, report, sensitivity)
@@ -51,6 +52,15 @@ def run_trust(
         print_table("AP against calibration images", Sensitivity.COLUMNS, sensitivity.rows())
         print(sensitivity.line())
     note(f"wrote {report_path(run.folder).parent}")
+
+
+def _check_probes(run: RunDirectory) -> None:
+    """Refuse more probes than there are networks, before hours of training."""
+    networks = space_from_config(run.recipe.space, "space").count()
+    if run.recipe.trust.probes > networks:
+        raise InputError(
+            f"trust.probes is {run.recipe.trust.probes}, but the space holds {networks} different networks"
+        )
 
 
 def _sensitivity(run: RunDirectory) -> Sensitivity | None:

@@ -40,9 +40,9 @@ def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
         f"Of 100 pairs of networks it orders about {50 * (1 + tau.value):.0f} as their stand-alone trainings"
         f" do: Kendall tau {_interval(tau)}, Spearman rho {_interval(found.supernet.spearman)},"
         f" over {found.networks} networks.",
-        f"Ranking by MACs alone reaches tau {_interval(macs)}; the supernet is"
-        f" {'above' if gain.value >= 0 else 'below'} it by {abs(gain.value):.2f}"
-        f" ({gain.low:+.2f} to {gain.high:+.2f}), {'which is shown' if gain.shown else 'not shown'}.",
+        f"Ranking by MACs alone reaches tau {_interval(macs)}; the supernet's less that is {gain.value:+.2f}"
+        f" ({gain.low:+.2f} to {gain.high:+.2f}): that it is {'better' if gain.value >= 0 else 'worse'} is"
+        f" {'shown' if gain.shown else 'not shown'}.",
         "The best of the supernet's "
         + ", ".join(f"first {top} is {regret:.4f}" for top, regret in found.supernet.regret.items())
         + " AP below the best of all.",
@@ -55,7 +55,8 @@ def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
     else:
         said.append(
             f"The noise of the APs alone lets two scorings of the stand-alone networks agree by tau"
-            f" {_interval(ceiling)}; what chance in a training adds is unknown (trust.repeats=2 tells)."
+            f" {_interval(ceiling)} at most; what chance in a training takes from that is unknown"
+            " (trust.repeats=2 tells)."
         )
     least = found.trusted_difference
     said.append(

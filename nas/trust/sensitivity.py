@@ -113,6 +113,8 @@ class Sensitivity:
 
     def line(self) -> str:
         """Return the gist in one line."""
+        if not self.aps.any():
+            return "AP is 0 throughout: how it depends on the calibration images is not to be seen"
         most, noise = self.counts[-1], f"the noise of {self.counts[-1]} calibration images"
         gist = f"AP is within {noise} (2 x {self.spreads[-1]:.4f}) from {self.enough} up"
         if self.enough == most:
@@ -132,8 +134,9 @@ class Sensitivity:
                 text
                 for text, holds in (
                     ("the run's", count == self.given),
-                    ("enough", count == self.enough),
-                    ("draws overlap", self.overlapping(count)),
+                    ("enough", count == self.enough and bool(self.aps.any())),
+                    (f"all {self.pool} there are", count >= self.pool),
+                    ("draws overlap", self.overlapping(count) and count < self.pool),
                 )
                 if holds
             )

@@ -215,14 +215,17 @@ class Ranking:
 class Ceiling:
     """The tau that two stand-alone trainings of the same networks reach with each other.
 
+    A yardstick of chance rather than a bound: both sides of it are noisy, whereas a supernet's ranking may be
+    less so, and with several trainings it is held against their mean.
+
     Attributes
     ----------
     kendall
         With its 95% interval.
     basis
         ``seeds``: trainings with different seeds, compared. ``images``: there is one training of each network
-        only, so this is the agreement of its AP on two independent draws of the search images; chance in the
-        training would lower it further.
+        only, so this is the agreement of its AP on two draws of the search images. It is rather too high:
+        what the images favour by chance, both draws do. Chance in the training would lower it further.
     """
 
     kendall: Interval
@@ -247,7 +250,7 @@ class TrustStatistics:
         Tau of the supernet on other draws of the search images, the networks being the same: percentiles.
         AP noise is then in the figures twice, so it tends to be lower than ``supernet.kendall``.
     ceiling
-        What is within reach.
+        How well two stand-alone trainings agree.
     shift, spread
         Mean of supernet AP less stand-alone AP, and the standard deviation of that difference: what a ranking
         does not tell.

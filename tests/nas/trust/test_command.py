@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,23 @@ import pytest
 import torch
 
 import nas.trust.checking
+import nas.trust.jobs
 import nas.trust.standalone
 from nas.data import open_datasets
+from nas.recipe import TrustConfig
 from nas.run import RunDirectory
 from nas.searching import search_context
 from nas.train import open_supernet
 from nas.trust.report import TrustReport, verdict_of
 from nas.trust.scores import Score
+from nas.trust.standalone import Task
 from search_spaces import Arch, RunError
 from supernet.state import save_weights
 from tests.nas import tiny
 from tests.nas.conftest import Outcome
 from tests.nas.trust.made import with_ap
 from tests.supernet.tiny import same_checkpoint
+from tests.supernet.tiny import space as tiny_space
 
 Command = Callable[..., Outcome]
 QUICK = ("--jobs", 1, "--set", "trust.epochs=1", "--set", "trust.archs=12", "--set", "trust.resamples=200")
@@ -125,6 +131,44 @@ def test_another_supernet_is_scored_anew_and_its_old_report_is_stale(
     assert renewed is not None and renewed.stale(search_context(run, data)) == []
 
 
+def test_a_supernet_that_is_trained_on_meanwhile_is_the_one_that_is_scored(
+    trained: Path, made_up: list[tuple[str, Arch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-alone trainings take hours; the report is of the weights that it names."""
+    run = RunDirectory.open(trained)
+    run = RunDirectory(run.folder, replace(run.recipe, trust=TrustConfig(archs=3, epochs=1, resamples=100)))
+    data = open_datasets(run.recipe)
+    space = run.recipe.build_space(data.skeleton)
+    supernet = open_supernet(run, space)
+    train_alone, score = nas.trust.checking.train_standalone, Score.measure
+    scored: list[torch.Tensor] = []
+
+    def slow(*args: Any, **settings: Any) -> Any:
+        with torch.no_grad():
+            next(supernet.parameters()).add_(1)
+        save_weights(run.best, supernet, space, 1, {})
+        return train_alone(*args, **settings)
+
+    def measure(evaluator: Any, arch: Arch, **about: Any) -> Score:
+        if evaluator is not None:
+            scored.append(next(evaluator.supernet.parameters()).clone())
+        return score(evaluator, arch, **about)
+
+    monkeypatch.setattr(nas.trust.checking, "train_standalone", slow)
+    monkeypatch.setattr(Score, "measure", measure)
+    report = nas.trust.checking.check_trust(run, jobs=1, data=data)
+    assert report.stale(search_context(run, data)) == []
+    assert len(scored) == 3 and all(torch.equal(each, next(supernet.parameters())) for each in scored)
+
+
+def test_a_training_process_that_is_gone_is_no_broken_pipe() -> None:
+    mine, its = multiprocessing.Pipe()
+    its.close()
+    nas.trust.jobs._hand(mine, Task(tiny_space().smallest(), 0))
+    with pytest.raises(EOFError):
+        mine.recv()
+
+
 def test_networks_that_learnt_nothing_are_no_ranking(trained: Path, nas_: Command) -> None:
     """The real way, with nothing made up: trainings of 4 steps leave an AP of 0."""
     told = nas_(
@@ -144,6 +188,7 @@ def test_mistakes_are_told_in_a_line(trained: Path, nas_: Command) -> None:
         ((trained, "--set", "train.epochs=3"), "is trained already"),
         ((trained, "--set", "trust.archs=2"), "trust.archs is at least 3, not 2"),
         ((trained, "--set", "trust.archs=513"), "the space holds 512 different networks"),
+        ((trained, "--set", "trust.probes=513"), "trust.probes is 513, but the space holds 512"),
         ((trained, "--set", "trust.epoch=3"), "did you mean 'epochs'"),
     ):
         told = nas_("trust", *arguments)

@@ -45,7 +45,14 @@ def test_enough_is_where_all_larger_numbers_are_too() -> None:
     assert of(np.array([[steady, steady, steady]])).enough == 1
     worst = of(np.array([[off, off, steady]]))
     assert worst.enough == 4 and "with fewer is not within" in worst.line()
-    assert of(np.zeros((2, 3, 3))).enough == 1
+    nothing = of(np.zeros((2, 3, 3)))
+    assert nothing.enough == 1 and nothing.line().startswith("AP is 0 throughout")
+    assert not any("enough" in row[-1] for row in nothing.rows())
+
+
+def test_draws_that_share_images_are_marked() -> None:
+    found = of(np.array([[[0.2, 0.4], [0.50, 0.52], [0.50, 0.52]]]), pool=3)
+    assert [row[-1] for row in found.rows()] == ["", "enough, draws overlap", "the run's, all 3 there are"]
 
 
 def test_it_is_read_back() -> None:
