@@ -47,7 +47,7 @@ from supernet.pose.matching import Matches, match_detections
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, machine  # noqa: E402
+from _common import RESULTS, finish, machine  # noqa: E402
 
 COLUMNS = ("network", "GMACs", "params (M)", "AP before", "AP after", "gained")
 MAY_LOSE = 0.02
@@ -302,4 +302,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    finish(main)

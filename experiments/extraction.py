@@ -49,7 +49,7 @@ from supernet.pose.evaluate import evaluate
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, machine  # noqa: E402
+from _common import RESULTS, finish, machine  # noqa: E402
 
 FORMS = ("supernet", "extracted", "reloaded", "searched", "ONNX")
 DIGITS = 5
@@ -269,4 +269,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -40,8 +40,8 @@ from nas.train import make_evaluator, open_supernet
 from nas.trust.plots import plot_trust
 from nas.trust.report import TrustReport, report_path
 from nas.trust.standalone import StandaloneFolder, Task, single_arch_space
-from nas.trust.statistics import kendall_tau
-from search_spaces import Arch
+from nas.trust.statistics import Bootstrap, kendall_tau
+from search_spaces import Arch, RunError
 from search_spaces.files import read_json, write_json, write_text
 from supernet.base import Subnet, Supernet
 from supernet.evaluator import SubnetEvaluator
@@ -52,7 +52,7 @@ from supernet.state import load_weights
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, machine  # noqa: E402
+from _common import RESULTS, finish, machine  # noqa: E402
 
 RECIPE = HERE / "recipes" / "trust-people.yaml"
 
@@ -110,7 +110,8 @@ class Study:
         """Run ``nas`` with these words on one core, its output into a file; return the seconds it took."""
         began = time.monotonic()
         self.output.mkdir(parents=True, exist_ok=True)
-        with (self.output / f"{log}.log").open("a", encoding="utf-8") as stream:
+        path = self.output / f"{log}.log"
+        with path.open("a", encoding="utf-8") as stream:
             done = subprocess.run(
                 [sys.executable, "-m", "nas", *words],
                 stdout=stream,
@@ -119,7 +120,8 @@ class Study:
                 check=False,
             )
         if done.returncode:
-            raise SystemExit(f"'nas {words[0]}' ended with {done.returncode}; see {log}.log in the output")
+            *_, last = ["", *path.read_text(encoding="utf-8").splitlines()]
+            raise RunError(f"'nas {words[0]}' ended with {done.returncode}, see '{path}': {last}")
         return time.monotonic() - began
 
     def train(self, name: str) -> None:
@@ -142,12 +144,9 @@ class Study:
 def agreement(truth: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
     """Return Kendall's tau with its 95% interval over the networks (percentile bootstrap)."""
     first, second = np.array(truth), np.array(scores)
-    rng = np.random.default_rng(0)
-    draws = np.stack(
-        [np.bincount(rng.integers(len(first), size=len(first)), minlength=len(first)) for _ in range(2000)]
-    )
-    low, high = np.nanpercentile(kendall_tau(first, second, draws), [2.5, 97.5])
-    return {"value": float(kendall_tau(first, second)[0]), "low": float(low), "high": float(high)}
+    over = Bootstrap.over(len(first), 2000, np.random.default_rng(0))
+    found, _ = over(lambda weights: kendall_tau(first, second, weights))
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def scored(path: Path, archs: Sequence[Arch], evaluator: Callable[[], SubnetEvaluator]) -> list[float]:
@@ -187,7 +186,7 @@ def report_of(study: Study, name: str) -> TrustReport:
     """Return the trust report of a variant that is finished."""
     report = TrustReport.load(study.run(name))
     if report is None:
-        raise SystemExit(f"variant '{name}' is not finished")
+        raise RunError(f"variant '{name}' is not finished; start the study again without --tell")
     return report
 
 
@@ -195,7 +194,7 @@ def finished(study: Study, names: Sequence[str]) -> list[str]:
     """Return the variants that have a trust report."""
     found = [name for name in names if report_path(study.run(name)).is_file()]
     if not found:
-        raise SystemExit("no variant is finished")
+        raise RunError(f"no variant is finished in '{study.output}'; start the study without --tell")
     return found
 
 
@@ -297,6 +296,12 @@ def cells(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+_CEILINGS = {
+    "seeds": "Two trainings of the same networks alone, with different seeds,",
+    "images": "Two scorings of the stand-alone networks, each on a draw of the images of its own,",
+}
+
+
 def tell(study: Study, names: Sequence[str], results: Path | None) -> None:
     """Print the table, and record it where a folder is given."""
     names = finished(study, names)
@@ -344,8 +349,8 @@ def tell(study: Study, names: Sequence[str], results: Path | None) -> None:
         " ranking's first 1, 3, 5 is below the best of all, in stand-alone AP. Intervals are over the"
         " networks; that of a difference is paired. Every supernet was trained once, with one seed.",
         "",
-        f"Two scorings of the stand-alone networks on independent draws of the images agree by tau"
-        f" {found.ceiling.kendall.value:.2f}, so no ranking can be expected to do better.",
+        f"{_CEILINGS[found.ceiling.basis]} agree by tau {found.ceiling.kendall.value:.2f}: a ranking that"
+        " agrees as well is as good as can be asked.",
     ]
     write_text(results / "trust.md", "\n".join(lines) + "\n")
     plot_trust(report, results / "trust.png", VARIANTS[names[0]].label)
@@ -381,4 +386,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

@@ -11,16 +11,18 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from latency_tables.target import processor_name
 from nas.console import print_table
+from search_spaces import LitePoseNasError
 from search_spaces.files import write_json, write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -48,6 +50,16 @@ class Case:
     ours: Callable[[], Any]
     agree: Callable[[Any, Any], str | None]
     items: int = 1
+
+
+def finish(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's ``main`` and exit with its code; with 2 and one line on a mistake of the user's."""
+    try:
+        code = main()
+    except LitePoseNasError as error:
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code or 0)
 
 
 def machine() -> dict[str, Any]:
