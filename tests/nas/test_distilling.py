@@ -20,7 +20,6 @@ from supernet.registry import build_network
 from supernet.state import read_tensors
 from tests.nas import tiny
 
-
 SHORT: dict[str, Any] = {
     "data__train__synthetic__images": 12,
     "data__val__synthetic__images": 2,

@@ -27,7 +27,7 @@ from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import collate
 from supernet.pose.losses import LossWeights, pose_loss
 from supernet.pose.skeleton import get_skeleton
-from supernet.registry import build_supernet
+from supernet.registry import build_network, build_supernet
 from supernet.rules import step_archs
 from supernet.schedules import learning_rate
 from supernet.state import read_tensors
@@ -346,6 +346,66 @@ def test_weight_decay_shrinks_convolutions_and_nothing_else(tmp_path: Path) -> N
             assert torch.allclose(p, before[name] * (1 - 0.5 * 0.1) ** 3, rtol=1e-4, atol=0), name
         else:
             assert torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_what_a_step_did_not_use_and_what_it_used_in_part(tmp_path: Path, optimizer: str) -> None:
+    """Under Adam: an unused weight rests; the unused part of a used one goes on by momentum and decay."""
+    space = tiny.space(base={**tiny.SPACE["base"], "depths": [2, 2, 2, 2]}, depths=[1, 2])
+    network = build_supernet(space, torch.Generator().manual_seed(0))
+    rate, decay = 0.01, 0.1
+    config = tiny.config(
+        optimizer=optimizer, learning_rate=rate, schedule="constant", warmup=0.0, weight_decay=decay
+    )
+    trainer = Trainer(network, tiny.people(), config, seed=0, folder=tmp_path)
+    archs = [arch.replace(resolution=64) for arch in (space.largest(), space.smallest())]
+    batch = collate(trainer.dataset, [0, 1], 64, None, 0, 0)
+    named = dict(network.named_parameters())
+    trainer._update(0, batch, archs[:1], False)
+    before = {name: p.detach().clone() for name, p in named.items()}
+    moments = {
+        name: {key: value.clone() for key, value in trainer.optimizer.state[p].items()}
+        for name, p in named.items()
+    }
+    assert all("exp_avg" in kept for kept in moments.values())
+    trainer._update(1, batch, archs[1:], False)
+
+    unused = [name for name in named if re.match(r"stage\d\.block1\.", name)]
+    assert unused and {name for name, p in named.items() if p.grad is None} == set(unused)
+    for name in unused:
+        assert torch.equal(named[name], before[name]), name
+        for key, value in trainer.optimizer.state[named[name]].items():
+            assert torch.equal(value, moments[name][key]), (name, key)
+
+    plain = build_network(archs[1], space.joints)
+    sliced = 0
+    for name, used in plain.named_parameters():
+        part = tuple(slice(size, None) for size in used.shape[:1])  # output channels beyond the active ones
+        old, grad = before[name][part], named[name].grad
+        if not old.numel():
+            continue
+        sliced += 1
+        assert grad is not None and not grad[part].any(), name
+        pull = decay * old if named[name].ndim > 1 else torch.zeros_like(old)
+        late = pull if optimizer == "adam" else torch.zeros_like(old)
+        first = 0.9 * moments[name]["exp_avg"][part] + 0.1 * late
+        second = 0.999 * moments[name]["exp_avg_sq"][part] + 0.001 * late**2
+        step = first / (1 - 0.9**2) / ((second / (1 - 0.999**2)).sqrt() + 1e-8)
+        expected = old - rate * (step if optimizer == "adam" else step + pull)
+        assert torch.allclose(named[name][part], expected, rtol=1e-4, atol=1e-7), name
+        assert not torch.equal(named[name][part], old), name
+    assert sliced > 20
+
+
+def test_averages_are_of_parameters_not_of_running_statistics(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, ema=0.9, epochs=1)
+    trainer.run()
+    assert list(trainer.average.values) == [name for name, _ in trainer.network.named_parameters()]
+    own = {name: buffer.clone() for name, buffer in trainer.network.named_buffers()}
+    weight = trainer.network.get_parameter("stem.conv.weight").detach().clone()
+    with trainer.average.swapped() as network:
+        assert not torch.equal(network.get_parameter("stem.conv.weight"), weight)
+        assert own and all(torch.equal(buffer, own[name]) for name, buffer in network.named_buffers())
 
 
 def test_gradients_are_clipped_and_their_norm_before_is_told(tmp_path: Path) -> None:
@@ -691,7 +751,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path: Path) 
     weight.register_hook(lambda grad: torch.full_like(grad, math.inf))
     before = weight.detach().clone()
     statistics = {name: b.clone() for name, b in trainer.network.named_buffers()}
-    with pytest.raises(RunError, match="gradient's norm is inf at step 1 of 12 .*learning rate 0.002"):
+    with pytest.raises(RunError, match=r"gradient's norm is inf at step 1 of 12 .*learning rate 0\.002"):
         trainer.run()
     assert torch.equal(weight, before)
     saved, said = read_tensors(tmp_path / "checkpoints" / "last.safetensors")
