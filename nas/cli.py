@@ -19,7 +19,7 @@ import typer
 
 from nas.data_cli import data_app
 from search_spaces import Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
-from search_spaces.errors import ToldElsewhere
+from search_spaces.errors import ToldElsewhereError
 from search_spaces.litepose import litepose_extended, litepose_native
 
 if TYPE_CHECKING:
@@ -845,7 +845,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = None if arguments is None else list(arguments)
         code = app(args=given, prog_name="nas", standalone_mode=False)
-    except ToldElsewhere:
+    except ToldElsewhereError:
         sys.exit(2)
     except LitePoseNasError as error:
         _fail(str(error))

@@ -33,7 +33,7 @@ class RunError(LitePoseNasError):
     """A run directory or a checkpoint does not fit what is asked of it (other space, damaged, in use)."""
 
 
-class ToldElsewhere(RunError):
+class ToldElsewhereError(RunError):
     """The same as what the first process of a shared training tells: this one ends without repeating it."""
 
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from search_spaces import InputError, RunError, UnavailableError
-from search_spaces.errors import ToldElsewhere
+from search_spaces.errors import ToldElsewhereError
 
 __all__ = ["ALONE", "Ranks", "joined"]
 
@@ -152,7 +152,7 @@ class Ranks:
 
     def error(self, message: str) -> RunError:
         """Return an error that every rank raises at this point and the first one tells."""
-        return RunError(message) if self.first else ToldElsewhere(message)
+        return RunError(message) if self.first else ToldElsewhereError(message)
 
     def _exchange(self, call: Callable[[], T]) -> T:
         try:

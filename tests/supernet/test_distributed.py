@@ -124,7 +124,7 @@ def spoilt(ranks: Ranks, folder: Path) -> int:
 
 def test_numbers_that_are_not_finite_stop_all_and_one_tells(tmp_path: Path) -> None:
     first, second = Started(spoilt, tmp_path).end()
-    assert (first["error"], second["error"]) == ("RunError", "ToldElsewhere")
+    assert (first["error"], second["error"]) == ("RunError", "ToldElsewhereError")
     assert first["message"].split("'")[0] == second["message"].split("'")[0]
     assert "is nan at step" in first["message"] or "is inf at step" in first["message"]
 
@@ -136,7 +136,7 @@ def of_other_seeds(ranks: Ranks, folder: Path) -> int:
 def test_ranks_with_other_recipes_are_refused(tmp_path: Path) -> None:
     first, second = Started(of_other_seeds, tmp_path).end()
     assert "rank 1 differs (seed: 0 on rank 0, 1 there)" in first["message"]
-    assert (first["error"], second["error"]) == ("RunError", "ToldElsewhere")
+    assert (first["error"], second["error"]) == ("RunError", "ToldElsewhereError")
 
 
 def stuck(ranks: Ranks, folder: Path) -> int:
