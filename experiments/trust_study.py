@@ -369,11 +369,11 @@ def tell(study: Study, names: Sequence[str], results: Path | None) -> None:
         "|" + "---|" * len(HEADER),
         *("| " + " | ".join(each) + " |" for each in table),
         "",
-        "The first row's APs are those of the stand-alone trainings. *Pairs of similar MACs* (ratio at"
-        f" most {CLOSE}): how many are ordered as alone, which is what a search within a budget needs. *Regret*: by"
-        " how much the best of the ranking's first 1, 3, 5 is below the best of all, in stand-alone AP."
-        " Intervals are over the networks; that of a difference is paired. Every supernet was trained once,"
-        " with one seed.",
+        "The first row's APs are those of the stand-alone trainings. *Pairs of similar MACs* (ratio at most"
+        f" {CLOSE}): how many are ordered as alone, which is what a search within a budget needs."
+        " *Regret*: by how much the best of the ranking's first 1, 3, 5 is below the best of all, in"
+        " stand-alone AP. Intervals are over the networks; that of a difference is paired. Every supernet was"
+        " trained once, with one seed.",
         "",
         f"{_CEILINGS[found.ceiling.basis]} agree by tau {found.ceiling.kendall.value:.2f}: a ranking that"
         " agrees as well is as good as can be asked.",
