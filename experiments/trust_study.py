@@ -325,12 +325,12 @@ _CEILINGS = {
 }
 
 
-def tell(study: Study, names: Sequence[str], results: Path | None) -> None:
+def tell(study: Study, names: Sequence[str], results: Path | None, *, further: bool) -> None:
     """Print the table, and record it where a folder is given."""
     names = finished(study, names)
     rows, report = rows_of(study, names), report_of(study, names[0])
     found = report.statistics
-    if "inplace" in names:
+    if further and "inplace" in names:
         rows += further_rows(study, "inplace")
     macs = found.macs
     baseline: dict[str, Any] = {
@@ -392,6 +392,9 @@ def main() -> None:
     options.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
     options.add_argument("--tell", action="store_true", help="train nothing, tell what is there")
+    options.add_argument(
+        "--trained-only", action="store_true", help="leave out the rows that need no training of a supernet"
+    )
     options.add_argument("--record", action="store_true", help="write the results folder")
     options.add_argument("--results", type=Path, default=RESULTS)
     given = options.parse_args()
@@ -408,7 +411,7 @@ def main() -> None:
             list(pool.map(study.train, given.only))
         for name in given.only:
             study.command("trust", str(study.run(name)), "--standalone", str(study.alone), log=name)
-    tell(study, given.only, given.results if given.record else None)
+    tell(study, given.only, given.results if given.record else None, further=not given.trained_only)
 
 
 if __name__ == "__main__":

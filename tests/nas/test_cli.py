@@ -30,7 +30,7 @@ from tests.nas import tiny
 from tests.nas.conftest import Outcome
 
 COMMANDS = (
-    *("demo", "train", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
+    *("demo", "train", "trust", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
     *("predict", "import-checkpoint", "data check", "data fetch"),
 )
 

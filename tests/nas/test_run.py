@@ -205,7 +205,8 @@ def test_the_recipe_is_kept_whole(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", tiny.recipe(tmp_path))
     kept = yaml.safe_load((run.folder / "recipe.yaml").read_text())
     assert kept == run.recipe.to_plain()
-    assert list(kept) == ["name", "seed", "data", "space", "init", "train", "evaluate", "search", "trust"]
+    order = ["name", "seed", "data", "space", "init", "init_order", "train", "evaluate", "search", "trust"]
+    assert list(kept) == order
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a b", "x" * 300, ".hidden", "é"])

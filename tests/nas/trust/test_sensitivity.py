@@ -125,7 +125,8 @@ def test_nas_trust_tells_and_draws_it(trained: Path, nas_: Callable[..., Outcome
     few = [f"trust.{each}" for each in ("epochs=1", "archs=3", "resamples=100", "probes=2")]
     told = nas_("trust", trained, "--jobs", 1, *(word for each in few for word in ("--set", each)))
     assert told.code == 0, told.err
-    assert "AP against calibration images" in told.out and "AP is within the noise of 16" in told.out
+    # So short a training finds nobody, and that is told instead of a number of images that would do.
+    assert "AP against calibration images" in told.out and "AP is 0 throughout" in told.out
     names = {path.name for path in (trained / "trust").iterdir()}
     assert names >= {
         f"{name}{suffix}" for name in ("trust", "sensitivity") for suffix in (".png", ".svg", ".json")
