@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from search_spaces import InputError, RunError
 from supernet.state import TrainingState, load_weights, read_tensors, space_differences, write_tensors
@@ -31,22 +28,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_every_flipped_bit_is_noticed(
-    written: bytes, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    at = int(place * len(written))
-    path.write_bytes(written[:at] + bytes([written[at] ^ (1 << bit)]) + written[at + 1 :])
-    try:
-        tensors, meta = read_tensors(path)
-    except InputError as error:
-        assert "\n" not in str(error)
-        return
-    # What is not covered, such as the name of the checksum itself, changes nothing that is read.
-    assert meta == {"step": 3} and tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+def test_every_flipped_bit_is_noticed(written: bytes, tmp_path: Path) -> None:
+    """All of them: the length and names of the header, what it says, its padding, and the weights."""
+    path, missed = tmp_path / "flipped.safetensors", []
+    for bit in range(8 * len(written)):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            read_tensors(path)
+            missed.append(bit)
+        except InputError as error:
+            assert "\n" not in str(error)
+    assert missed == []
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -69,12 +63,12 @@ def test_a_flipped_bit_of_a_weight_in_the_newest_checkpoint(tmp_path: Path) -> N
     assert "last.safetensors' is damaged: its content is not what its checksum says" in trainer.notice
 
 
-def test_checkpoints_from_before_there_were_checksums_and_newer_settings(tmp_path: Path) -> None:
+def test_checkpoints_from_before_newer_settings(tmp_path: Path) -> None:
     tiny.trainer(tmp_path, epochs=1).run()
     last = tmp_path / "checkpoints" / "last.safetensors"
     tensors, meta = read_tensors(last)
     del meta["space"], meta["identity"]["precision"]
-    save_file(tensors, last, metadata={"litepose_nas": json.dumps(meta)})
+    write_tensors(last, tensors, meta)
     assert tiny.trainer(tmp_path, epochs=1).resume() == 3
     with pytest.raises(RunError, match="precision: checkpoint fp32, now bf16"):
         tiny.trainer(tmp_path, epochs=1, precision="bf16").resume()
