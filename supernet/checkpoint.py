@@ -15,21 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, arch_from_json, litepose_arch, named_archs
 from search_spaces.errors import did_you_mean
-from search_spaces.files import atomic_path
 from search_spaces.litepose import DECONVS, STAGES
 from supernet.base import Subnet
 from supernet.litepose import OUTPUTS, LitePose
 from supernet.registry import NETWORKS
-from supernet.state import read_tensors
+from supernet.state import read_tensors, write_tensors
 
 __all__ = ["export_research", "fill", "import_research", "load_network", "read_pth", "save_network"]
 
-_META, _KIND = "litepose_nas", "network"
+_KIND = "network"
 _COUNTER = ".num_batches_tracked"
 
 
@@ -55,21 +53,13 @@ def save_network(path: str | Path, net: Subnet, metadata: Mapping[str, Any] | No
     RunError
         If the file cannot be written.
     """
+    told = {"arch": net.arch.to_json(), "joints": net.joints, "metadata": dict(metadata or {})}
+    header = {"kind": _KIND, **told}
     try:
-        header = json.dumps(
-            {
-                "kind": _KIND,
-                "arch": net.arch.to_json(),
-                "joints": net.joints,
-                "metadata": dict(metadata or {}),
-            },
-            allow_nan=False,
-        )
+        json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"a network's metadata must be plain JSON values: {error}") from None
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_META: header})
+    write_tensors(Path(path), net.state_dict(), header)
 
 
 def load_network(path: str | Path) -> tuple[Subnet, dict[str, Any]]:
@@ -78,8 +68,8 @@ def load_network(path: str | Path) -> tuple[Subnet, dict[str, Any]]:
     Raises
     ------
     InputError
-        Naming the file and the culprit: missing or truncated file, foreign header, a tensor that is missing,
-        unknown, of another shape, or not finite.
+        Naming the file and the culprit: missing, truncated or altered file, foreign header, a tensor that is
+        missing, unknown, of another shape, or not finite.
     """
     path = Path(path)
     tensors, header = read_tensors(path, "network file")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import torch
@@ -74,15 +75,15 @@ class Shards:
         parts = batch.split(len(self.networks))
         whole = len(batch) if of is None else of
         jobs = [
-            (forward, part, archs, weights, len(part) / whole, self.distillation)
+            partial(_backward, forward, part, archs, weights, len(part) / whole, self.distillation)
             for forward, part in zip(self._forwards, parts, strict=False)
         ]
         if self._pool is None:
-            found = [_backward(*job) for job in jobs]
+            found = [job() for job in jobs]
         else:
             threads = torch.get_num_threads()
             try:
-                found = [each.result() for each in [self._pool.submit(_alone, *job) for job in jobs]]
+                found = [each.result() for each in [self._pool.submit(_alone, job) for job in jobs]]
             finally:
                 torch.set_num_threads(threads)
         self._gather()
@@ -130,14 +131,7 @@ def _backward(
     return {name: sum(column) for name, column in zip(LOSS_TERMS, zip(*terms, strict=True), strict=True)}
 
 
-def _alone(
-    forward: Forward,
-    batch: Batch,
-    archs: Sequence[Arch],
-    weights: LossWeights,
-    share: float,
-    distillation: Distillation,
-) -> dict[str, float]:
-    """Do the same with one thread per operator: the parts already keep the cores busy."""
+def _alone(job: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Do a part's job with one thread per operator: the parts already keep the cores busy."""
     torch.set_num_threads(1)
-    return _backward(forward, batch, archs, weights, share, distillation)
+    return job()

@@ -5,13 +5,17 @@ file, runs the eager network on it, groups people with whole-map operations per 
 with pycocotools. It recalibrates batch norm on the same pictures in the same batches as ours (a subnet's
 statistics are those of large batches), layer by layer in torch's default layout.
 
-Two cases: networks that have nothing in common with those before, and a generation of a search, whose
-networks are crossed and mutated from parents that were evaluated before (LitePose's way: half and half,
-genes mutate with probability 0.1) and so begin like one of them or like each other.
+Three cases: networks that have nothing in common with those before; a generation of a search, whose networks
+are crossed and mutated from parents that were evaluated before (LitePose's way: half and half, genes mutate
+with probability 0.1) and so begin like one of them or like each other; and a whole search from nothing, as
+``nas search`` runs it with ``evaluate.early_stop``, against the loop over the same networks. There the front
+must be the same, and whoever was stopped early must lose to a network that costs no more when all pictures
+are looked at.
 
-Without data of one's own, people are drawn into JPEG files, and the supernet is a random one that is built to
-behave like a trained one: the heads are scaled so that some people are found in each picture, later channels
-matter less, so that narrow networks resemble the widest, and what that one finds, shaken, is the truth.
+With ``--run`` the networks are those of a trained supernet. Without data of one's own, people are drawn into
+JPEG files, and the supernet is a random one that is built to behave like a trained one: the heads are scaled
+so that some people are found in each picture, later channels matter less, so that narrow networks resemble
+the widest, and what that one finds, shaken, is the truth.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import contextlib
 import copy
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +38,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+from nas.run import RunDirectory
+from nas.search.engine import search
+from nas.search.evaluator import Evaluation
+from nas.search.result import SearchResult
 from search_spaces import Arch, SearchSpace, get_arch, litepose_native
 from supernet.base import Supernet
 from supernet.checkpoint import import_research
-from supernet.evaluator import CalibrationImages, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
 from supernet.importance import order_channels_by_importance
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.decode import GroupingConfig
@@ -47,6 +55,7 @@ from supernet.pose.skeleton import get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, resize_for_eval
 from supernet.registry import build_supernet
+from supernet.state import load_weights
 
 SIZE = (480, 640)
 PARENTS = 6
@@ -62,7 +71,10 @@ NOTES = (
     "*Alone*: nothing else is kept. *In a search*: the candidates are children of networks that were"
     " evaluated before (the widest and its nearest neighbours), half of them crossed, half mutated; outputs"
     " of first stages are kept from the parents and from child to child. After every repeat the evaluator"
-    " forgets what the children added.",
+    " forgets what the children added. *A whole search*: NSGA-II for AP and MACs by `nas.search`, which"
+    " begins with nothing read or kept, and with the largest network; an evaluation ends early once the"
+    " network is sure (99%) to lose to one that costs no more. The front is the same; those that ended early"
+    " lose in the loop, too.",
 )
 
 
@@ -250,6 +262,44 @@ def children(space: SearchSpace, generation: list[Arch], count: int) -> list[Arc
     return found
 
 
+class Measured:
+    """What a search asks for AP."""
+
+    def __init__(self, evaluator: SubnetEvaluator) -> None:
+        self.evaluator = evaluator
+
+    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+        """Return the AP on all pictures, or an estimate where the rival is sure to be better."""
+        found = self.evaluator.evaluate(arch, rival=rival)
+        return Evaluation(max(found.estimate, 0.0), dict(found.stats), partial=found.partial)
+
+
+def front(costs: Sequence[float], aps: Sequence[float]) -> list[int]:
+    """Return which networks no other beats in AP without costing more."""
+    pairs = list(zip(costs, aps, strict=True))
+    return [
+        place
+        for place, (cost, ap) in enumerate(pairs)
+        if not any(c <= cost and a >= ap and (c, a) != (cost, ap) for c, a in pairs)
+    ]
+
+
+def same_finding(baseline: list[float], ours: SearchResult) -> str | None:
+    """Return None if a search found what looking at all pictures finds; else in words what it did not."""
+    records = [record for record in ours.records if record.ap is not None]
+    costs = [float(record.macs) for record in records]
+    aps = [float(record.ap or 0) for record in records]
+    for record, plain in zip(records, baseline, strict=True):
+        if not record.partial and abs((record.ap or 0) - plain) > TOLERANCE:
+            return f"the AP of {record.arch.id} is {record.ap:.5f}, and {plain:.5f} in the loop"
+        cheaper = [a for c, a in zip(costs, baseline, strict=True) if c <= record.macs]
+        if record.partial and plain >= max(cheaper):
+            return f"{record.arch.id} was stopped, but has the best AP of its cost in the loop, {plain:.5f}"
+    if any(records[place].partial for place in front(costs, aps)):
+        return "a network that was stopped early is on the front"
+    return None if front(costs, aps) == front(costs, baseline) else "the fronts differ"
+
+
 def main() -> None:
     """Run the benchmark that the command line describes."""
     options = parser("evaluator", __doc__.splitlines()[0], repeats=2)
@@ -258,20 +308,26 @@ def main() -> None:
     options.add_argument("--resolution", type=int, default=256)
     options.add_argument("--base", default="litepose-xs", help="named arch that the space is built around")
     options.add_argument("--candidates", type=int, default=2)
+    options.add_argument("--evaluations", type=int, default=12, help="networks of the whole search")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--weights", type=Path, help="research checkpoint (14 joints) of the base")
+    options.add_argument("--run", type=Path, help="trained run (14 joints) instead of --base and --weights")
     options.add_argument(
         "--data",
         type=Path,
         help="folder with annotations/person_keypoints_{train,val}.json and images/{train,val}",
     )
     given = options.parse_args()
-    if min(given.images, given.calibration, given.candidates, given.threads) < 1 or given.resolution % 64:
+    counts = (given.images, given.calibration, given.candidates, given.evaluations, given.threads)
+    if min(counts) < 1 or given.resolution % 64:
         options.error(
-            "--images, --calibration, --candidates, --threads are at least 1, --resolution a multiple of 64"
+            "--images, --calibration, --candidates, --evaluations, --threads are at least 1, --resolution a"
+            " multiple of 64"
         )
-    if (given.weights is None) != (given.data is None):
-        options.error("--weights and --data go together: other networks find nobody in photographs")
+    if given.weights is not None and given.run is not None:
+        options.error("--weights and --run are two origins of the networks: give one")
+    if (given.weights is None and given.run is None) != (given.data is None):
+        options.error("--weights or --run go together with --data: others find nobody in photographs")
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         if given.data is None:
@@ -290,18 +346,24 @@ def main() -> None:
                 for part in ("train", "val")
             )
             val = val.subset(val.ids[: given.images])
-        space = litepose_native(
-            base=get_arch(given.base),
-            joints=joints,
-            resolutions=(given.resolution,),
-            multipliers=(1.0, 0.75, 0.5),
-        )
+        run = None if given.run is None else RunDirectory.open(given.run)
+        if run is None:
+            space = litepose_native(
+                base=get_arch(given.base),
+                joints=joints,
+                resolutions=(given.resolution,),
+                multipliers=(1.0, 0.75, 0.5),
+            )
+        else:
+            space = run.recipe.build_space(val.skeleton)
         bred_from = parents(space, PARENTS)
         archs = children(space, bred_from, given.candidates)
         calibration = CalibrationImages(train, given.calibration, 0, Augmentation())
         supernet = build_supernet(space, torch.Generator().manual_seed(0)).eval()
-        config = EvalConfig(given.resolution)
-        if given.weights is not None:
+        config = EvalConfig(bred_from[0].number("resolution"))
+        if run is not None:
+            load_weights(run.best, supernet, space)
+        elif given.weights is not None:
             network = import_research(given.weights, given.resolution)
             supernet.load_plain(order_channels_by_importance(network))
         else:
@@ -325,6 +387,33 @@ def main() -> None:
             searching.shared = known.copy()
             return [searching.evaluate(arch).stats["AP"] for arch in archs]
 
+        def searched() -> SearchResult:
+            evaluator = SubnetEvaluator(
+                supernet, calibration, val, config, fixed=True, early_stop=EarlyStop()
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                return search(
+                    space,
+                    Measured(evaluator),
+                    storage=Path(folder, "journal"),
+                    trials=given.evaluations,
+                    population=max(2, given.evaluations // 3),
+                    seeds=[space.largest()],
+                    early_stop=True,
+                )
+
+        first = searched()
+        looked_at = [record.arch for record in first.records if record.ap is not None]
+        found["searched"] = len(looked_at)
+        found["stopped_early"] = len(first.partial)
+
+        def plain_search() -> list[float]:
+            aps = [plain_evaluate(supernet, train, given.calibration, val, arch) for arch in looked_at]
+            found["search"] = [
+                {"macs": arch.cost(joints).macs, "ap": ap} for arch, ap in zip(looked_at, aps, strict=True)
+            ]
+            return aps
+
         def agree(baseline: list[float], ours: list[float]) -> str | None:
             pairs = list(zip(baseline, ours, strict=True))
             found["ap"] = [{"baseline": a, "ours": b} for a, b in pairs]
@@ -332,7 +421,7 @@ def main() -> None:
             print("AP, baseline and ours:", ", ".join(f"{a:.5f} {b:.5f}" for a, b in pairs))
             return None if worst <= TOLERANCE else f"APs differ by {worst:.5f}"
 
-        what = f"{given.base} at {given.resolution} px"
+        what = f"{given.base if run is None else run.recipe.name} at {config.resolution} px"
         cases = [
             Case(
                 f"{what}, alone",
@@ -342,12 +431,19 @@ def main() -> None:
                 len(archs),
             ),
             Case(f"{what}, in a search", plain, in_a_search, agree, len(archs)),
+            Case(
+                f"{what}, a whole search ({len(first.partial)} of {len(looked_at)} ended early)",
+                plain_search,
+                searched,
+                same_finding,
+                len(looked_at),
+            ),
         ]
         tell(
             "evaluator",
             "One candidate of a search",
-            f"{len(archs)} candidates, {len(val)} pictures, {given.calibration} for BN statistics,"
-            f" {given.threads} threads",
+            f"{len(archs)} candidates (a whole search: {len(looked_at)}), {len(val)} pictures,"
+            f" {given.calibration} for BN statistics, {given.threads} threads",
             cases,
             options,
             given,

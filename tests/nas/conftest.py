@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from nas.cli import main
 from nas.run import RunDirectory
 from nas.train import train
+from tests.conftest import single_thread
 from tests.nas import tiny
 from tests.nas.web import Web, serve
 
@@ -49,20 +49,11 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """Torch with one thread, for speed on small networks and for equal bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run that nobody may change; take :func:`trained`."""
     folder = tmp_path_factory.mktemp("trained")
     run = RunDirectory.create(folder / "run", tiny.recipe(folder))
-    with run.locked():
+    with run.locked(), single_thread():
         train(run)
     return run.folder
 

@@ -1,19 +1,18 @@
 """Networks on disk: round trips, goldens, and files that must be refused."""
 
-import json
 import os
-import struct
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from search_spaces import InputError, get_arch, litepose_arch, litepose_extended, litepose_native
 from supernet.checkpoint import export_research, import_research, load_network, save_network
 from supernet.registry import build_network, build_supernet
+from supernet.state import read_tensors, write_tensors
 from tests.supernet.networks import SPACES, images, randomise, relative_error
 
 TINY = litepose_arch(
@@ -72,13 +71,10 @@ def test_metadata_that_json_cannot_say_is_refused_and_nothing_written(tiny, tmp_
 
 
 def tampered(source, path, change):
-    """Write ``source`` to ``path`` after ``change(tensors, header)``."""
-    with source.open("rb") as stream:
-        length = struct.unpack("<Q", stream.read(8))[0]
-        header = json.loads(json.loads(stream.read(length))["__metadata__"]["litepose_nas"])
-    tensors = load_file(source)
+    """Write ``source`` to ``path`` after ``change(tensors, header)``, with a checksum that fits."""
+    tensors, header = read_tensors(source)
     change(tensors, header)
-    save_file(tensors, path, metadata={"litepose_nas": json.dumps(header)})
+    write_tensors(path, tensors, header)
 
 
 TAMPERED = {
@@ -132,6 +128,16 @@ def test_tampered_files_are_refused_by_name(tiny, tmp_path, change, message):
         load_network(bad)
     assert "bad.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_altered_weight_is_noticed(tiny, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_network(path, tiny)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"net\.safetensors' is damaged"):
+        load_network(path)
 
 
 def test_truncated_and_foreign_files_are_refused(tiny, tmp_path):

@@ -26,9 +26,9 @@ from supernet.pose.skeleton import COCO17, CROWDPOSE14, Skeleton
 from supernet.registry import build_network
 from supernet.training import TrainConfig
 from tests.supernet import tiny
-from tests.supernet.test_training import Killed, killer, one_thread, rows
+from tests.supernet.test_training import Killed, killer, rows
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PATH = Path("teacher.safetensors")
 IN_PLACE = DistillConfig("largest", share=0.3, tags=0.7)

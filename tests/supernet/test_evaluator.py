@@ -6,7 +6,7 @@ import gc
 import os
 import pickle
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,7 @@ from tests.supernet.networks import randomise
 CONFIG = EvalConfig(64, multiple=32, batch_size=4)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Spy(PoseDataset):
