@@ -223,7 +223,7 @@ def page(title: str, found: Sequence[Parity], record: dict[str, Any]) -> str:
         f"Machine: {where['processor']}, {where['cpus']} logical processors, {where['system']}; Python"
         f" {where['python']}, torch {where['torch']}; {record['date']}.",
         "",
-        f"Command: `python experiments/extraction.py RUN --archs {len(found)} --on {record['on']} --record`",
+        f"Command: `{record['command']}`",
     ]
     return "\n".join(lines) + "\n"
 
@@ -256,7 +256,11 @@ def main() -> int:
     title = f"{len(found)} networks of '{run.recipe.name}' on {len(evaluator.dataset)} {given.on} images"
     print_table(title, COLUMNS, [row_of(each) for each in found])
     if given.record:
+        more = "" if given.onnx is None else f" --onnx {given.onnx}"
+        more += f" --seed {given.seed}" if given.seed else ""
         record = {
+            "command": f"python experiments/extraction.py RUN --archs {len(found)} --on {given.on}{more}"
+            " --record",
             **{"run": run.recipe.name, "on": given.on, "images": len(evaluator.dataset), "seed": given.seed},
             "networks": [each.to_json() for each in found],
             "machine": machine(),

@@ -365,6 +365,11 @@ class Recipe:
             raise InputError(f"the recipe's 'name' names a folder; '{self.name}' cannot")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"the recipe's 'seed' lies between 0 and {2**32 - 1}, not at {self.seed}")
+        if self.init is None and self.init_order != Recipe.init_order:
+            raise InputError(
+                f"'init_order: {self.init_order}' is about the network that training starts from, but the"
+                " recipe names none in 'init'"
+            )
         for name, source in self.data.training.items():
             if source.labels == "none" and self.train.distill.source != "teacher":
                 raise InputError(

@@ -54,8 +54,8 @@ def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
         )
     else:
         said.append(
-            f"The noise of the APs alone lets two scorings of the stand-alone networks agree by tau"
-            f" {_interval(ceiling)} at most; what chance in a training takes from that is unknown"
+            "Two scorings of the stand-alone networks, each on a draw of the images of its own, agree by tau"
+            f" {_interval(ceiling)}; what chance in a training takes from that is unknown"
             " (trust.repeats=2 tells)."
         )
     least = found.trusted_difference

@@ -36,8 +36,8 @@ def check(report: dict[str, object], page: str) -> None:
 def test_both_ways_agree_and_are_recorded(tmp_path: Path) -> None:
     done = run(*SMALL, "--record", "--results", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "evaluator.json").read_text(encoding="utf-8"))
-    page = (tmp_path / "evaluator.md").read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "evaluator-litepose-xs.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "evaluator-litepose-xs.md").read_text(encoding="utf-8")
     check(report, page)
     names = [name.partition(", ")[2] for name in report["cases"]]
     whole = "a whole search (0 of 4 ended early)"  # there are too few pictures to stop

@@ -174,6 +174,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": ".."}, "'..' cannot"),
     ({"name": ""}, "'' cannot"),
     ({"init": 3}, "init is a path, not 3"),
+    ({"init_order": "kept"}, "'init_order: kept' is about the network that training starts from"),
 ]
 
 
