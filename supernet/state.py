@@ -80,8 +80,10 @@ def read_tensors(path: Path, what: str = "checkpoint") -> tuple[dict[str, Tensor
         raise InputError(f"{what} '{path}' is damaged or no safetensors file ({error})") from None
     if not isinstance(meta, dict):
         raise InputError(f"{what} '{path}' was not written by this toolkit (it has no '{_META}' entry)")
-    # A file without one is not let through: a flipped bit may have hit the checksum's own name.
-    if meta.pop(_DIGEST, None) != _digest(tensors, meta):
+    told = meta.pop(_DIGEST, None)
+    if told is None:  # not let through: a flipped bit may have hit the checksum's own name
+        raise InputError(f"{what} '{path}' has no checksum: it is damaged, or older than they are")
+    if told != _digest(tensors, meta):
         raise InputError(f"{what} '{path}' is damaged: its content is not what its checksum says")
     return tensors, meta
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from search_spaces import InputError, RunError
 from supernet.state import TrainingState, load_weights, read_tensors, space_differences, write_tensors
@@ -41,6 +41,12 @@ def test_every_flipped_bit_is_noticed(written: bytes, tmp_path: Path) -> None:
         except InputError as error:
             assert "\n" not in str(error)
     assert missed == []
+
+
+def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "x.safetensors", metadata={"litepose_nas": "{}"})
+    with pytest.raises(InputError, match=r"x\.safetensors' has no checksum"):
+        read_tensors(tmp_path / "x.safetensors")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
