@@ -74,9 +74,6 @@ VARIANTS: Mapping[str, Variant] = {
         "uniform single path, the same compute", {"train.rule": "uniform", "train.epochs": "59"} | NO_TEACHER
     ),
     "sandwich": Variant("sandwich, no distillation", NO_TEACHER),
-    "small-batches": Variant(
-        "sandwich, in-place distillation, batches of 6: twice the steps", {"train.batch_size": "6"}
-    ),
     "inplace-half": Variant("sandwich, in-place distillation, half as long", {"train.epochs": "6"}),
     "sandwich-half": Variant("sandwich, no distillation, half as long", {"train.epochs": "6"} | NO_TEACHER),
     "transform-half": Variant(
