@@ -133,7 +133,8 @@ def page(report: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence
         "# Orders of channels: what a cut costs",
         "",
         f"The published LitePose-M at {report['resolution']} px, {report['calibration']} images for"
-        f" statistics, {report['images']} that maps are compared on. Told is the mean squared error of heatmaps"
+        f" statistics, {report['images']} that maps are compared on. Told is the mean squared error of"
+        " heatmaps"
         " and tags over the variance of the whole network's (mean of the three kinds of maps): 0 is no loss,"
         " 1 what the mean alone says. What the cut does to the inputs of the normalisations is put right"
         " first.",

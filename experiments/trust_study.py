@@ -40,7 +40,7 @@ from nas.train import make_evaluator, open_supernet
 from nas.trust.plots import plot_trust
 from nas.trust.report import TrustReport, report_path
 from nas.trust.standalone import StandaloneFolder, Task, single_arch_space
-from nas.trust.statistics import Bootstrap, kendall_tau
+from nas.trust.statistics import CLOSE, Bootstrap, close_pairs, kendall_tau
 from search_spaces import Arch, RunError
 from search_spaces.files import read_json, write_json, write_text
 from supernet.base import Subnet, Supernet
@@ -54,8 +54,6 @@ sys.path.insert(0, str(HERE / "benchmarks"))
 
 from _common import RESULTS, finish, machine  # noqa: E402
 
-CLOSE = 1.3
-"""MACs of two networks are similar if their ratio is at most this."""
 RECIPE = HERE / "recipes" / "trust-people.yaml"
 
 
@@ -163,22 +161,11 @@ def scored(path: Path, archs: Sequence[Arch], evaluator: Callable[[], SubnetEval
     return [known[arch.id] for arch in archs]
 
 
-def close_pairs(report: TrustReport, scores: Sequence[float]) -> dict[str, float]:
-    """Return how many pairs of networks of similar MACs a ranking orders as their stand-alone trainings do.
-
-    A search within a budget compares networks of similar cost, which MACs tell little of.
-    """
-    archs = report.archs
-    pairs = [
-        (i, j)
-        for j in range(len(archs))
-        for i in range(j)
-        if max(archs[i].macs, archs[j].macs) <= CLOSE * min(archs[i].macs, archs[j].macs)
-    ]
-    right = sum(
-        (scores[i] - scores[j]) * (archs[i].standalone_ap - archs[j].standalone_ap) > 0 for i, j in pairs
-    )
-    return {"pairs": len(pairs), "right": right}
+def close(report: TrustReport, scores: Sequence[float]) -> dict[str, float]:
+    """Return how many pairs of networks of similar MACs a ranking orders as stand-alone."""
+    truth, macs = ([getattr(arch, what) for arch in report.archs] for what in ("standalone_ap", "macs"))
+    pairs, right = close_pairs(np.array(truth), np.array(scores), np.array(macs, np.float64))
+    return {"pairs": pairs, "right": right}
 
 
 def row(label: str, report: TrustReport, aps: Sequence[float] | None = None, **more: Any) -> dict[str, Any]:
@@ -198,7 +185,7 @@ def row(label: str, report: TrustReport, aps: Sequence[float] | None = None, **m
         "mean_ap": float(np.mean(scores)),
         "ap_smallest": scores[0],
         "ap_largest": scores[-1],
-        "close": close_pairs(report, scores),
+        "close": close(report, scores),
         "aps": scores,
         **more,
     }
@@ -313,7 +300,7 @@ def cells(found: Mapping[str, Any]) -> list[str]:
         found["supernet"],
         f"{tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})",
         "" if gain is None else f"{gain['value']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})",
-        f"{found['close']['right']} of {found['close']['pairs']}",
+        f"{found['close']['right']:g} of {found['close']['pairs']}",
         "" if regret is None else " / ".join(f"{value:.3f}" for value in regret.values()),
         *(f"{found[key]:.3f}" for key in ("ap_smallest", "mean_ap", "ap_largest")),
         "" if seconds is None else f"{seconds / 60:.0f}",
@@ -341,7 +328,7 @@ def tell(study: Study, names: Sequence[str], results: Path | None, *, further: b
     }
     alone = [arch.standalone_ap for arch in report.archs]
     baseline |= {"ap_smallest": alone[0], "mean_ap": float(np.mean(alone)), "ap_largest": alone[-1]}
-    baseline["close"] = close_pairs(report, [float(arch.macs) for arch in report.archs])
+    baseline["close"] = close(report, [float(arch.macs) for arch in report.archs])
     table = [cells(baseline), *(cells(each) for each in rows)]
     print_table("the trust study", HEADER, table)
     if results is None:

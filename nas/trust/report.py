@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from nas.trust.statistics import TrustStatistics
+from nas.trust.statistics import CLOSE, ClosePairs, TrustStatistics
 from search_spaces import Arch, InputError, RunError, arch_from_json
 from search_spaces.files import read_json, write_json, write_text
 from supernet.pose.bootstrap import Interval
@@ -43,6 +43,7 @@ def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
         f"Ranking by MACs alone reaches tau {_interval(macs)}; the supernet's less that is {gain.value:+.2f}"
         f" ({gain.low:+.2f} to {gain.high:+.2f}): that it is {'better' if gain.value >= 0 else 'worse'} is"
         f" {'shown' if gain.shown else 'not shown'}.",
+        *_close_words(found.close),
         "The best of the supernet's "
         + ", ".join(f"first {top} is {regret:.4f}" for top, regret in found.supernet.regret.items())
         + " AP below the best of all.",
@@ -69,6 +70,20 @@ def verdict_of(found: TrustStatistics) -> tuple[str, ...]:
         f" stand-alone trainings in the mean (standard deviation {found.spread:.4f})."
     )
     return tuple(said)
+
+
+def _close_words(close: ClosePairs | None) -> list[str]:
+    if close is None:
+        return []
+    if close.pairs == 0:
+        return [
+            f"No two networks have similar MACs (ratio at most {CLOSE:g}): nothing is known of networks"
+            " within one budget."
+        ]
+    return [
+        f"Of {close.pairs} pairs with similar MACs (ratio at most {CLOSE:g}), such as a search within a"
+        f" budget compares, it orders {close.supernet:g} as stand-alone; MACs alone order {close.macs:g}."
+    ]
 
 
 def _interval(interval: Interval) -> str:

@@ -26,12 +26,15 @@ from supernet.pose.matching import Matches
 from supernet.pose.scoring import FloatArray, IntArray
 
 __all__ = [
+    "CLOSE",
     "TOP",
     "Bootstrap",
     "Ceiling",
+    "ClosePairs",
     "Measured",
     "Ranking",
     "TrustStatistics",
+    "close_pairs",
     "kendall_tau",
     "spearman_rho",
     "statistics",
@@ -41,6 +44,8 @@ __all__ = [
 
 TOP: Final = (1, 3, 5)
 """Of how many of a ranking's first networks the best is compared with the best of all."""
+CLOSE: Final = 1.3
+"""MACs of two networks are similar if their ratio is at most this."""
 _EQUAL: Final = 1e-12
 """APs that differ by less are equal, but for rounding."""
 _IMAGE_DRAWS: Final = 200
@@ -145,6 +150,19 @@ def trusted_difference(truth: FloatArray, score: FloatArray, share: float = 0.95
     return float(gaps[order][good[-1]]) if len(good) else None
 
 
+def close_pairs(truth: FloatArray, score: FloatArray, macs: FloatArray) -> tuple[int, float]:
+    """Return how many pairs of networks have similar MACs, and how many of them a ranking orders rightly.
+
+    A search within a budget compares networks of similar cost, which MACs tell little of. A pair that is
+    equal in truth or in score counts half.
+    """
+    at, other = np.triu_indices(len(truth), 1)
+    costs = np.asarray(macs, np.float64)
+    near = np.maximum(costs[at], costs[other]) <= CLOSE * np.minimum(costs[at], costs[other])
+    right = (1 + _signs(truth)[at, other] * _signs(np.asarray(score, np.float64))[at, other]) / 2
+    return int(near.sum()), float(right[near].sum())
+
+
 # -- intervals -----------------------------------------------------------------------------------------------
 
 
@@ -233,6 +251,23 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
+class ClosePairs:
+    """How pairs of networks of similar MACs are ordered; see :func:`close_pairs`.
+
+    Attributes
+    ----------
+    pairs
+        How many there are.
+    supernet, macs
+        How many of them the supernet orders as stand-alone, and how many their MACs do.
+    """
+
+    pairs: int
+    supernet: float
+    macs: float
+
+
+@dataclass(frozen=True)
 class TrustStatistics:
     """What the stand-alone trainings say about the supernet's ranking.
 
@@ -256,6 +291,8 @@ class TrustStatistics:
         does not tell.
     trusted_difference
         From which difference of supernet APs on 95% of the pairs are ordered as stand-alone; None: from none.
+    close
+        How pairs of networks of similar MACs are ordered; None in reports of before this was counted.
     """
 
     networks: int
@@ -268,6 +305,7 @@ class TrustStatistics:
     shift: float
     spread: float
     trusted_difference: float | None
+    close: ClosePairs | None = None
 
     @property
     def nothing_to_rank(self) -> bool:
@@ -304,7 +342,7 @@ class TrustStatistics:
         """Return what :meth:`to_json` described."""
         gain = {name: each for name, each in value["gain"].items() if name != "shown"}
         ceiling = value["ceiling"]
-        least = value["trusted_difference"]
+        least, close = value["trusted_difference"], value.get("close")
         return cls(
             networks=int(value["networks"]),
             repeats=int(value["repeats"]),
@@ -316,6 +354,7 @@ class TrustStatistics:
             shift=float(value["shift"]),
             spread=float(value["spread"]),
             trusted_difference=None if least is None else float(least),
+            close=None if close is None else ClosePairs(**close),
         )
 
 
@@ -373,6 +412,9 @@ def statistics(
     drawn = _image_draws(measured, rng)
     on_images = kendall_tau(drawn[1:].mean(axis=0), drawn[0])
     difference = measured.supernet - truth
+    (pairs, right), (_, by_macs) = (
+        close_pairs(truth, score, measured.macs) for score in (measured.supernet, measured.macs)
+    )
     return TrustStatistics(
         networks=networks,
         repeats=len(measured.standalone),
@@ -384,6 +426,7 @@ def statistics(
         shift=float(difference.mean()),
         spread=float(difference.std(ddof=1)),
         trusted_difference=trusted_difference(truth, measured.supernet),
+        close=ClosePairs(pairs, right, by_macs),
     )
 
 

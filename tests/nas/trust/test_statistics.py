@@ -15,8 +15,10 @@ from scipy.stats import kendalltau, spearmanr
 
 from nas.trust.statistics import (
     Bootstrap,
+    ClosePairs,
     Measured,
     TrustStatistics,
+    close_pairs,
     kendall_tau,
     spearman_rho,
     statistics,
@@ -98,6 +100,16 @@ def test_trusted_difference_by_hand() -> None:
     assert trusted_difference(truth, np.zeros(3)) is None  # no order, so half right
 
 
+def test_close_pairs_by_hand() -> None:
+    macs = np.array([1.0, 1.3, 1.69, 10.0])
+    truth = np.array([0.1, 0.2, 0.3, 0.9])
+    assert close_pairs(truth, truth, macs) == (2, 2)
+    assert close_pairs(truth, macs, macs) == (2, 2)
+    assert close_pairs(truth, np.array([0.2, 0.1, 0.3, 0.0]), macs) == (2, 1)  # the last has no like
+    assert close_pairs(truth, np.array([0.1, 0.1, 0.3, 0.0]), macs) == (2, 1.5)
+    assert close_pairs(truth, truth, np.array([1.0, 2, 4, 8])) == (0, 0)
+
+
 def found(*sides: object, resamples: int = 400) -> TrustStatistics:
     return statistics(measured(*sides), resamples, np.random.default_rng(0))  # type: ignore[arg-type]
 
@@ -120,6 +132,7 @@ def test_a_good_ranking() -> None:
     assert told.gain.low < told.gain.value < told.gain.high
     assert told.gain.probability > 0.8
     assert (told.networks, told.repeats, told.grade) == (12, 1, "fair")
+    assert told.close == ClosePairs(12, 10, 6)  # of the pairs swapped, 8 and 7, 10 and 12 have similar MACs
     assert told.shift == pytest.approx(0) and told.spread == pytest.approx(0.05 * math.sqrt(12 / 11))
 
 
