@@ -47,7 +47,7 @@ from supernet.pose.matching import Matches, match_detections
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, finish, machine  # noqa: E402
+from _common import RESULTS, finish, machine, record_page  # noqa: E402
 
 COLUMNS = ("network", "GMACs", "params (M)", "AP before", "AP after", "gained")
 MAY_LOSE = 0.02
@@ -217,32 +217,24 @@ def table_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def page(record: Mapping[str, Any], rows: Sequence[tuple[str, ...]]) -> str:
     """Return the record for people."""
-    where, against = record["machine"], record["largest_against_checkpoint"]
+    against = record["largest_against_checkpoint"]
     low, high = against["interval"]
-    lines = [
-        "# A supernet anchored at a trained network",
-        "",
+    return record_page(
+        "A supernet anchored at a trained network",
         f"Recipe `{record['recipe']}`: {record['steps']} steps in {record['train_minutes']:.0f} minutes,"
         f" {record['images']['train']} training images, AP on {record['images']['val']} val images"
         f" ({record['joints_scored']} joints scored) with 95% intervals.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        "*The checkpoint* is the network that the supernet starts from, with its own BN statistics;"
-        " the others are subnets with statistics recalibrated on training images."
-        " Intervals are bootstraps over val images, those of *gained* on equal resamples before and after.",
-        "",
-        f"The largest network after the training against the checkpoint: {against['AP']:+.3f} AP"
-        f" ({low:+.3f} to {high:+.3f}); it may lose {against['may_lose']:g}.",
-        "",
-        f"Machine: {where['processor']}, {where['cpus']} logical processors, {record['threads']} thread(s),"
-        f" {where['system']}; Python {where['python']}, torch {where['torch']}; {record['date']}.",
-        "",
-        f"Command: `python experiments/anchored.py {record['recipe']} --record`",
-    ]
-    return "\n".join(lines) + "\n"
+        COLUMNS,
+        rows,
+        (
+            "*The checkpoint* is the network that the supernet starts from, with its own BN statistics;"
+            " the others are subnets with statistics recalibrated on training images. Intervals are"
+            " bootstraps over val images, those of *gained* on equal resamples before and after.",
+            f"The largest network after the training against the checkpoint: {against['AP']:+.3f} AP"
+            f" ({low:+.3f} to {high:+.3f}); it may lose {against['may_lose']:g}.",
+        ),
+        record,
+    )
 
 
 def main() -> int:
@@ -278,6 +270,7 @@ def main() -> int:
     data = prepared.data
     record: dict[str, Any] = {
         "recipe": f"experiments/recipes/{given.recipe.name}",
+        "command": f"python experiments/anchored.py experiments/recipes/{given.recipe.name} --record",
         **summary_of(space, archs, before, after, own),
         "images": {name: len(getattr(data, name)) for name in ("train", "calibrate", "search", "val")},
         "joints_scored": int(data.val.labelled.sum()),

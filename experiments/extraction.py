@@ -49,7 +49,7 @@ from supernet.pose.evaluate import evaluate
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, finish, machine  # noqa: E402
+from _common import RESULTS, finish, machine, record_page  # noqa: E402
 
 FORMS = ("supernet", "extracted", "reloaded", "searched", "ONNX")
 DIGITS = 5
@@ -202,30 +202,22 @@ def row_of(each: Parity) -> tuple[str, ...]:
 
 def page(title: str, found: Sequence[Parity], record: dict[str, Any]) -> str:
     """Return the record for people."""
-    where = record["machine"]
     equal = sum(each.equal for each in found)
-    lines = [
-        "# A network taken out of its supernet",
-        "",
+    return record_page(
+        "A network taken out of its supernet",
         f"{title}: in {equal} of {len(found)} networks every AP agrees in its first {DIGITS} digits; the"
         f" largest difference is {max(each.off for each in found):.1e}.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
-        *("| " + " | ".join(row_of(each)) + " |" for each in found),
-        "",
-        "*supernet*: the supernet's own forward pass with the network's recalibrated statistics."
-        " *extracted*: the plain network. *reloaded*: from its safetensors file. *searched*: as a search"
-        " scores it, batch normalisation folded. *ONNX*: the exported file in ONNX Runtime. *people*:"
-        " detections of the extracted network; *moved*: the furthest that a joint of any of them lies"
-        " elsewhere in another form.",
-        "",
-        f"Machine: {where['processor']}, {where['cpus']} logical processors, {where['system']}; Python"
-        f" {where['python']}, torch {where['torch']}; {record['date']}.",
-        "",
-        f"Command: `{record['command']}`",
-    ]
-    return "\n".join(lines) + "\n"
+        COLUMNS,
+        [row_of(each) for each in found],
+        (
+            "*supernet*: the supernet's own forward pass with the network's recalibrated statistics."
+            " *extracted*: the plain network. *reloaded*: from its safetensors file. *searched*: as a search"
+            " scores it, batch normalisation folded. *ONNX*: the exported file in ONNX Runtime. *people*:"
+            " detections of the extracted network; *moved*: the furthest that a joint of any of them lies"
+            " elsewhere in another form.",
+        ),
+        record,
+    )
 
 
 def main() -> int:

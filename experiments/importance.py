@@ -43,7 +43,7 @@ from supernet.transfer import cut_to
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, command, finish, machine  # noqa: E402
+from _common import RESULTS, command, finish, machine, record_page  # noqa: E402
 
 SHARED = HERE.parents[1] / "shared"
 CUTS = {
@@ -128,27 +128,19 @@ def ordered_networks(
 
 def page(report: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the record for people."""
-    where = report["machine"]
-    lines = [
-        "# Orders of channels: what a cut costs",
-        "",
+    return record_page(
+        "Orders of channels: what a cut costs",
         f"The published LitePose-M at {report['resolution']} px, {report['calibration']} images for"
-        f" statistics, {report['images']} that maps are compared on. Told is the mean squared error of"
-        " heatmaps"
-        " and tags over the variance of the whole network's (mean of the three kinds of maps): 0 is no loss,"
-        " 1 what the mean alone says. What the cut does to the inputs of the normalisations is put right"
-        " first.",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * (len(columns) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        f"Machine: {where['processor']}, {where['cpus']} logical processors, {where['system']}; Python"
-        f" {where['python']}, torch {where['torch']}; {report['date']}.",
-        "",
-        f"Command: `{report['command']} --record`",
-    ]
-    return "\n".join(lines) + "\n"
+        f" statistics, {report['images']} that maps are compared on.",
+        columns,
+        rows,
+        (
+            "Told is the mean squared error of heatmaps and tags over the variance of the whole network's"
+            " (mean of the three kinds of maps): 0 is no loss, 1 what the mean alone says. What the cut does to"
+            " the inputs of the normalisations is put right first.",
+        ),
+        {**report, "command": f"{report['command']} --record"},
+    )
 
 
 def main() -> int:

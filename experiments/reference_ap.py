@@ -29,7 +29,7 @@ from search_spaces.files import read_json, write_json, write_text
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
 
-from _common import RESULTS, machine  # noqa: E402
+from _common import RESULTS, machine, record_page  # noqa: E402
 
 SHARED = HERE.parents[1] / "shared"
 SETTINGS = {
@@ -67,26 +67,18 @@ def row_of(name: str, recorded: float | None, report: dict[str, Any]) -> tuple[s
 
 def page(title: str, rows: list[tuple[str, ...]], report: dict[str, Any]) -> str:
     """Return the record for people."""
-    where = report["machine"]
-    lines = [
-        "# The published LitePose-M through our pipeline",
-        "",
+    return record_page(
+        "The published LitePose-M through our pipeline",
         f"{title}.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        "*research AP* is the research pipeline's, recorded with the same weights, pictures and settings (its"
-        " speed was not). The interval is a bootstrap over pictures. Times are per picture at batch 1;"
-        " reading and resizing are not in them.",
-        "",
-        f"Machine: {where['processor']}, {where['cpus']} logical processors, {report['threads']} thread(s),"
-        f" {where['system']}; Python {where['python']}, torch {where['torch']}; {report['date']}.",
-        "",
-        "Command: `python experiments/reference_ap.py --record`",
-    ]
-    return "\n".join(lines) + "\n"
+        COLUMNS,
+        rows,
+        (
+            "*research AP* is the research pipeline's, recorded with the same weights, pictures and settings"
+            " (its speed was not). The interval is a bootstrap over pictures. Times are per picture at batch"
+            " 1; reading and resizing are not in them.",
+        ),
+        {**report, "command": "python experiments/reference_ap.py --record"},
+    )
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -151,6 +151,35 @@ def markdown(report: dict[str, Any], heading: str, notes: Sequence[str]) -> str:
         "",
         f"Machine: {where['processor']}, {where['cpus']} logical processors, {where['system']};"
         f" Python {where['python']}, {versions}; {report['date']}.",
+        "",
+        f"Command: `{report['command']}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def record_page(
+    heading: str,
+    before: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    after: Sequence[str],
+    report: Mapping[str, Any],
+) -> str:
+    """Return the record of an experiment for people: a table between paragraphs.
+
+    ``report`` tells ``machine``, ``date`` and ``command``, and ``threads`` where that matters.
+    """
+    where = report["machine"]
+    threads = f" {report['threads']} thread(s)," if "threads" in report else ""
+    lines = [
+        *(f"# {heading}", "", before, ""),
+        "| " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * (len(columns) - 1),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        *(line for paragraph in after for line in (paragraph, "")),
+        f"Machine: {where['processor']}, {where['cpus']} logical processors,{threads} {where['system']};"
+        f" Python {where['python']}, torch {where['torch']}; {report['date']}.",
         "",
         f"Command: `{report['command']}`",
     ]
