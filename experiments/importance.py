@@ -136,8 +136,8 @@ def page(report: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence
         rows,
         (
             "Told is the mean squared error of heatmaps and tags over the variance of the whole network's"
-            " (mean of the three kinds of maps): 0 is no loss, 1 what the mean alone says. What the cut does to"
-            " the inputs of the normalisations is put right first.",
+            " (mean of the three kinds of maps): 0 is no loss, 1 what the mean alone says. What the cut does"
+            " to the inputs of the normalisations is put right first.",
         ),
         {**report, "command": f"{report['command']} --record"},
     )
