@@ -168,6 +168,16 @@ def close(report: TrustReport, scores: Sequence[float]) -> dict[str, float]:
     return {"pairs": pairs, "right": right}
 
 
+def within(report: TrustReport, scores: Sequence[float]) -> dict[str, float]:
+    """Return Kendall's tau among the networks of each resolution: what is left once that is not ranked."""
+    at = np.array([arch.arch.number("resolution") for arch in report.archs])
+    truth = np.array([arch.standalone_ap for arch in report.archs])
+    return {
+        f"{resolution:g}": float(kendall_tau(truth[at == resolution], np.array(scores)[at == resolution])[0])
+        for resolution in np.unique(at)
+    }
+
+
 def row(label: str, report: TrustReport, aps: Sequence[float] | None = None, **more: Any) -> dict[str, Any]:
     """Return what the record holds of one supernet; ``aps`` stand in for the report's."""
     found = report.statistics
@@ -186,6 +196,7 @@ def row(label: str, report: TrustReport, aps: Sequence[float] | None = None, **m
         "ap_smallest": scores[0],
         "ap_largest": scores[-1],
         "close": close(report, scores),
+        "within": within(report, scores),
         "aps": scores,
         **more,
     }
@@ -283,6 +294,7 @@ HEADER = (
     "supernet",
     "Kendall tau (95%)",
     "over MACs (95%)",
+    "tau within resolutions",
     "pairs of similar MACs",
     "regret 1 / 3 / 5",
     "AP smallest",
@@ -300,6 +312,7 @@ def cells(found: Mapping[str, Any]) -> list[str]:
         found["supernet"],
         f"{tau['value']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})",
         "" if gain is None else f"{gain['value']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})",
+        ", ".join(f"{value:.2f} at {resolution}" for resolution, value in found["within"].items()),
         f"{found['close']['right']:g} of {found['close']['pairs']}",
         "" if regret is None else " / ".join(f"{value:.3f}" for value in regret.values()),
         *(f"{found[key]:.3f}" for key in ("ap_smallest", "mean_ap", "ap_largest")),
@@ -328,6 +341,7 @@ def tell(study: Study, names: Sequence[str], results: Path | None, *, further: b
     }
     alone = [arch.standalone_ap for arch in report.archs]
     baseline |= {"ap_smallest": alone[0], "mean_ap": float(np.mean(alone)), "ap_largest": alone[-1]}
+    baseline["within"] = within(report, [float(arch.macs) for arch in report.archs])
     baseline["close"] = close(report, [float(arch.macs) for arch in report.archs])
     table = [cells(baseline), *(cells(each) for each in rows)]
     print_table("the trust study", HEADER, table)
@@ -344,20 +358,22 @@ def tell(study: Study, names: Sequence[str], results: Path | None, *, further: b
     }
     write_json(results / "trust.json", value)
     images = report.standalone["images"]["train"].split()[0]
+    only = "" if list(names) == list(VARIANTS) else " --only " + " ".join(names)
     lines = [
         "# How far a supernet's ranking can be trusted",
         "",
         f"{len(report.archs)} networks spread over the space of `recipes/{study.recipe.name}` by MACs, each"
         f" trained alone ({recipe.trust.epochs} epochs of {images} drawn images, fresh"
         " weights), against the AP that each has as a part of a supernet. Written by"
-        " `python experiments/trust_study.py --record`, supernets and stand-alone networks trained with one"
-        " thread each.",
+        f" `python experiments/trust_study.py{only} --record`, supernets and stand-alone networks trained with"
+        " one thread each.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
         *("| " + " | ".join(each) + " |" for each in table),
         "",
-        "The first row's APs are those of the stand-alone trainings. *Pairs of similar MACs* (ratio at most"
+        "The first row's APs are those of the stand-alone trainings. *Tau within resolutions* leaves out how"
+        " networks of different resolutions compare. *Pairs of similar MACs* (ratio at most"
         f" {CLOSE}): how many are ordered as alone, which is what a search within a budget needs."
         " *Regret*: by how much the best of the ranking's first 1, 3, 5 is below the best of all, in"
         " stand-alone AP. Intervals are over the networks; that of a difference is paired. Every supernet was"
