@@ -270,7 +270,8 @@ def main() -> int:
     data = prepared.data
     record: dict[str, Any] = {
         "recipe": f"experiments/recipes/{given.recipe.name}",
-        "command": f"python experiments/anchored.py experiments/recipes/{given.recipe.name} --record",
+        "command": f"python experiments/anchored.py experiments/recipes/{given.recipe.name}"
+        f" --threads {given.threads} --random {given.random} --resamples {given.resamples} --record",
         **summary_of(space, archs, before, after, own),
         "images": {name: len(getattr(data, name)) for name in ("train", "calibrate", "search", "val")},
         "joints_scored": int(data.val.labelled.sum()),

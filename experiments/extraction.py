@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -205,7 +206,9 @@ def page(title: str, found: Sequence[Parity], record: dict[str, Any]) -> str:
     equal = sum(each.equal for each in found)
     return record_page(
         "A network taken out of its supernet",
-        f"{title}: in {equal} of {len(found)} networks every AP agrees in its first {DIGITS} digits; the"
+        f"{title}, trained for {record['recipe']['train']['epochs']} epochs by the rule"
+        f" '{record['recipe']['train']['rule']}' (weights {record['weights']}; the whole recipe is in the JSON"
+        f" file): in {equal} of {len(found)} networks every AP agrees in its first {DIGITS} digits; the"
         f" largest difference is {max(each.off for each in found):.1e}.",
         COLUMNS,
         [row_of(each) for each in found],
@@ -253,6 +256,8 @@ def main() -> int:
         record = {
             "command": f"python experiments/extraction.py RUN --archs {len(found)} --on {given.on}{more}"
             " --record",
+            "weights": hashlib.sha256(run.best.read_bytes()).hexdigest()[:12],
+            "recipe": run.recipe.to_plain(),
             **{"run": run.recipe.name, "on": given.on, "images": len(evaluator.dataset), "seed": given.seed},
             "networks": [each.to_json() for each in found],
             "machine": machine(),

@@ -56,6 +56,7 @@ CUTS = {
     "expansion of stage3 6 to 4": {"stage3__expansion": 4},
 }
 RANDOM = 2
+ORDERS = (*(f"random {seed}" for seed in range(RANDOM)), "as trained", *CRITERIA)
 
 
 def shuffled(net: Subnet, seed: int) -> Subnet:
@@ -108,21 +109,12 @@ def loss(found: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> list[float]:
 def ordered_networks(
     net: Subnet, calibration: list[Tensor], wanted: Sequence[str] | None
 ) -> dict[str, Subnet]:
-    """Return the network with its channels in each of the orders.
-
-    Raises
-    ------
-    InputError
-        If there is no such order.
-    """
+    """Return the network with its channels in each of the orders."""
     makers: dict[str, Callable[[], Subnet]] = {
         **{f"random {seed}": partial(shuffled, net, seed) for seed in range(RANDOM)},
         "as trained": lambda: net,
         **{by: partial(order_channels_by_importance, net, by, calibration) for by in CRITERIA},
     }
-    for name in wanted or ():
-        if name not in makers:
-            raise InputError(f"--orders: there is no order '{name}'{did_you_mean(name, makers)}")
     return {name: make() for name, make in makers.items() if not wanted or name in wanted}
 
 
@@ -139,7 +131,7 @@ def page(report: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence
             " (mean of the three kinds of maps): 0 is no loss, 1 what the mean alone says. What the cut does"
             " to the inputs of the normalisations is put right first.",
         ),
-        {**report, "command": f"{report['command']} --record"},
+        report,
     )
 
 
@@ -155,6 +147,9 @@ def main() -> int:
     parse.add_argument("--record", action="store_true", help="write importance.json and importance.md")
     parse.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     told = parse.parse_args()
+    for name in told.orders or ():
+        if name not in ORDERS:
+            raise InputError(f"--orders: there is no order '{name}'{did_you_mean(name, ORDERS)}")
     coco = told.shared / "data" / "coco"
     train, val = (
         PoseDataset(coco / "annotations" / f"person_keypoints_{split}.json", coco / "images" / split)
@@ -176,7 +171,7 @@ def main() -> int:
         }
         print(cut, {name: [round(x, 4) for x in each] for name, each in found[cut].items()}, flush=True)
     report = {
-        "command": command(parse, told),
+        "command": f"{command(parse, told)} --record",
         **{"resolution": told.resolution, "calibration": told.calibration, "images": told.images},
         "cuts": found,
         "machine": machine(),

@@ -59,10 +59,22 @@ RECIPE = HERE / "recipes" / "trust-people.yaml"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of training a supernet: what it is called, and what it changes in the recipe."""
+    """One way of training a supernet.
+
+    Attributes
+    ----------
+    label
+        What it is called.
+    changes
+        What it changes in the recipe.
+    alike
+        Whether the change would leave stand-alone trainings as they are. Where it would not, ``nas trust``
+        wants others; here all supernets are held against the same ones.
+    """
 
     label: str
     changes: Mapping[str, str]
+    alike: bool = True
 
 
 NO_TEACHER = {"train.distill.source": "none"}
@@ -72,6 +84,11 @@ VARIANTS: Mapping[str, Variant] = {
         "uniform single path, the same compute", {"train.rule": "uniform", "train.epochs": "59"} | NO_TEACHER
     ),
     "sandwich": Variant("sandwich, no distillation", NO_TEACHER),
+    "small-batches": Variant(
+        "sandwich, in-place distillation, batches of 6: twice the steps",
+        {"train.batch_size": "6"},
+        alike=False,
+    ),
     "inplace-half": Variant("sandwich, in-place distillation, half as long", {"train.epochs": "6"}),
     "sandwich-half": Variant("sandwich, no distillation, half as long", {"train.epochs": "6"} | NO_TEACHER),
     "transform-half": Variant(
@@ -161,7 +178,7 @@ def scored(path: Path, archs: Sequence[Arch], evaluator: Callable[[], SubnetEval
     return [known[arch.id] for arch in archs]
 
 
-def close(report: TrustReport, scores: Sequence[float]) -> dict[str, float]:
+def close_of(report: TrustReport, scores: Sequence[float]) -> dict[str, float]:
     """Return how many pairs of networks of similar MACs a ranking orders as stand-alone."""
     truth, macs = ([getattr(arch, what) for arch in report.archs] for what in ("standalone_ap", "macs"))
     pairs, right = close_pairs(np.array(truth), np.array(scores), np.array(macs, np.float64))
@@ -195,7 +212,7 @@ def row(label: str, report: TrustReport, aps: Sequence[float] | None = None, **m
         "mean_ap": float(np.mean(scores)),
         "ap_smallest": scores[0],
         "ap_largest": scores[-1],
-        "close": close(report, scores),
+        "close": close_of(report, scores),
         "within": within(report, scores),
         "aps": scores,
         **more,
@@ -211,31 +228,51 @@ def report_of(study: Study, name: str) -> TrustReport:
 
 
 def finished(study: Study, names: Sequence[str]) -> list[str]:
-    """Return the variants that have a trust report."""
-    found = [name for name in names if report_path(study.run(name)).is_file()]
-    if not found:
+    """Return the variants that are ready to be told of, one with a trust report first."""
+    ready = {
+        name: report_path(study.run(name)) if VARIANTS[name].alike else study.run(name) / "trained.json"
+        for name in names
+    }
+    found = [name for name, path in ready.items() if path.is_file()]
+    if not any(VARIANTS[name].alike for name in found):
         raise RunError(f"no variant is finished in '{study.output}'; start the study without --tell")
-    return found
+    return sorted(found, key=lambda name: not VARIANTS[name].alike)
 
 
 def rows_of(study: Study, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for every variant."""
     rows = []
+    first = report_of(study, names[0])
     for name in names:
+        took, label = study.run(name) / "took.json", VARIANTS[name].label
+        seconds = read_json(took, "time")["seconds"] if took.is_file() else None
+        if not VARIANTS[name].alike:
+            aps = scored(
+                study.output / "further" / f"{name}.json",
+                [arch.arch for arch in first.archs],
+                partial(evaluator_of, study, name),
+            )
+            rows.append(row(label, first, aps, seconds=seconds))
+            continue
         report = report_of(study, name)
         found = report.statistics
-        took = study.run(name) / "took.json"
         rows.append(
             row(
-                VARIANTS[name].label,
+                label,
                 report,
                 rho=found.supernet.spearman.value,
                 regret=found.supernet.regret,
                 gain={"value": found.gain.value, "low": found.gain.low, "high": found.gain.high},
-                seconds=read_json(took, "time")["seconds"] if took.is_file() else None,
+                seconds=seconds,
             )
         )
     return rows
+
+
+def evaluator_of(study: Study, name: str) -> SubnetEvaluator:
+    """Return what scores subnets of a variant's supernet."""
+    run, data, supernet = study.open(name)
+    return make_evaluator(run, data, supernet, keep_statistics=False)
 
 
 def further_rows(study: Study, name: str) -> list[dict[str, Any]]:
@@ -342,7 +379,7 @@ def tell(study: Study, names: Sequence[str], results: Path | None, *, further: b
     alone = [arch.standalone_ap for arch in report.archs]
     baseline |= {"ap_smallest": alone[0], "mean_ap": float(np.mean(alone)), "ap_largest": alone[-1]}
     baseline["within"] = within(report, [float(arch.macs) for arch in report.archs])
-    baseline["close"] = close(report, [float(arch.macs) for arch in report.archs])
+    baseline["close"] = close_of(report, [float(arch.macs) for arch in report.archs])
     table = [cells(baseline), *(cells(each) for each in rows)]
     print_table("the trust study", HEADER, table)
     if results is None:
@@ -365,8 +402,8 @@ def tell(study: Study, names: Sequence[str], results: Path | None, *, further: b
         f"{len(report.archs)} networks spread over the space of `recipes/{study.recipe.name}` by MACs, each"
         f" trained alone ({recipe.trust.epochs} epochs of {images} drawn images, fresh"
         " weights), against the AP that each has as a part of a supernet. Written by"
-        f" `python experiments/trust_study.py{only} --record`, supernets and stand-alone networks trained with"
-        " one thread each.",
+        f" `python experiments/trust_study.py{only} --record`, supernets and stand-alone networks trained"
+        " with one thread each.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
@@ -413,7 +450,7 @@ def main() -> None:
         )
         with ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(study.train, given.only))
-        for name in given.only:
+        for name in (each for each in given.only if VARIANTS[each].alike):
             study.command("trust", str(study.run(name)), "--standalone", str(study.alone), log=name)
     tell(study, given.only, given.results if given.record else None, further=not given.trained_only)
 

@@ -53,12 +53,12 @@ def save_network(path: str | Path, net: Subnet, metadata: Mapping[str, Any] | No
     RunError
         If the file cannot be written.
     """
-    told = {"arch": net.arch.to_json(), "joints": net.joints, "metadata": dict(metadata or {})}
-    header = {"kind": _KIND, **told}
+    told = dict(metadata or {})
     try:
-        json.dumps(header, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        json.dumps(told, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"a network's metadata must be plain JSON values: {error}") from None
+    header = {"kind": _KIND, "arch": net.arch.to_json(), "joints": net.joints, "metadata": told}
     write_tensors(Path(path), net.state_dict(), header)
 
 

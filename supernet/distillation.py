@@ -254,9 +254,6 @@ class Distillation:
         The settings.
     teacher
         The external teacher, where they ask for one.
-    annotated
-        bool (J,): joints that any training image annotates, None: all. Of the others the largest arch, which
-        learns from annotations alone, has nothing to teach.
 
     Raises
     ------
@@ -264,13 +261,8 @@ class Distillation:
         If the settings and the teacher disagree.
     """
 
-    def __init__(
-        self,
-        config: DistillConfig | None = None,
-        teacher: Teacher | None = None,
-        annotated: Tensor | None = None,
-    ) -> None:
-        self.config, self.teacher, self.annotated = config or DistillConfig(), teacher, annotated
+    def __init__(self, config: DistillConfig | None = None, teacher: Teacher | None = None) -> None:
+        self.config, self.teacher = config or DistillConfig(), teacher
         if (self.config.source == "teacher") != (teacher is not None):
             given = "none was given" if teacher is None else "one was given"
             raise InputError(f"train.distill.source is {self.config.source}, but as a teacher {given}")
@@ -294,9 +286,7 @@ class Distillation:
         self, batch: PoseTargets, first: PoseTargets, outputs: tuple[Tensor, Tensor]
     ) -> PoseTargets:
         """Return what the step's other archs learn from, given the outputs of the first, the largest one."""
-        if self.config.source != "largest":
-            return first
-        return teach(batch, outputs, self.config.share, self.annotated)
+        return teach(batch, outputs, self.config.share) if self.config.source == "largest" else first
 
     def loss(
         self, outputs: tuple[Tensor, Tensor], targets: PoseTargets, weights: LossWeights

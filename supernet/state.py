@@ -42,7 +42,20 @@ def write_tensors(
 
     Where ``former`` is given, the file that was at ``path`` is kept under that name; until the new one is
     written, it stays where it is.
+
+    Raises
+    ------
+    InputError
+        If the metadata cannot be written as JSON.
+    RunError
+        If the file cannot be written.
     """
+    try:
+        meta = json.loads(json.dumps(meta))  # as it will be read: keys are strings
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"metadata of '{path}' must be plain JSON values: {error}") from None
+    if _DIGEST in meta:
+        raise InputError(f"metadata of '{path}' must not have an entry '{_DIGEST}': that is the checksum's")
     with atomic_path(path) as temporary:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         told = {**meta, _DIGEST: _digest(contiguous, meta)}
@@ -82,7 +95,9 @@ def read_tensors(path: Path, what: str = "checkpoint") -> tuple[dict[str, Tensor
         raise InputError(f"{what} '{path}' was not written by this toolkit (it has no '{_META}' entry)")
     told = meta.pop(_DIGEST, None)
     if told is None:  # not let through: a flipped bit may have hit the checksum's own name
-        raise InputError(f"{what} '{path}' has no checksum: it is damaged, or older than they are")
+        raise InputError(
+            f"{what} '{path}' has no checksum: it is damaged, or an early version wrote it; make it anew"
+        )
     if told != _digest(tensors, meta):
         raise InputError(f"{what} '{path}' is damaged: its content is not what its checksum says")
     return tensors, meta

@@ -345,8 +345,7 @@ class Trainer:
         self.average = Average(self.network, config.ema)
         if teacher is not None:
             teacher.to(self.device, PRECISIONS[config.precision])
-        annotated = torch.from_numpy(dataset.labelled).to(self.device)
-        self.distillation = Distillation(config.distill, teacher, annotated)
+        self.distillation = Distillation(config.distill, teacher)
         self._shards = Shards(self.network, ranks.shards(config.shards), self.distillation, self.precision)
         self._statistics = [b for b in self.network.buffers() if b.is_floating_point()]
         self._before = [b.clone() for b in self._statistics]

@@ -190,7 +190,7 @@ def parser(name: str, description: str, repeats: int) -> argparse.ArgumentParser
     """Return a parser with the options that every benchmark has; a benchmark adds its own."""
     made = argparse.ArgumentParser(prog=f"python experiments/benchmarks/{name}.py", description=description)
     made.add_argument("--repeats", type=int, default=repeats)
-    made.add_argument("--record", action="store_true", help=f"write {name}.json and {name}.md")
+    made.add_argument("--record", action="store_true", help="write the results as JSON and as a page")
     made.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     return made
 

@@ -81,8 +81,9 @@ def _close_words(close: ClosePairs | None) -> list[str]:
             " within one budget."
         ]
     return [
-        f"Of {close.pairs} pairs with similar MACs (ratio at most {CLOSE:g}), such as a search within a"
-        f" budget compares, it orders {close.supernet:g} as stand-alone; MACs alone order {close.macs:g}."
+        f"Of {close.pairs} pairs of networks with similar MACs (ratio at most {CLOSE:g}), such as a search"
+        f" within a budget compares, it orders {close.supernet:g} as their stand-alone trainings do; MACs"
+        f" alone order {close.macs:g} of them so."
     ]
 
 

@@ -153,8 +153,8 @@ def trusted_difference(truth: FloatArray, score: FloatArray, share: float = 0.95
 def close_pairs(truth: FloatArray, score: FloatArray, macs: FloatArray) -> tuple[int, float]:
     """Return how many pairs of networks have similar MACs, and how many of them a ranking orders rightly.
 
-    A search within a budget compares networks of similar cost, which MACs tell little of. A pair that is
-    equal in truth or in score counts half.
+    A search within a budget compares networks of similar cost. A pair that is equal in truth or in score
+    counts half.
     """
     at, other = np.triu_indices(len(truth), 1)
     costs = np.asarray(macs, np.float64)
@@ -354,7 +354,9 @@ class TrustStatistics:
             shift=float(value["shift"]),
             spread=float(value["spread"]),
             trusted_difference=None if least is None else float(least),
-            close=None if close is None else ClosePairs(**close),
+            close=None
+            if close is None
+            else ClosePairs(int(close["pairs"]), float(close["supernet"]), float(close["macs"])),
         )
 
 

@@ -130,6 +130,12 @@ def test_tampered_files_are_refused_by_name(tiny, tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_metadata_is_kept_as_json_says_it(tiny, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_network(path, tiny, {1: "a", "1": "b", "sizes": (1, 2), "what": "größer \ud800"})
+    assert load_network(path)[1] == {"1": "b", "sizes": [1, 2], "what": "größer \ud800"}
+
+
 def test_an_altered_weight_is_noticed(tiny, tmp_path):
     path = tmp_path / "net.safetensors"
     save_network(path, tiny)

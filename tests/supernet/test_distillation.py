@@ -142,19 +142,6 @@ def test_blended_targets_stay_heatmaps_and_what_the_teacher_lacks_stays_as_it_wa
     assert float(lesson.places[:, ~told].abs().max()) == 0
 
 
-def test_the_largest_teaches_no_joint_that_no_image_annotates(tmp_path: Path) -> None:
-    annotated = torch.arange(17) % 3 != 0
-    made = replace(batch(), labelled=annotated)
-    lesson = Distillation(IN_PLACE, annotated=annotated).later_targets(made, made, outputs_like(made, 1))
-    assert isinstance(lesson, Lesson)
-    assert torch.equal(lesson.labelled, annotated)
-    for truth, blend in zip(made.heatmaps, lesson.heatmaps, strict=True):
-        assert torch.equal(blend[:, ~annotated], truth[:, ~annotated])
-        assert not torch.equal(blend[:, annotated], truth[:, annotated])
-    told = tiny.trainer(tmp_path, rule="sandwich", distill=IN_PLACE).distillation.annotated
-    assert told is not None and told.tolist() == tiny.people().labelled.tolist()
-
-
 def test_labels_of_a_whole_data_set_are_as_good_as_those_of_its_images() -> None:
     made = batch()
     row = made.labelled[0]

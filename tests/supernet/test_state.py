@@ -43,6 +43,14 @@ def test_every_flipped_bit_is_noticed(written: bytes, tmp_path: Path) -> None:
     assert missed == []
 
 
+def test_the_checksum_has_no_rival(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must not have an entry 'sha256'"):
+        write_tensors(tmp_path / "x.safetensors", TENSORS, {"sha256": "mine"})
+    with pytest.raises(InputError, match="plain JSON"):
+        write_tensors(tmp_path / "x.safetensors", TENSORS, {"path": tmp_path})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors", metadata={"litepose_nas": "{}"})
     with pytest.raises(InputError, match=r"x\.safetensors' has no checksum"):

@@ -29,11 +29,13 @@ from nas.train import open_supernet
 from nas.trust.report import TrustReport, verdict_of
 from nas.trust.scores import Score
 from nas.trust.standalone import Task
+from nas.trust.statistics import ClosePairs
 from search_spaces import Arch, RunError
 from supernet.state import save_weights
 from tests.nas import tiny
 from tests.nas.conftest import Outcome
 from tests.nas.trust.made import with_ap
+from tests.nas.trust.made_up import report as made_up_report
 from tests.supernet.tiny import same_checkpoint
 from tests.supernet.tiny import space as tiny_space
 
@@ -197,6 +199,19 @@ def test_mistakes_are_told_in_a_line(trained: Path, nas_: Command) -> None:
     (trained / "checkpoints" / "best.safetensors").unlink()
     told = nas_("trust", trained)
     assert told.code == 2 and "has no trained supernet" in told.err
+
+
+def test_the_verdict_tells_of_networks_of_similar_macs() -> None:
+    found = made_up_report().statistics
+
+    def said(close: ClosePairs | None) -> list[str]:
+        return [each for each in verdict_of(replace(found, close=close)) if "similar MACs" in each]
+
+    assert said(None) == []
+    (told,) = said(ClosePairs(7, 4.5, 6))
+    assert "Of 7 pairs of networks" in told and "it orders 4.5" in told and "alone order 6 of them so" in told
+    (told,) = said(ClosePairs(0, 0, 0))
+    assert "No two networks" in told
 
 
 def test_a_damaged_report_is_told(trained: Path) -> None:

@@ -184,6 +184,12 @@ def test_json_keeps_everything() -> None:
     assert told.to_json()["grade"] == told.grade
 
 
+def test_reports_of_before_close_pairs_were_counted_are_read() -> None:
+    told = found(NOISY, [RISING]).to_json()
+    del told["close"]
+    assert TrustStatistics.from_json(told).close is None
+
+
 def test_few_networks_are_no_proof() -> None:
     told = found(RISING[:4], [RISING[:4]], [1.0, 3, 2, 4])
     assert told.supernet.kendall.value == 1
