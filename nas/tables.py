@@ -55,6 +55,10 @@ def clean(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
+def _n(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 # -- list ----------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +76,7 @@ def list_tables(tables: Sequence[Path] | None, *, as_json: bool) -> None:
     rows = [_line(entry, entry.table) for entry in entries if entry.table is not None]
     if rows:
         columns = ("table", "rows", "error: median, worst", "interval", "measured")
-        print_table(f"{len(rows)} latency table{'s' if len(rows) > 1 else ''}", columns, rows)
+        print_table(_n(len(rows), "latency table"), columns, rows)
     for entry in entries:
         if entry.problem is not None:
             print(clean(f"damaged: {entry.problem}"))
@@ -142,7 +146,7 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
     lines = {
         "table": f"{table.name} ({path})",
         "target": f"{target.device}, {target.processor}, {target.runtime} {target.precision},"
-        f" {target.threads} thread{'s' if target.threads > 1 else ''}",
+        f" {_n(target.threads, 'thread')}",
         "rows": _provenances(table),
         "sources": ", ".join(f"{source} ({n})" for source, n in list(found["sources"].items())[:_LISTED]),
         "calibration": "none: whole networks are predicted as plain sums of layers",
@@ -255,7 +259,7 @@ def run_validate(
     if flawed:
         errors = sum(_count(findings, "error") for findings in found.values())
         raise InputError(
-            f"{errors} error{'s' if errors > 1 else ''} in {len(flawed)} of {len(found)} latency tables"
+            f"{_n(errors, 'error')} in {len(flawed)} of {len(found)} latency tables"
             f" ({', '.join(clean(path) for path in flawed[:_LISTED])}); they are listed on standard output"
         )
 
@@ -269,7 +273,7 @@ def _print_findings(path: Path, findings: Sequence[Finding]) -> None:
     if not findings:
         print(clean(f"{path}: nothing speaks against it"))
         return
-    print(clean(f"{path}: {errors} errors, {warnings} warnings"))
+    print(clean(f"{path}: {_n(errors, 'error')}, {_n(warnings, 'warning')}"))
     every = Counter((finding.level, finding.rule) for finding in findings)
     told: Counter[tuple[str, str]] = Counter()
     for finding in findings:

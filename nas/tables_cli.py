@@ -15,7 +15,7 @@ tables_app = typer.Typer(
     help="Latency tables: list, show, check, compare and merge them.",
 )
 
-Table = Annotated[str, typer.Argument(metavar="TABLE", help="A target's name, or a table's .csv or .yaml.")]
+_TABLE = "A target's name, or a table's .csv or .yaml."
 Folders = Annotated[
     list[Path] | None,
     typer.Option("--tables", help="Folder of latency tables (before ./tables). Repeatable."),
@@ -38,7 +38,12 @@ def list_(tables: Folders = None, as_json: Json = False) -> None:
 
 
 @tables_app.command()
-def show(table: Table, tables: Folders = None, rows: Rows = 10, as_json: Json = False) -> None:
+def show(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=_TABLE)],
+    tables: Folders = None,
+    rows: Rows = 10,
+    as_json: Json = False,
+) -> None:
     """What a latency table holds, under which circumstances it was measured, how far it is calibrated.
 
     Example: nas tables show this-machine-onnxruntime-fp32-2t --rows 20
@@ -79,7 +84,13 @@ def validate(
 
 
 @tables_app.command()
-def diff(first: Table, second: Table, tables: Folders = None, rows: Rows = 20, as_json: Json = False) -> None:
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help=_TABLE)],
+    second: Annotated[str, typer.Argument(metavar="B", help=_TABLE)],
+    tables: Folders = None,
+    rows: Rows = 20,
+    as_json: Json = False,
+) -> None:
     """How two latency tables differ. Exit code 0 if they are the same, 1 if not, as diff has it.
 
     A row differs beyond the intervals if neither median lies between the other's p10 and p90. Tables of
