@@ -41,8 +41,9 @@ CLOCK_STEP = 0.1
 
 _NOISE_MS = 0.01
 """Differences below that are the cost of calling a runtime."""
-_ALIGNED = 8
-"""Channels in other numbers than multiples of it may be slower than more of them: vectors stay part empty."""
+_ALIGNED = 16
+"""Channels in other numbers than multiples of it may be slower than more of them: vectors stay part empty.
+On a CPU with AVX-512, ONNX Runtime took twice as long for 8 channels as for 16."""
 
 
 @dataclass(frozen=True, slots=True)

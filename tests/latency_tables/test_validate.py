@@ -45,7 +45,7 @@ def row(ms: float = 1.0, **changes: Any) -> Row:
     return Row(**{**times, "runs": 20, "provenance": "measured-here", "source": "ncnn 1.0", **changes})
 
 
-LADDER = {conv(8 * i): row(0.1 * i * i) for i in range(1, 7)}
+LADDER = {conv(16 * i): row(0.1 * i * i) for i in range(1, 7)}
 
 
 def saved(folder: Path, rows: dict[Layer, Row], session: dict[str, Any] | None = None) -> Path:
@@ -83,22 +83,22 @@ def test_nothing_speaks_against_a_sound_table(tmp_path: Path) -> None:
 def test_weak_rows(
     tmp_path: Path, changes: dict[str, Any], level: str, rule: str, field: str, value: str
 ) -> None:
-    rows = {**LADDER, conv(32): row(1.6, **changes)}
+    rows = {**LADDER, conv(64): row(1.6, **changes)}
     path = saved(tmp_path, rows)
     (found,) = check(path)
-    line = 2 + sorted(layer.key for layer in rows).index(conv(32).key)
+    line = 2 + sorted(layer.key for layer in rows).index(conv(64).key)
     assert (found.level, found.rule, found.file, found.line) == (level, rule, path, line)
     assert (found.field, found.value) == (field, value)
-    assert f"line {line}" in found.message and conv(32).key in found.message
+    assert f"line {line}" in found.message and conv(64).key in found.message
 
 
 def test_estimates_need_no_runs(tmp_path: Path) -> None:
     estimate = {"runs": 0, "provenance": "calibrated-estimate", "source": "a script"}
-    assert check(saved(tmp_path, {conv(8): row(0.1, **estimate)})) == []
+    assert check(saved(tmp_path, {conv(16): row(0.1, **estimate)})) == []
 
 
 def test_a_key_is_spelt_as_the_layer_spells_it(tmp_path: Path) -> None:
-    layer = conv(32, add=True)
+    layer = conv(64, add=True)
     path = saved(tmp_path, {layer: row()})
     edit(path, lambda text: text.replace("+add+bn", "+bn+add"))
     assert LatencyTable.load(path).rows.keys() == {layer}, "it stays readable"
@@ -140,7 +140,7 @@ def test_every_fault_is_told_not_only_the_first(tmp_path: Path) -> None:
 
 
 def test_the_row_that_contradicts_the_others_is_blamed(tmp_path: Path) -> None:
-    slow = {**LADDER, conv(16): row(9.0)}
+    slow = {**LADDER, conv(32): row(9.0)}
     (found,) = check(saved(tmp_path, slow))
     assert (found.level, found.rule, found.field, found.value) == (
         "error",
@@ -148,39 +148,39 @@ def test_the_row_that_contradicts_the_others_is_blamed(tmp_path: Path) -> None:
         "median_ms",
         "9.0",
     )
-    assert conv(16).key in found.message and "more than 4 layers with more work" in found.message
-    fast = {**LADDER, conv(48): row(0.15)}
+    assert conv(32).key in found.message and "more than 4 layers with more work" in found.message
+    fast = {**LADDER, conv(96): row(0.15)}
     (found,) = check(saved(tmp_path, fast))
-    assert f"({conv(48).key})" in found.message and "less than 4 layers with less work" in found.message
+    assert f"({conv(96).key})" in found.message and "less than 4 layers with less work" in found.message
 
 
 def test_small_contradictions_raise_doubt_alone(tmp_path: Path) -> None:
-    (found,) = check(saved(tmp_path, {**LADDER, conv(40): row(3.6 * 1.6)}))
+    (found,) = check(saved(tmp_path, {**LADDER, conv(80): row(3.6 * 1.6)}))
     assert (found.level, found.rule) == ("warning", "contradiction")
     assert "a layer with more work" in found.message
-    assert check(saved(tmp_path, {**LADDER, conv(40): row(3.6 * 1.4)})) == []
+    assert check(saved(tmp_path, {**LADDER, conv(80): row(3.6 * 1.4)})) == []
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        conv(12),  # vectors stay part empty
-        conv(16, activation="relu"),
-        conv(16, stride=2),
-        conv(16, kernel=3),
-        conv(16, c_out=64),
-        conv(16, h_in=64),
-        replace(conv(16), kind="dwconv", groups=16),
+        conv(24),  # vectors stay part empty
+        conv(32, activation="relu"),
+        conv(32, stride=2),
+        conv(32, kernel=3),
+        conv(32, c_out=128),
+        conv(32, h_in=64),
+        replace(conv(32), kind="dwconv", groups=32),
     ],
 )
 def test_only_like_is_compared_with_like(tmp_path: Path, other: Layer) -> None:
-    assert check(saved(tmp_path, {conv(32): row(0.5), other: row(3.0)})) == []
+    assert check(saved(tmp_path, {conv(64): row(0.5), other: row(3.0)})) == []
 
 
 def test_overlapping_intervals_and_what_is_below_the_noise_are_no_contradiction(tmp_path: Path) -> None:
     wide = row(9.0, p10_ms=5.0)
-    assert check(saved(tmp_path, {conv(8): wide, conv(16): row(4.9, p90_ms=5.1)})) == []
-    assert check(saved(tmp_path, {conv(8): row(0.011), conv(16): row(0.002)})) == []
+    assert check(saved(tmp_path, {conv(16): wide, conv(32): row(4.9, p90_ms=5.1)})) == []
+    assert check(saved(tmp_path, {conv(16): row(0.011), conv(32): row(0.002)})) == []
 
 
 scales = st.lists(st.floats(0.9, 1.1), min_size=6, max_size=6)
@@ -192,7 +192,7 @@ def test_one_wild_row_among_many_is_found_and_no_other(
     tmp_path_factory: pytest.TempPathFactory, noise: list[float], which: int, wild: float
 ) -> None:
     """Times grow with work up to 10% of noise; one is a thousandfold off. Ends can be off on one side."""
-    layers = [conv(8 * 2**i) for i in range(6)]
+    layers = [conv(16 * 2**i) for i in range(6)]
     rows = {layer: row(0.1 * 4**i * noise[i]) for i, layer in enumerate(layers)}
     path = saved(tmp_path_factory.mktemp("tables"), rows)
     assert check(path) == []
@@ -245,7 +245,7 @@ def test_measured_rows_need_a_session(tmp_path: Path) -> None:
     path = saved(tmp_path, LADDER)
     LatencyTable(PI, LADDER, (), CALIBRATION).save(path)
     assert [(found.level, found.rule) for found in check(path)] == [("error", "session")]
-    cited = {conv(8): row(provenance="measured-by-others", source="a paper")}
+    cited = {conv(16): row(provenance="measured-by-others", source="a paper")}
     LatencyTable(PI, cited, (), CALIBRATION).save(path)
     assert [(found.level, found.rule) for found in check(path)] == [("warning", "session")]
 
@@ -284,8 +284,8 @@ def test_no_calibration_and_another_name(tmp_path: Path) -> None:
 
 def test_layers_that_are_needed(tmp_path: Path) -> None:
     path = saved(tmp_path, LADDER)
-    gone = conv(640, name="stem")
-    (found,) = check(path, conv(8), gone, gone)
+    gone = conv(1280, name="stem")
+    (found,) = check(path, conv(16), gone, gone)
     assert (found.level, found.rule, found.value) == ("error", "missing", gone.key)
 
 

@@ -157,7 +157,7 @@ def test_validate_tells_of_every_table_and_then_fails(tables: Path, nas_: Nas) -
     first = found["tables"][0]["findings"][0]
     assert (first["file"], first["line"], first["field"], first["value"]) == (
         "other.csv",
-        3,
+        2,
         "runs",
         "'many'",
     )
