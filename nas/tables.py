@@ -165,7 +165,7 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
         for kind in found["kinds"]
     ]
     print_table(
-        f"by kind of layer, {found['total_ms']:.3f} ms in all (each layer once)",
+        f"{found['total_ms']:.3f} ms, each layer once",
         ("kind", "rows", "sum, ms", "share"),
         kinds,
     )
