@@ -12,6 +12,7 @@ Measure this machine's layers, then ask what a network takes::
 Importing this package imports no inference engine.
 """
 
+from latency_tables.compare import Difference, Merged, compare_tables, merge_tables
 from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate
 from latency_tables.profiler import ProfileSettings, measure_model, profile
 from latency_tables.runtimes import RUNTIMES, Runtime, get_runtime
@@ -25,12 +26,16 @@ from latency_tables.table import (
 )
 from latency_tables.target import Target, local_target, read_target, write_target
 from latency_tables.timing import Timing
+from latency_tables.validate import Finding, validate_table
 
 __all__ = [
     "RUNTIMES",
     "Calibration",
+    "Difference",
+    "Finding",
     "LatencyPredictor",
     "LatencyTable",
+    "Merged",
     "Prediction",
     "Predictions",
     "ProfileSettings",
@@ -41,11 +46,14 @@ __all__ = [
     "Timing",
     "available_tables",
     "calibrate",
+    "compare_tables",
     "find_table",
     "get_runtime",
     "local_target",
     "measure_model",
+    "merge_tables",
     "profile",
     "read_target",
+    "validate_table",
     "write_target",
 ]

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from os import getloadavg
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
+from latency_tables.machine import machine_state, system_name
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.table import LatencyTable, Row, csv_path
 from latency_tables.target import Target, processor_name
@@ -189,26 +189,6 @@ def measure_model(
     return summarise(samples.ms, len(samples.ms) * samples.loop)
 
 
-def machine_state() -> dict[str, Any]:
-    """Return what this machine tells about its speed: governor, clock, temperature, load.
-
-    Only what can be read is in it; a virtual machine usually tells the load alone.
-    """
-    state: dict[str, Any] = {"load_1min": round(getloadavg()[0], 2)}
-    frequency = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-    for name, file, scale in (
-        ("governor", frequency / "scaling_governor", None),
-        ("mhz", frequency / "scaling_cur_freq", 1e3),
-        ("celsius", Path("/sys/class/thermal/thermal_zone0/temp"), 1e3),
-    ):
-        try:
-            text = file.read_text(encoding="ascii").strip()
-            state[name] = text if scale is None else round(float(text) / scale, 1)
-        except (OSError, ValueError):
-            continue
-    return state
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -221,7 +201,7 @@ def _former_table(path: Path, target: Target, runtime: Runtime) -> LatencyTable 
         raise InputError(
             f"the latency table '{path}' is of {table.target}, not of {target}: profile into another folder"
         )
-    versions = {session["runtime_version"] for session in table.sessions if "runtime_version" in session}
+    versions = {str(session["runtime_version"]) for session in table.sessions if "runtime_version" in session}
     if versions - {runtime.version()}:
         raise InputError(
             f"the latency table '{path}' was measured with {runtime.name} {', '.join(sorted(versions))},"
@@ -295,7 +275,8 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
         for index, visits in sorted(journal.found.canary.items())
     }
     middle = float(np.median(list(rounds.values())))
-    before = [s["canary_ms"] for s in former.sessions if "canary_ms" in s] if former is not None else []
+    sessions = () if former is None else former.sessions
+    before = [ms for each in sessions if isinstance(ms := each.get("canary_ms"), float) and ms > 0]
     drift = _Drift(
         canary_ms=middle,
         by_round={index: ms / middle - 1 for index, ms in rounds.items()},
@@ -351,6 +332,7 @@ def _table(
         **{key: value for key, value in asdict(settings).items() if key != "on_drift"},
         "processes": len(found.starts),
         "processor": processor_name(),
+        "system": system_name(),
         "machine_before": {k: v for k, v in found.starts[0].items() if k not in ("date", "command")},
         "machine_after": machine_state(),
         "overhead_ms": round(overhead, _DECIMALS),

@@ -11,8 +11,8 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,21 +20,28 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from latency_tables.target import Target
-from search_spaces.errors import InputError, MissingLayerError, did_you_mean
+from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
 from search_spaces.files import check_keys, read_text, read_yaml, write_text, write_yaml
 from search_spaces.layers import Layer
 
 Provenance = Literal["measured-here", "measured-by-others", "calibrated-estimate"]
 """How far a number can be trusted, best first."""
 
+TRUST: tuple[Provenance, ...] = get_args(Provenance)
+"""The same as a tuple."""
+
 COLUMNS = ("key", "median_ms", "p10_ms", "p90_ms", "runs", "provenance", "source")
 """Columns of a table's CSV file, in order."""
 
 _FORMAT = 1
-_TRUST: tuple[Provenance, ...] = get_args(Provenance)
 _NAMED = 5
 _WIDEST = 10.0
 """Largest sensible logarithm of an interval's factor; exp of it is 22,000."""
+_SHORTEST_MS, _LONGEST_MS = 1e-9, 1e9
+"""What no layer takes; sums and ratios of what lies between are finite."""
+_MOST_DIGITS = 12
+_DEEPEST, _MOST_VALUES = 12, 100_000
+"""How deeply metadata may be nested, and how many values it may hold, aliases counted each time."""
 
 
 def weakest(provenances: Iterable[Provenance]) -> Provenance:
@@ -42,7 +49,7 @@ def weakest(provenances: Iterable[Provenance]) -> Provenance:
     found = set(provenances)
     if not found:
         raise InputError("there is no provenance of nothing")
-    return max(found, key=_TRUST.index)
+    return max(found, key=TRUST.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +81,43 @@ class Row:
     source: str
 
     def __post_init__(self) -> None:
-        for what in ("median_ms", "p10_ms", "p90_ms"):
-            value = getattr(self, what)
-            if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
-                raise InputError(f"{what} is a positive number of milliseconds, not {value!r}")
-        if not self.p10_ms <= self.median_ms <= self.p90_ms:
-            raise InputError(
-                f"p10_ms <= median_ms <= p90_ms must hold, not {self.p10_ms}, {self.median_ms}, {self.p90_ms}"
-            )
-        if self.provenance not in _TRUST:
-            raise InputError(
-                f"provenance is one of {', '.join(_TRUST)}, not '{self.provenance}'"
-                f"{did_you_mean(str(self.provenance), _TRUST)}"
-            )
-        fewest = 0 if self.provenance == "calibrated-estimate" else 1
-        if not isinstance(self.runs, int) or isinstance(self.runs, bool) or self.runs < fewest:
-            raise InputError(
-                f"runs is a whole number from {fewest} for a {self.provenance} row, not {self.runs!r}"
-            )
-        if "\n" in self.source or "\r" in self.source:
-            raise InputError("source is one line of text")
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        for _, _, message in _row_faults(values):
+            raise InputError(message)
+
+
+def _row_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """Yield (field, value, message) for every rule that the values of a :class:`Row` break."""
+    times = {what: values[what] for what in ("median_ms", "p10_ms", "p90_ms")}
+    wrong = {
+        what: value
+        for what, value in times.items()
+        if not isinstance(value, float) or not math.isfinite(value) or value <= 0
+    }
+    for what, value in wrong.items():
+        yield what, value, f"{what} is a positive number of milliseconds, not {value!r}"
+    for what, value in times.items():
+        if what not in wrong and not _SHORTEST_MS <= value <= _LONGEST_MS:
+            yield what, value, f"{what} is from {_SHORTEST_MS} to {_LONGEST_MS} milliseconds, not {value!r}"
+    median, p10, p90 = times.values()
+    if not wrong and not p10 <= median <= p90:
+        # The median is the middle one: what lies on the wrong side of it is named.
+        what = "p10_ms" if p10 > median else "p90_ms"
+        message = f"p10_ms <= median_ms <= p90_ms must hold, not {p10}, {median}, {p90}"
+        yield what, times[what], message
+    provenance, runs, source = values["provenance"], values["runs"], values["source"]
+    if provenance not in TRUST:
+        yield (
+            "provenance",
+            provenance,
+            f"provenance is one of {', '.join(TRUST)}, not {shown(provenance)}"
+            f"{did_you_mean(str(provenance), TRUST)}",
+        )
+    fewest = 0 if provenance == "calibrated-estimate" else 1
+    if not isinstance(runs, int) or isinstance(runs, bool) or runs < fewest:
+        yield "runs", runs, f"runs is a whole number from {fewest} for a {provenance} row, not {runs!r}"
+    if "\n" in source or "\r" in source:
+        yield "source", source, "source is one line of text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +158,8 @@ class Calibration:
     def __post_init__(self) -> None:
         for what in ("a_ms", "b", "median_error", "worst_error", "raw_error", "half_width", "coverage"):
             value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"a calibration's {what} is a finite number, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+                raise InputError(f"a calibration's {what} is a finite number, not {shown(value)}")
             if what == "half_width" and value > _WIDEST:
                 raise InputError(f"a calibration's half_width is at most {_WIDEST} (a factor), not {value!r}")
             if value < 0 or (what in ("b", "coverage") and value == 0):
@@ -200,7 +224,7 @@ class LatencyTable:
     def provenances(self) -> Mapping[Provenance, int]:
         """How many rows there are of each provenance, best first."""
         counts = Counter(row.provenance for row in self.rows.values())
-        return MappingProxyType({kind: counts[kind] for kind in _TRUST if counts[kind]})
+        return MappingProxyType({kind: counts[kind] for kind in TRUST if counts[kind]})
 
     @property
     def provenance(self) -> Provenance:
@@ -279,29 +303,12 @@ class LatencyTable:
         InputError
             Naming the file, the line, the field and the value that is wrong.
         """
-        path = csv_path(path)
-        rows = _read_rows(path)
-        beside = path.with_suffix(".yaml")
-        where = f"latency table metadata '{beside}'"
-        given = check_keys(
-            read_yaml(beside, "latency table metadata"),
-            {"format", "target", "calibration", "sessions"},
-            where,
-        )
-        if given.get("format") != _FORMAT:
-            raise InputError(f"{where}: 'format' is {_FORMAT}, not {given.get('format')!r}")
-        sessions = given.get("sessions") or []
-        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-            raise InputError(f"{where}: 'sessions' is a list of mappings, not {sessions!r}")
-        calibration = given.get("calibration")
-        return cls(
-            target=Target.from_dict(given.get("target"), f"{where}: target"),
-            rows=rows,
-            sessions=tuple(sessions),
-            calibration=None
-            if calibration is None
-            else Calibration.from_dict(calibration, f"{where}: calibration"),
-        )
+        scan = scan_table(path)
+        for fault in scan.faults:
+            raise InputError(fault.message)
+        if scan.target is None:  # a scan without a fault has one
+            raise InputError(f"latency table '{scan.path}' has no target")
+        return cls(scan.target, scan.rows, scan.sessions, scan.calibration)
 
 
 def csv_path(path: str | Path) -> Path:
@@ -310,57 +317,205 @@ def csv_path(path: str | Path) -> Path:
     return path.with_suffix(".csv") if path.suffix in (".yaml", ".yml", ".csv") else Path(f"{path}.csv")
 
 
-def _number(text: str, column: str) -> float:
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something in a table's files that keeps it from being used.
+
+    Attributes
+    ----------
+    file
+        The file.
+    line
+        Its line, from 1; None where the whole file is meant.
+    field
+        Column or key of the metadata; empty where there is none.
+    value
+        What stands there, as a message shows it.
+    message
+        All of that as one line, with the rule that is broken.
+    """
+
+    file: Path
+    line: int | None
+    field: str
+    value: str
+    message: str
+
+
+@dataclass
+class Scan:
+    """All that can be read of a table's two files, and everything that cannot.
+
+    Attributes
+    ----------
+    path
+        The CSV file.
+    rows
+        The rows that are sound.
+    lines
+        For each of them its line and its key as the file spells it.
+    target, sessions, calibration
+        As in :class:`LatencyTable`; None or empty where they cannot be read.
+    faults
+        What is wrong; a table without a fault can be loaded.
+    """
+
+    path: Path
+    rows: dict[Layer, Row] = field(default_factory=dict)
+    lines: dict[Layer, tuple[int, str]] = field(default_factory=dict)
+    target: Target | None = None
+    sessions: tuple[Mapping[str, Any], ...] = ()
+    calibration: Calibration | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+
+def scan_table(path: str | Path) -> Scan:
+    """Return what the CSV and YAML file of a table hold, with every fault in them; never raises for one."""
+    scan = Scan(csv_path(path))
     try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{column} is a number of milliseconds, not '{text}'") from None
+        text = read_text(scan.path, "latency table")
+    except InputError as error:
+        scan.faults.append(Fault(scan.path, None, "", "", str(error)))
+    else:
+        _scan_rows(scan, text)
+    _scan_metadata(scan)
+    return scan
 
 
-def _read_rows(path: Path) -> dict[Layer, Row]:
-    text = read_text(path, "latency table")
+def _scan_rows(scan: Scan, text: str) -> None:
+    path = scan.path
     reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
-    for column in COLUMNS:
-        if column not in header:
-            raise InputError(f"latency table '{path}' line 1 lacks the column '{column}'")
-    for column in header:
-        if column not in COLUMNS or header.count(column) > 1:
-            raise InputError(f"latency table '{path}' line 1 has an unknown or repeated column '{column}'")
-    rows: dict[Layer, Row] = {}
+
+    def fault(message: str, column: str = "", value: object = "") -> None:
+        where = f"latency table '{path}' line {reader.line_num}"
+        told = shown(value) if value != "" else ""
+        scan.faults.append(Fault(path, reader.line_num, column, told, f"{where}{message}"))
+
     try:
+        header = next(reader, [])
+        for column in COLUMNS:
+            if column not in header:
+                scan.faults.append(
+                    Fault(path, 1, column, "", f"latency table '{path}' line 1 lacks the column '{column}'")
+                )
+        for column in dict.fromkeys(header):
+            if column not in COLUMNS or header.count(column) > 1:
+                message = f"latency table '{path}' line 1 has an unknown or repeated column {shown(column)}"
+                scan.faults.append(Fault(path, 1, column, "", message))
+        if scan.faults:
+            return
         for cells in reader:
             if not cells:
                 continue
-            where = f"latency table '{path}' line {reader.line_num}"
             if len(cells) != len(header):
-                raise InputError(f"{where} has {len(cells)} fields, not {len(header)}")
-            layer, row = _row(dict(zip(header, cells, strict=True)), where)
-            if layer in rows:
-                raise InputError(f"{where}: the key '{layer.key}' stands there twice; keep one of the rows")
-            rows[layer] = row
+                fault(f" has {len(cells)} fields, not {len(header)}")
+                continue
+            named = dict(zip(header, cells, strict=True))
+            layer, row, wrong = _parse(named)
+            for column, message in wrong:
+                fault(f": {message}", column, named[column])
+            if layer is None or row is None:
+                continue
+            if layer in scan.rows:
+                fault(f": the key '{layer.key}' stands there twice; keep one of the rows", "key", layer.key)
+                continue
+            scan.rows[layer] = row
+            scan.lines[layer] = (reader.line_num, named["key"])
     except csv.Error as error:
-        raise InputError(f"latency table '{path}' line {reader.line_num} is not valid CSV: {error}") from None
-    if not rows:
-        raise InputError(f"latency table '{path}' has no rows")
-    return rows
+        fault(f" is not valid CSV: {error}")
+    if not scan.rows and not scan.faults:
+        scan.faults.append(Fault(path, None, "", "", f"latency table '{path}' has no rows"))
 
 
-def _row(cells: Mapping[str, str], where: str) -> tuple[Layer, Row]:
+def _parse(cells: Mapping[str, str]) -> tuple[Layer | None, Row | None, list[tuple[str, str]]]:
+    """Return layer and row of a line's cells, and (column, message) for whatever is wrong with them."""
+    wrong: list[tuple[str, str]] = []
+    layer = None
     try:
         layer = Layer.from_key(cells["key"])
-        if not cells["runs"].isdecimal():
-            raise InputError(f"runs is a whole number, not '{cells['runs']}'")
-        return layer, Row(
-            median_ms=_number(cells["median_ms"], "median_ms"),
-            p10_ms=_number(cells["p10_ms"], "p10_ms"),
-            p90_ms=_number(cells["p90_ms"], "p90_ms"),
-            runs=int(cells["runs"]),
-            provenance=cells["provenance"],  # type: ignore[arg-type]
-            source=cells["source"],
-        )
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        wrong.append(("key", str(error)))
+    values: dict[str, Any] = {"provenance": cells["provenance"], "source": cells["source"]}
+    for column in ("median_ms", "p10_ms", "p90_ms"):
+        try:
+            values[column] = float(cells[column])
+        except ValueError:
+            wrong.append((column, f"{column} is a number of milliseconds, not {shown(cells[column])}"))
+    if cells["runs"].isdecimal() and len(cells["runs"]) <= _MOST_DIGITS:
+        values["runs"] = int(cells["runs"])
+    else:
+        wrong.append(("runs", f"runs is a whole number, not {shown(cells['runs'])}"))
+    if len(values) < len(fields(Row)):
+        return layer, None, wrong
+    broken = [(column, message) for column, _, message in _row_faults(values)]
+    return layer, None if broken else Row(**values), wrong + broken
+
+
+def _scan_metadata(scan: Scan) -> None:
+    path = scan.path.with_suffix(".yaml")
+    where = f"latency table metadata '{path}'"
+
+    def fault(key: str, message: str, value: object = "") -> None:
+        told = shown(value) if value != "" else ""
+        scan.faults.append(Fault(path, None, key, told, message))
+
+    try:
+        given = read_yaml(path, "latency table metadata")
+        _check_extent(given, where)
+        check_keys(given, {"format", "target", "calibration", "sessions"}, where)
+    except InputError as error:
+        fault("", str(error))
+        return
+    if given.get("format") != _FORMAT:
+        message = f"{where}: 'format' is {_FORMAT}, not {shown(given.get('format'))}"
+        fault("format", message, given.get("format"))
+    sessions = given.get("sessions") or []
+    if isinstance(sessions, list) and all(isinstance(session, dict) for session in sessions):
+        scan.sessions = tuple(sessions)
+    else:
+        fault("sessions", f"{where}: 'sessions' is a list of mappings, not {shown(sessions)}", sessions)
+    try:
+        scan.target = Target.from_dict(given.get("target"), f"{where}: target")
+    except InputError as error:
+        fault("target", str(error), given.get("target"))
+    calibration = given.get("calibration")
+    try:
+        if calibration is not None:
+            scan.calibration = Calibration.from_dict(calibration, f"{where}: calibration")
+    except InputError as error:
+        fault("calibration", str(error), calibration)
+
+
+def _check_extent(value: object, where: str) -> None:
+    """Refuse what YAML's aliases make endless: a list within itself, or lists of lists of lists of one."""
+    waiting, seen = [(value, 0)], 0
+    while waiting:
+        each, depth = waiting.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST_VALUES:
+            raise InputError(f"{where} is nested too deeply or holds too many values")
+        if isinstance(each, dict):
+            waiting += [(inner, depth + 1) for inner in each.values()]
+        elif isinstance(each, list | tuple | set):
+            waiting += [(inner, depth + 1) for inner in each]
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+# -- finding ---------------------------------------------------------------------------------------------
+
+
+def packaged_folder() -> Path:
+    """Return the folder of the tables that come with the package; it need not exist."""
+    return Path(str(resources.files("latency_tables"))) / "devices"
 
 
 def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
@@ -369,13 +524,34 @@ def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
     A table is a CSV file with a YAML file beside it. Folders come first: a user's own table hides a packaged
     one of the same name. A folder that does not exist holds none.
     """
-    packaged = Path(str(resources.files("latency_tables"))) / "devices"
     found: dict[str, Path] = {}
-    for folder in (*map(Path, folders), packaged):
+    for folder in (*map(Path, folders), packaged_folder()):
         for path in sorted(folder.glob("*.csv")):
             if path.with_suffix(".yaml").is_file():
                 found.setdefault(path.stem, path)
     return found
+
+
+def locate_table(name: str | Path, folders: Sequence[str | Path] = ()) -> Path:
+    """Return the CSV file of the table called ``name`` in a folder or among the packaged ones, or of a path.
+
+    A path need not lead to a sound table, nor to any: whoever reads it tells.
+
+    Raises
+    ------
+    InputError
+        If no table is called so; the message names the nearest known one, and how to make one.
+    """
+    tables = available_tables(folders)
+    if str(name) in tables:
+        return tables[str(name)]
+    path = Path(name)
+    if path.suffix in (".csv", ".yaml", ".yml") or path.parent != Path():
+        return csv_path(path)
+    raise InputError(
+        f"there is no latency table '{name}'{did_you_mean(str(name), tables)}"
+        f"{'' if tables else '; there is none at all yet'}; 'nas profile' makes one"
+    )
 
 
 def find_table(name: str | Path, folders: Sequence[str | Path] = ()) -> LatencyTable:
@@ -384,15 +560,6 @@ def find_table(name: str | Path, folders: Sequence[str | Path] = ()) -> LatencyT
     Raises
     ------
     InputError
-        If there is none; the message names the nearest known one, and how to make one.
+        If there is none (see :func:`locate_table`), or it is damaged.
     """
-    tables = available_tables(folders)
-    if str(name) in tables:
-        return LatencyTable.load(tables[str(name)])
-    path = Path(name)
-    if path.suffix in (".csv", ".yaml", ".yml") or path.parent != Path():
-        return LatencyTable.load(path)
-    raise InputError(
-        f"there is no latency table '{name}'{did_you_mean(str(name), tables)}"
-        f"{'' if tables else '; there is none at all yet'}; 'nas profile' makes one"
-    )
+    return LatencyTable.load(locate_table(name, folders))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 import typer
 
 from nas.data_cli import data_app
+from nas.tables_cli import tables_app
 from search_spaces import Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
 from search_spaces.errors import ToldElsewhereError
 from search_spaces.litepose import litepose_extended, litepose_native
@@ -44,6 +45,7 @@ app = typer.Typer(
     """,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(tables_app, name="tables")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Sets = Annotated[

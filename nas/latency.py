@@ -32,6 +32,7 @@ from latency_tables.target import available_threads
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
+from nas.tables import given_folders
 from search_spaces import SPACES, Arch, InputError, Layer, SearchSpace, get_arch, named_archs
 from search_spaces.errors import did_you_mean
 from supernet.export import export_onnx, fold_batchnorm
@@ -47,9 +48,9 @@ __all__ = [
     "profile_space",
     "run_profile",
     "table_folders",
+    "work_list",
 ]
 
-DEFAULT_FOLDER = Path("tables")
 _NETWORK_SHARE = 4
 """Time spent on a whole network, in times of that spent on a layer."""
 
@@ -78,16 +79,15 @@ def table_folders(tables: Sequence[Path] | None = None, run: RunDirectory | None
     InputError
         If a folder of ``tables`` does not exist, or holds a CSV file without its YAML file.
     """
-    for folder in tables or []:
-        if not folder.is_dir():
-            raise InputError(f"--tables: '{folder}' does not exist or is no folder")
+    *given, default = given_folders(tables)
+    for folder in given:
         for path in sorted(folder.glob("*.csv")):
             if not path.with_suffix(".yaml").is_file():
                 raise InputError(
                     f"--tables: '{path}' has no '{path.stem}.yaml' beside it; a latency table is both files"
                 )
     own = [run.folder / "tables"] if run is not None else []
-    return [*(tables or []), *own, DEFAULT_FOLDER]
+    return [*given, *own, default]
 
 
 def load_predictors(
@@ -115,10 +115,23 @@ def prediction_json(predictor: LatencyPredictor, prediction: Prediction) -> dict
     return {**asdict(prediction), "target": predictor.table.target.to_dict()}
 
 
-def _work(
+def work_list(
     wanted: Sequence[str], joints: int
 ) -> tuple[tuple[Layer, ...], list[tuple[Arch, int]], SearchSpace | None]:
-    """Return the layers to measure, the whole networks named, and the (last) space to draw more from."""
+    """Return the layers to measure, the whole networks named, and the (last) space to draw more from.
+
+    Parameters
+    ----------
+    wanted
+        Kinds of space, recipes, run directories, named archs or arch files.
+    joints
+        Keypoints, for what does not say how many.
+
+    Raises
+    ------
+    InputError
+        If something is none of these.
+    """
     layers: dict[Layer, None] = {}
     named: list[tuple[Arch, int]] = []
     space: SearchSpace | None = None
@@ -269,7 +282,7 @@ def run_profile(
             " other devices are profiled by running this command on them"
         )
     get_runtime(described.runtime).check(described.threads)
-    layers, archs, space = _work(wanted, joints)
+    layers, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]

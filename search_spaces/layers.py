@@ -11,14 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shown
 
 Kind = Literal["conv", "dwconv", "deconv"]
 Activation = Literal["none", "relu", "relu6"]
 
+_N = "[0-9]{1,9}"
 _KEY = re.compile(
-    r"(?P<kind>conv|dwconv|deconv)_k(?P<kernel>\d+)_s(?P<stride>\d+)_g(?P<groups>\d+)"
-    r"_(?P<c_in>\d+)x(?P<h_in>\d+)x(?P<w_in>\d+)_(?P<c_out>\d+)(?P<epilogue>(?:\+(?:bias|add|bn|relu6|relu))*)"
+    rf"(?P<kind>conv|dwconv|deconv)_k(?P<kernel>{_N})_s(?P<stride>{_N})_g(?P<groups>{_N})"
+    rf"_(?P<c_in>{_N})x(?P<h_in>{_N})x(?P<w_in>{_N})_(?P<c_out>{_N})"
+    r"(?P<epilogue>(?:\+(?:bias|add|bn|relu6|relu))*)"
 )
 
 
@@ -146,7 +148,7 @@ class Layer:
         activations = [word for word in words if word.startswith("relu")]
         if match is None or len(set(words)) != len(words) or len(activations) > 1:
             raise InputError(
-                f"'{key}' is not a layer key; one looks like 'dwconv_k7_s2_g96_96x224x224_96+bn+relu6'"
+                f"{shown(key)} is not a layer key; one looks like 'dwconv_k7_s2_g96_96x224x224_96+bn+relu6'"
             )
         numbers = {n: int(match[n]) for n in ("c_in", "c_out", "kernel", "stride", "groups", "h_in", "w_in")}
         return cls(

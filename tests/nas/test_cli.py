@@ -32,6 +32,7 @@ from tests.nas.conftest import Outcome
 COMMANDS = (
     *("demo", "train", "trust", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
     *("predict", "import-checkpoint", "data check", "data fetch"),
+    *(f"tables {word}" for word in ("list", "show", "validate", "diff", "merge")),
 )
 
 

@@ -1,0 +1,161 @@
+"""What tables there are, sound or damaged, and what is in one, in plain values."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from latency_tables.table import LatencyTable, Row, packaged_folder
+from search_spaces.errors import InputError
+from search_spaces.files import read_yaml
+from search_spaces.layers import Layer
+
+__all__ = ["TableEntry", "catalogue", "describe", "plain", "session_date"]
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """One table that was found.
+
+    Attributes
+    ----------
+    path
+        Its CSV file, which may be missing.
+    table
+        The table; None where it is damaged.
+    problem
+        Why it is damaged.
+    hidden
+        Whether a table of the same name, found before, answers in its place.
+    """
+
+    path: Path
+    table: LatencyTable | None
+    problem: str | None
+    hidden: bool
+
+
+def catalogue(folders: Sequence[str | Path] = ()) -> list[TableEntry]:
+    """Return every table in ``folders`` and among the packaged ones, in the order of looking for them.
+
+    A CSV file without its YAML file is a damaged table, and so is a YAML file that is the half of one.
+    """
+    found: list[TableEntry] = []
+    answering: set[str] = set()
+    for folder in dict.fromkeys((*map(Path, folders), packaged_folder())):
+        lone = (path.with_suffix(".csv") for path in folder.glob("*.yaml") if _is_half(path))
+        for path in sorted({*folder.glob("*.csv"), *lone}):
+            try:
+                table, problem = LatencyTable.load(path), None
+            except InputError as error:
+                table, problem = None, str(error)
+            found.append(TableEntry(path, table, problem, path.stem in answering))
+            if path.is_file() and path.with_suffix(".yaml").is_file():
+                answering.add(path.stem)  # as available_tables has it, damaged or not
+    return found
+
+
+def _is_half(path: Path) -> bool:
+    """Return whether a YAML file is a table's that lost its CSV file, and not a target's or a recipe."""
+    if path.with_suffix(".csv").exists():
+        return False
+    try:
+        given = read_yaml(path)
+    except InputError:
+        return False
+    return isinstance(given, dict) and {"format", "target", "sessions"} <= given.keys()
+
+
+def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
+    """Return what a table holds, in values that JSON can hold.
+
+    Parameters
+    ----------
+    table
+        The table.
+    slowest
+        How many of the slowest rows are listed.
+
+    Returns
+    -------
+    dict
+        ``name``; ``target``; ``rows``: how many; ``provenance``: rows by provenance; ``sources``: rows by
+        source; ``total_ms``: sum of all medians; ``kinds``: rows, sum and share of it for each kind of layer,
+        most expensive first (the share in the table, where each layer stands once: no network's);
+        ``slowest``: rows; ``calibration``; ``sessions``.
+    """
+    total = math.fsum(row.median_ms for row in table.rows.values())
+    kinds: dict[str, list[Row]] = {}
+    for layer, row in table.rows.items():
+        kinds.setdefault(kind_name(layer), []).append(row)
+    sums = {kind: math.fsum(row.median_ms for row in rows) for kind, rows in kinds.items()}
+    ranked = sorted(table.rows.items(), key=lambda item: -item[1].median_ms)
+    sources = Counter(row.source for row in table.rows.values())
+    return {
+        "name": table.name,
+        "target": table.target.to_dict(),
+        "rows": len(table),
+        "provenance": dict(table.provenances),
+        "sources": dict(sources.most_common()),
+        "total_ms": total,
+        "kinds": [
+            {"kind": kind, "rows": len(kinds[kind]), "sum_ms": ms, "share": ms / total}
+            for kind, ms in sorted(sums.items(), key=lambda item: -item[1])
+        ],
+        "slowest": [{"key": layer.key, **asdict(row)} for layer, row in ranked[:slowest]],
+        "calibration": None if table.calibration is None else asdict(table.calibration),
+        "sessions": [plain(session) for session in table.sessions],
+    }
+
+
+def kind_name(layer: Layer) -> str:
+    """Return the kind of a layer as people call it, e.g. ``dwconv 7x7 stride 2``."""
+    stride = f" stride {layer.stride}" if layer.stride > 1 else ""
+    return f"{layer.kind} {layer.kernel}x{layer.kernel}{stride}"
+
+
+def session_date(session: Mapping[str, Any]) -> datetime | None:
+    """Return when a session was, with its time zone where it tells one; None where it tells no date."""
+    given = session.get("date")
+    if isinstance(given, datetime):
+        return given
+    if isinstance(given, date):
+        return datetime(given.year, given.month, given.day)
+    try:
+        return datetime.fromisoformat(given) if isinstance(given, str) else None
+    except ValueError:
+        return None
+
+
+def plain(value: object) -> Any:
+    """Return a value of YAML as JSON can hold it: dates, bytes, sets and what is not finite as text."""
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str) else str(plain(key)): plain(inner) for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, set):
+        return sorted(map(str, map(plain, value)))
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def latest(sessions: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the date (without the time) of the latest session that tells one."""
+    dates = list(_days(sessions))
+    return max(dates, default=None)
+
+
+def _days(sessions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for session in sessions:
+        if (when := session_date(session)) is not None:
+            yield when.date().isoformat()

@@ -1,0 +1,417 @@
+"""``nas tables``: what tables there are, what is in them, whether to believe them; compared and merged.
+
+Nothing here needs torch, except the layers of a recipe or a run that ``validate --for`` asks for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import exp
+from pathlib import Path
+from typing import Any
+
+from latency_tables.catalogue import TableEntry, catalogue, describe, latest
+from latency_tables.compare import Difference, compare_tables, merge_tables
+from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, locate_table
+from latency_tables.validate import Finding, validate_table
+from nas.console import print_json, print_table, show
+from search_spaces import InputError, Layer
+
+__all__ = [
+    "DEFAULT_FOLDER",
+    "given_folders",
+    "list_tables",
+    "run_diff",
+    "run_merge",
+    "run_validate",
+    "show_table",
+]
+
+DEFAULT_FOLDER = Path("tables")
+_LISTED = 5
+"""Findings of one rule that people are told; the others are counted."""
+
+
+def given_folders(tables: Sequence[Path] | None) -> list[Path]:
+    """Return the folders in which tables are looked for: those given with ``--tables``, then the default.
+
+    Raises
+    ------
+    InputError
+        If a folder that was given does not exist.
+    """
+    for folder in tables or []:
+        if not folder.is_dir():
+            raise InputError(f"--tables: '{folder}' does not exist or is no folder")
+    return [*(tables or []), DEFAULT_FOLDER]
+
+
+def clean(value: object) -> str:
+    """Return a text as a terminal may show it: what is not printable, such as a newline, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def _n(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+# -- list ----------------------------------------------------------------------------------------------------
+
+
+def list_tables(tables: Sequence[Path] | None, *, as_json: bool) -> None:
+    """Carry out ``nas tables list``."""
+    folders = given_folders(tables)
+    entries = catalogue(folders)
+    if as_json:
+        print_json({"folders": [str(folder) for folder in folders], "tables": list(map(_entry, entries))})
+        return
+    if not entries:
+        places = ", ".join(f"'{clean(folder)}'" for folder in folders)
+        print(f"no latency tables in {places}; 'nas profile' makes one")
+        return
+    rows = [_line(entry, entry.table) for entry in entries if entry.table is not None]
+    if rows:
+        columns = ("table", "rows", "error: median, worst", "interval", "measured")
+        print_table(_n(len(rows), "latency table"), columns, rows)
+    for entry in entries:
+        if entry.problem is not None:
+            print(clean(f"damaged: {entry.problem}"))
+    for entry in entries:
+        if entry.hidden:
+            print(clean(f"hidden: '{entry.path}', by a table of the same name found before"))
+
+
+def _entry(entry: TableEntry) -> dict[str, Any]:
+    table = entry.table
+    found: dict[str, Any] = {"name": entry.path.stem, "file": str(entry.path), "hidden": entry.hidden}
+    if table is None:
+        return {**found, "damaged": entry.problem}
+    return {
+        **found,
+        "damaged": None,
+        "target": table.target.to_dict(),
+        "rows": len(table),
+        "provenance": {kind: table.provenances.get(kind, 0) for kind in TRUST},
+        "calibration": None if table.calibration is None else _error_bar(table.calibration),
+        "date": latest(table.sessions),
+    }
+
+
+def _error_bar(calibration: Calibration) -> dict[str, Any]:
+    return {
+        "networks": calibration.networks,
+        "median_error": calibration.median_error,
+        "worst_error": calibration.worst_error,
+        "interval_factor": exp(calibration.half_width),
+        "coverage": calibration.coverage,
+    }
+
+
+def _line(entry: TableEntry, table: LatencyTable) -> list[str]:
+    c = table.calibration
+    return [
+        clean(entry.path.stem),
+        _provenances(table),
+        "not calibrated" if c is None else f"{c.median_error:.1%}, {c.worst_error:.1%}",
+        "-" if c is None else _interval(c),
+        latest(table.sessions) or "-",
+    ]
+
+
+def _provenances(table: LatencyTable) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in table.provenances.items())
+
+
+def _interval(c: Calibration) -> str:
+    factor = exp(c.half_width)
+    return f"{1 / factor - 1:+.0%} to {factor - 1:+.0%} ({c.coverage:.0%})"
+
+
+# -- show ----------------------------------------------------------------------------------------------------
+
+
+def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_json: bool) -> None:
+    """Carry out ``nas tables show``."""
+    path = locate_table(name, given_folders(tables))
+    table = LatencyTable.load(path)
+    found = describe(table, slowest)
+    if as_json:
+        print_json({"file": str(path), **found})
+        return
+    target = table.target
+    lines = {
+        "table": f"{table.name} ({path})",
+        "target": f"{target.device}, {target.processor}, {target.runtime} {target.precision},"
+        f" {_n(target.threads, 'thread')}",
+        "rows": _provenances(table),
+        "sources": ", ".join(f"{source} ({n})" for source, n in list(found["sources"].items())[:_LISTED]),
+        "calibration": "none: whole networks are predicted as plain sums of layers",
+    }
+    if (c := table.calibration) is not None:
+        lines["calibration"] = (
+            f"{c.a_ms:.3g} ms + {c.b:.3f} x sum of layers, fitted on {c.networks} whole networks; left out in"
+            f" turn, their error is {c.median_error:.1%} (median), {c.worst_error:.1%} (worst), against"
+            f" {c.raw_error:.1%} of plain sums; interval {_interval(c)}"
+        )
+    for i, session in enumerate(found["sessions"]):
+        lines[f"session {i + 1}"] = _session(session)
+    show({key: clean(value) for key, value in lines.items()})
+    kinds = [
+        (kind["kind"], kind["rows"], f"{kind['sum_ms']:.3f}", f"{kind['share']:.1%}")
+        for kind in found["kinds"]
+    ]
+    print_table(
+        f"{found['total_ms']:.3f} ms, each layer once",
+        ("kind", "rows", "sum, ms", "share"),
+        kinds,
+    )
+    if found["slowest"]:
+        rows = [
+            (r["key"], *_times(r), r["runs"], r["provenance"], clean(r["source"])) for r in found["slowest"]
+        ]
+        columns = ("layer", "median, ms", "p10", "p90", "runs", "provenance", "source")
+        print_table(f"the {len(rows)} slowest rows", columns, rows)
+
+
+def _times(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"{row['median_ms']:.4f}", f"{row['p10_ms']:.4f}", f"{row['p90_ms']:.4f}"
+
+
+_STATE = (
+    ("load", "load_1min", ""),
+    ("governor", "governor", ""),
+    ("clock", "mhz", " MHz"),
+    ("temperature", "celsius", " °C"),
+)
+
+
+def _session(session: Mapping[str, Any]) -> str:
+    """Return what a session tells of its circumstances, in one line; the rest is for ``--json``."""
+    if "merged" in session:
+        return f"{session.get('date', 'no date')}: merged by '{session.get('command', '')}'"
+    told = [str(session.get("date", "no date"))]
+    told.append(f"{session['layers']} layers" if "layers" in session else "")
+    told.append(f"runtime version {session['runtime_version']}" if "runtime_version" in session else "")
+    told.append(str(session.get("system", "")))
+    before, after = (session.get(f"machine_{when}") for when in ("before", "after"))
+    before, after = before if isinstance(before, dict) else {}, after if isinstance(after, dict) else {}
+    for word, key, unit in _STATE:
+        one, other = before.get(key), after.get(key)
+        if one is not None or other is not None:
+            same = one == other or other is None
+            told.append(f"{word} {one}{unit}" if same else f"{word} {one} to {other}{unit}")
+    if isinstance(session.get("drift"), float):
+        told.append(f"drift {session['drift']:.1%}{', too much' if session.get('drifted') is True else ''}")
+    if session.get("command"):
+        told.append(f"'{session['command']}'")
+    return ", ".join(filter(None, told))
+
+
+# -- validate ------------------------------------------------------------------------------------------------
+
+
+def run_validate(
+    names: Sequence[str],
+    tables: Sequence[Path] | None,
+    *,
+    wanted: Sequence[str],
+    joints: int,
+    as_json: bool,
+) -> None:
+    """Carry out ``nas tables validate``.
+
+    Raises
+    ------
+    InputError
+        If a table has errors, after all of them were printed; or if something else that was given is wrong.
+    """
+    folders = given_folders(tables)
+    paths = dict.fromkeys(locate_table(name, folders) for name in names)
+    needed: tuple[Layer, ...] = ()
+    if wanted:
+        from nas.latency import work_list
+
+        needed, _, _ = work_list(wanted, joints)
+    found = {path: validate_table(path, needed) for path in paths}
+    flawed = [path for path, findings in found.items() if _count(findings, "error")]
+    if as_json:
+        print_json(
+            {
+                "sound": not flawed,
+                "tables": [
+                    {
+                        "file": str(path),
+                        "errors": _count(findings, "error"),
+                        "warnings": _count(findings, "warning"),
+                        "findings": [finding.to_dict() for finding in findings],
+                    }
+                    for path, findings in found.items()
+                ],
+            }
+        )
+    else:
+        for path, findings in found.items():
+            _print_findings(path, findings)
+    if flawed:
+        errors = sum(_count(findings, "error") for findings in found.values())
+        raise InputError(
+            f"{_n(errors, 'error')} in {len(flawed)} of {len(found)} latency tables"
+            f" ({', '.join(clean(path) for path in flawed[:_LISTED])}); they are listed on standard output"
+        )
+
+
+def _count(findings: Iterable[Finding], level: str) -> int:
+    return sum(finding.level == level for finding in findings)
+
+
+def _print_findings(path: Path, findings: Sequence[Finding]) -> None:
+    errors, warnings = (_count(findings, level) for level in ("error", "warning"))
+    if not findings:
+        print(clean(f"{path}: nothing speaks against it"))
+        return
+    print(clean(f"{path}: {_n(errors, 'error')}, {_n(warnings, 'warning')}"))
+    every = Counter((finding.level, finding.rule) for finding in findings)
+    told: Counter[tuple[str, str]] = Counter()
+    for finding in findings:
+        kind = (finding.level, finding.rule)
+        told[kind] += 1
+        if told[kind] <= _LISTED:
+            print(clean(f"  {finding.level}: {_short(finding)}"))
+        if told[kind] == every[kind] > _LISTED:
+            print(
+                f"  {finding.level}: and {every[kind] - _LISTED} more of '{finding.rule}' (--json lists all)"
+            )
+
+
+def _short(finding: Finding) -> str:
+    """Return a finding's message below a heading that names the table."""
+    named = f"latency table '{finding.file}'", f"latency table metadata '{finding.file}': "
+    return finding.message.removeprefix(named[0]).removeprefix(named[1]).lstrip(": ")
+
+
+# -- diff ----------------------------------------------------------------------------------------------------
+
+
+def run_diff(first: str, second: str, tables: Sequence[Path] | None, *, most: int, as_json: bool) -> bool:
+    """Carry out ``nas tables diff``; return whether both tables say the same."""
+    folders = given_folders(tables)
+    paths = [locate_table(name, folders) for name in (first, second)]
+    found = compare_tables(*map(LatencyTable.load, paths))
+    if as_json:
+        print_json({"first": str(paths[0]), "second": str(paths[1]), **found.to_dict()})
+    elif found.same:
+        print(clean(f"'{paths[0]}' and '{paths[1]}' are the same: {found.common} rows"))
+    else:
+        _print_difference(paths, found, most)
+    return found.same
+
+
+def _print_difference(paths: Sequence[Path], found: Difference, most: int) -> None:
+    if not found.comparable:
+        told = ", ".join(f"{name} '{a}' and '{b}'" for name, (a, b) in found.target.items())
+        print(clean(f"the targets differ, so the times are not comparable: {told}"))
+    lines = {
+        "first": paths[0],
+        "second": paths[1],
+        "rows in both": f"{found.common}; {found.common - len(found.changes)} equal,"
+        f" {len(found.changes) - len(found.beyond)} within their intervals, {len(found.beyond)} beyond",
+        "only in first": _keys(found.only_first),
+        "only in second": _keys(found.only_second),
+    }
+    if found.ratios is not None:
+        low, middle, high = found.ratios
+        lines["second / first"] = f"median {middle:.3f}, p10 {low:.3f}, p90 {high:.3f} of the rows in both"
+    show({key: clean(value) for key, value in lines.items()})
+    if found.metadata:
+        print_table(
+            "metadata",
+            ("key", "first", "second"),
+            [(clean(key), clean(a), clean(b)) for key, (a, b) in found.metadata.items()],
+        )
+    beyond = found.beyond[:most]
+    if beyond:
+        rows = [(c.layer.key, _span(c.first), _span(c.second), f"{c.ratio:.3f}") for c in beyond]
+        title = f"{len(beyond)} of {len(found.beyond)} rows that differ beyond their intervals"
+        print_table(title, ("layer", "first, ms", "second, ms", "second / first"), rows)
+
+
+def _span(row: Any) -> str:
+    return f"{row.median_ms:.4f} ({row.p10_ms:.4f} to {row.p90_ms:.4f})"
+
+
+def _keys(layers: Sequence[Layer]) -> str:
+    named = ", ".join(layer.key for layer in layers[:_LISTED])
+    more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
+    return f"{len(layers)}{': ' if layers else ''}{named}{more}"
+
+
+# -- merge ---------------------------------------------------------------------------------------------------
+
+
+def run_merge(
+    names: Sequence[str], output: Path, tables: Sequence[Path] | None, *, force: bool, as_json: bool
+) -> None:
+    """Carry out ``nas tables merge``.
+
+    Raises
+    ------
+    InputError
+        If fewer than two tables are given, their targets differ, or the result would overwrite something.
+    """
+    if len(names) < 2:
+        raise InputError(f"merging takes at least two tables, not '{names[0]}' alone")
+    folders = given_folders(tables)
+    paths = [locate_table(name, folders) for name in names]
+    loaded = [LatencyTable.load(path) for path in paths]
+    found = merge_tables(loaded, [str(path) for path in paths])
+    path = output / f"{found.table.name}.csv" if output.is_dir() else csv_path(output)
+    if not force:
+        for file in (path, path.with_suffix(".yaml")):
+            if file.exists():
+                role = "is one of the tables to merge" if _same(path, paths) else "exists already"
+                raise InputError(f"'{file}' {role}; choose another --output, or overwrite it with --force")
+    sources = [
+        {"table": str(each), "rows": len(table), "taken": taken}
+        for each, table, taken in zip(paths, loaded, found.taken, strict=True)
+    ]
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["nas", *sys.argv[1:]]),
+        "merged": sources,
+    }
+    table = replace(found.table, sessions=(*found.table.sessions, record))
+    table.save(path)
+    dropped = [str(paths[i]) for i in found.dropped]
+    if as_json:
+        print_json(
+            {
+                "table": str(path),
+                "rows": len(table),
+                "provenance": dict(table.provenances),
+                "sources": sources,
+                "calibrations_dropped": dropped,
+                "doubts": list(found.doubts),
+            }
+        )
+        return
+    lines = {"table": str(path), "rows": str(len(table))}
+    for source in sources:
+        lines[f"from {source['table']}"] = f"{source['taken']} of {source['rows']}"
+    show({clean(key): clean(value) for key, value in lines.items()})
+    if dropped:
+        print(
+            clean(
+                f"the calibration of {', '.join(dropped)} was dropped: it was fitted on other rows;"
+                " 'nas profile' into this table's folder fits a new one"
+            )
+        )
+    for doubt in found.doubts:
+        print(clean(f"doubt: {doubt}"))
+
+
+def _same(path: Path, paths: Iterable[Path]) -> bool:
+    return any(each.resolve() == path.resolve() for each in paths)

@@ -1,0 +1,128 @@
+"""The ``nas tables`` commands: latency tables listed, shown, checked, compared, merged. Thin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["tables_app"]
+
+tables_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Latency tables: list, show, check, compare and merge them.",
+)
+
+_TABLE = "A target's name, or a table's .csv or .yaml."
+Folders = Annotated[
+    list[Path] | None,
+    typer.Option("--tables", help="Folder of latency tables (before ./tables). Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Rows = Annotated[int, typer.Option(min=0, help="Rows listed.")]
+
+
+@tables_app.command("list")
+def list_(tables: Folders = None, as_json: Json = False) -> None:
+    """Every latency table there is: rows by provenance, calibration error and interval, date.
+
+    Looks into the folders given, ./tables, and the package. Damaged tables are named, with the reason.
+
+    Example: nas tables list --json
+    """
+    from nas.tables import list_tables
+
+    list_tables(tables, as_json=as_json)
+
+
+@tables_app.command()
+def show(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=_TABLE)],
+    tables: Folders = None,
+    rows: Rows = 10,
+    as_json: Json = False,
+) -> None:
+    """What a latency table holds, under which circumstances it was measured, how far it is calibrated.
+
+    Example: nas tables show this-machine-onnxruntime-fp32-2t --rows 20
+    """
+    from nas.tables import show_table
+
+    show_table(table, tables, slowest=rows, as_json=as_json)
+
+
+@tables_app.command()
+def validate(
+    names: Annotated[
+        list[str], typer.Argument(metavar="TABLE...", help="Targets' names, or tables' .csv or .yaml files.")
+    ],
+    wanted: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            metavar="SPACE|RECIPE|RUN|ARCH",
+            help="Whose layers must be there: a kind of space, a recipe, a run, or a named arch. Repeatable.",
+        ),
+    ] = None,
+    joints: Annotated[int, typer.Option(min=1, help="Keypoints, for a kind of space or an arch.")] = 14,
+    tables: Folders = None,
+    as_json: Json = False,
+) -> None:
+    """What makes latency tables hard to believe: file, line, field, value. Exit code 2 if there are errors.
+
+    Errors: what cannot be read, keys of no layer, keys twice, percentiles out of order, rows without a
+    source, measurements without a date or a runtime version, times that contradict each other grossly,
+    layers that --for needs. Warnings: few runs, wide intervals, drift, no calibration or a poor one.
+
+    Example: nas tables validate this-machine-onnxruntime-fp32-2t --for litepose-native
+    """
+    from nas.tables import run_validate
+
+    run_validate(names, tables, wanted=wanted or [], joints=joints, as_json=as_json)
+
+
+@tables_app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help=_TABLE)],
+    second: Annotated[str, typer.Argument(metavar="B", help=_TABLE)],
+    tables: Folders = None,
+    rows: Rows = 20,
+    as_json: Json = False,
+) -> None:
+    """How two latency tables differ. Exit code 0 if they are the same, 1 if not, as diff has it.
+
+    A row differs beyond the intervals if neither median lies between the other's p10 and p90. Tables of
+    different targets are compared too, with a word that their times are not comparable.
+
+    Example: nas tables diff tables/this-machine-onnxruntime-fp32-2t.csv before.csv
+    """
+    from nas.tables import run_diff
+
+    if not run_diff(first, second, tables, most=rows, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@tables_app.command()
+def merge(
+    names: Annotated[
+        list[str], typer.Argument(metavar="TABLE TABLE...", help="Tables of one and the same target.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The table to write: its .csv, or a folder for it.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a table that is there.")] = False,
+    tables: Folders = None,
+    as_json: Json = False,
+) -> None:
+    """Make one latency table of several of the same target.
+
+    Where several have a layer, the better provenance wins, then more runs, then the table named later. What
+    is known of each measuring session is kept. Calibrations are dropped: they were fitted on other rows.
+
+    Example: nas tables merge monday.csv tuesday.csv --output both.csv
+    """
+    from nas.tables import run_merge
+
+    run_merge(names, output, tables, force=force, as_json=as_json)
