@@ -207,8 +207,8 @@ def page(title: str, found: Sequence[Parity], record: dict[str, Any]) -> str:
     return record_page(
         "A network taken out of its supernet",
         f"{title}, trained for {record['recipe']['train']['epochs']} epochs by the rule"
-        f" '{record['recipe']['train']['rule']}' (weights {record['weights']}; the whole recipe is in the JSON"
-        f" file): in {equal} of {len(found)} networks every AP agrees in its first {DIGITS} digits; the"
+        f" '{record['recipe']['train']['rule']}' (weights {record['weights']}; the JSON file holds the whole"
+        f" recipe): in {equal} of {len(found)} networks every AP agrees in its first {DIGITS} digits; the"
         f" largest difference is {max(each.off for each in found):.1e}.",
         COLUMNS,
         [row_of(each) for each in found],

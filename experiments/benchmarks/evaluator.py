@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _common import Case, parser, tell
+from _common import Case, finish, parser, tell
 from _plain_decode import plain_decode
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -41,7 +41,8 @@ from torch import Tensor, nn
 from nas.run import RunDirectory
 from nas.search.engine import search
 from nas.search.evaluator import Evaluation
-from nas.search.result import SearchResult
+from nas.search.result import Record, SearchResult
+from nas.train import open_supernet
 from search_spaces import Arch, SearchSpace, get_arch, litepose_native
 from supernet.base import Supernet
 from supernet.checkpoint import import_research
@@ -55,7 +56,6 @@ from supernet.pose.skeleton import get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, resize_for_eval
 from supernet.registry import build_supernet
-from supernet.state import load_weights
 
 SIZE = (480, 640)
 PARENTS = 6
@@ -68,14 +68,15 @@ NOTES = (
     " pycocotools. Recalibration sees the same pictures in the same batches both ways (a subnet's statistics"
     " are those of large batches). The loop keeps nothing between candidates. *Ours*: `SubnetEvaluator` in"
     " the state of a search that has evaluated candidates of the resolution before, so that resized pictures"
-    " are there; the backbone runs in ONNX Runtime, its graph written anew for each candidate.",
+    " are there; the backbone runs in ONNX Runtime, its graph written anew for each candidate. Settings of"
+    " the evaluation are the defaults.",
     "*Alone*: nothing else is kept. *In a search*: the candidates are children of networks that were"
     " evaluated before (the widest and its nearest neighbours), half of them crossed, half mutated; outputs"
     " of first stages are kept from the parents and from child to child. After every repeat the evaluator"
-    " forgets what the children added. *A whole search*: NSGA-II for AP and MACs by `nas.search`, which"
-    " begins with nothing read or kept, and with the largest network; an evaluation ends early once the"
-    " network is sure (99%) to lose to one that costs no more. The front is the same; those that ended early"
-    " lose in the loop, too.",
+    " forgets what the children added. *A whole search*: NSGA-II for AP and MACs by `nas.search` from"
+    " scratch (nothing is read or kept before), beginning with the largest network; an evaluation ends early"
+    " once the network is sure (99%) to lose to one that costs no more. The front is that of the loop, and"
+    " who ended early is not on it (APs that differ by at most 0.005 being equal).",
 )
 
 
@@ -274,8 +275,8 @@ def disagreement(baseline: Sequence[float], ours: Sequence[float]) -> str | None
     return f"APs differ by {max(apart):.5f}, by {sum(apart) / len(apart):.5f} on the average"
 
 
-class Measured:
-    """What a search asks for AP."""
+class Scored:
+    """The networks' APs, as a search asks for them."""
 
     def __init__(self, evaluator: SubnetEvaluator) -> None:
         self.evaluator = evaluator
@@ -296,21 +297,38 @@ def front(costs: Sequence[float], aps: Sequence[float]) -> list[int]:
     ]
 
 
-def same_finding(baseline: list[float], ours: SearchResult) -> str | None:
-    """Return None if a search found what looking at all pictures finds; else in words what it did not."""
-    records = [record for record in ours.records if record.ap is not None]
-    costs = [float(record.macs) for record in records]
-    aps = [float(record.ap or 0) for record in records]
-    whole = [ap for ap, record in zip(aps, records, strict=True) if not record.partial]
-    plain = [ap for ap, record in zip(baseline, records, strict=True) if not record.partial]
-    wrong = disagreement(plain, whole)
+def looked_at(found: SearchResult) -> list[Record]:
+    """Return what a search measured or began to measure, in the order of its trials."""
+    return [record for record in found.records if record.ap is not None]
+
+
+def same_finding(baseline: Mapping[Arch, float], ours: SearchResult) -> str | None:
+    """Return None if a search found what looking at all pictures finds; else in words what it did not.
+
+    APs that differ by at most :data:`WORST` are equal. Of the networks that were looked at to the end, the
+    same ones must be on the front both ways; one that was stopped must lose to a cheaper one in the loop, too.
+    """
+    records = looked_at(ours)
+    if [record.arch for record in records] != list(baseline):
+        return "the search looked at other networks than before"
+    costs, plain = [float(record.macs) for record in records], list(baseline.values())
+    for record, cost, ap in zip(records, costs, plain, strict=True):
+        others = [
+            b for other, c, b in zip(records, costs, plain, strict=True) if c <= cost and other is not record
+        ]
+        if record.partial and ap > max(others, default=0.0) + WORST:
+            return f"{record.arch.id} was stopped, but is on the front of the loop"
+    whole = [place for place, record in enumerate(records) if not record.partial]
+    costs, plain = [costs[place] for place in whole], [plain[place] for place in whole]
+    aps = [float(records[place].ap or 0) for place in whole]
+    wrong = disagreement(plain, aps)
     if wrong is not None:
         return wrong
-    for mine, others in ((aps, baseline), (baseline, aps)):
+    for mine, theirs in ((aps, plain), (plain, aps)):
         for place in front(costs, mine):
-            cheaper = [ap for each, ap in enumerate(others) if costs[each] <= costs[place] and each != place]
-            if records[place].partial or max(cheaper, default=0.0) > others[place] + WORST:
-                return f"{records[place].arch.id} is on one front alone, or was stopped and is on the front"
+            others = [ap for each, ap in enumerate(theirs) if costs[each] <= costs[place] and each != place]
+            if max(others, default=0.0) > theirs[place] + WORST:
+                return f"{records[whole[place]].arch.id} is on one front alone"
     return None
 
 
@@ -322,7 +340,7 @@ def main() -> None:
     options.add_argument("--resolution", type=int, default=256)
     options.add_argument("--base", default="litepose-xs", help="named arch that the space is built around")
     options.add_argument("--candidates", type=int, default=2)
-    options.add_argument("--evaluations", type=int, default=12, help="networks of the whole search")
+    options.add_argument("--evaluations", type=int, default=0, help="networks of a whole search; 0: none")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--weights", type=Path, help="research checkpoint (14 joints) of the base")
     options.add_argument("--run", type=Path, help="trained run (14 joints) instead of --base and --weights")
@@ -332,14 +350,15 @@ def main() -> None:
         help="folder with annotations/person_keypoints_{train,val}.json and images/{train,val}",
     )
     given = options.parse_args()
-    counts = (given.images, given.calibration, given.candidates, given.evaluations, given.threads)
-    if min(counts) < 1 or given.resolution % 64:
+    counts = (given.images, given.calibration, given.candidates, given.threads)
+    if min(counts) < 1 or given.evaluations < 0 or given.resolution % 64:
         options.error(
-            "--images, --calibration, --candidates, --evaluations, --threads are at least 1, --resolution a"
-            " multiple of 64"
+            "--images, --calibration, --candidates, --threads are at least 1, --evaluations at least 0,"
+            " --resolution a multiple of 64"
         )
-    if given.weights is not None and given.run is not None:
-        options.error("--weights and --run are two origins of the networks: give one")
+    own = ("base", "resolution", "weights")
+    if given.run is not None and any(getattr(given, name) != options.get_default(name) for name in own):
+        options.error("--run has its own networks: it goes without --base, --resolution and --weights")
     if (given.weights is None and given.run is None) != (given.data is None):
         options.error("--weights or --run go together with --data: others find nobody in photographs")
     torch.set_num_threads(given.threads)
@@ -373,10 +392,10 @@ def main() -> None:
         bred_from = parents(space, PARENTS)
         archs = children(space, bred_from, given.candidates)
         calibration = CalibrationImages(train, given.calibration, 0, Augmentation())
+        config = EvalConfig(int(bred_from[0].number("resolution")))
         supernet = build_supernet(space, torch.Generator().manual_seed(0)).eval()
-        config = EvalConfig(bred_from[0].number("resolution"))
         if run is not None:
-            load_weights(run.best, supernet, space)
+            supernet = open_supernet(run, space).eval()
         elif given.weights is not None:
             network = import_research(given.weights, given.resolution)
             supernet.load_plain(order_channels_by_importance(network))
@@ -408,7 +427,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 return search(
                     space,
-                    Measured(evaluator),
+                    Scored(evaluator),
                     storage=Path(folder, "journal"),
                     trials=given.evaluations,
                     population=max(2, given.evaluations // 3),
@@ -416,15 +435,19 @@ def main() -> None:
                     early_stop=True,
                 )
 
-        first = searched()
-        looked_at = [record.arch for record in first.records if record.ap is not None]
-        found["searched"] = len(looked_at)
-        found["stopped_early"] = len(first.partial)
+        records = looked_at(searched()) if given.evaluations else []
 
-        def plain_search() -> list[float]:
-            aps = [plain_evaluate(supernet, train, given.calibration, val, arch) for arch in looked_at]
+        def plain_search() -> dict[Arch, float]:
+            aps = {
+                record.arch: plain_evaluate(supernet, train, given.calibration, val, record.arch)
+                for record in records
+            }
             found["search"] = [
-                {"macs": arch.cost(joints).macs, "ap": ap} for arch, ap in zip(looked_at, aps, strict=True)
+                {
+                    **{"id": record.arch.id, "macs": record.macs, "baseline": aps[record.arch]},
+                    **{"ours": record.ap, "ended_early": record.partial},
+                }
+                for record in records
             ]
             return aps
 
@@ -443,18 +466,15 @@ def main() -> None:
                 len(archs),
             ),
             Case(f"{what}, in a search", plain, in_a_search, agree, len(archs)),
-            Case(
-                f"{what}, a whole search ({len(first.partial)} of {len(looked_at)} ended early)",
-                plain_search,
-                searched,
-                same_finding,
-                len(looked_at),
-            ),
         ]
+        if records:
+            ended = sum(record.partial for record in records)
+            whole = f"{what}, a whole search ({ended} of {len(records)} ended early)"
+            cases.append(Case(whole, plain_search, searched, same_finding, len(records)))
         tell(
-            f"evaluator-{given.base if run is None else 'run'}",
+            f"evaluator-{given.base if run is None else run.recipe.name}",
             "One candidate of a search",
-            f"{len(archs)} candidates (a whole search: {len(looked_at)}), {len(val)} pictures,"
+            f"{len(archs)} candidates (a whole search: {len(records)}), {len(val)} pictures,"
             f" {given.calibration} for BN statistics, {given.threads} threads",
             cases,
             options,
@@ -465,4 +485,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)
