@@ -306,7 +306,7 @@ def same_finding(baseline: Mapping[Arch, float], ours: SearchResult) -> str | No
     """Return None if a search found what looking at all pictures finds; else in words what it did not.
 
     APs that differ by at most :data:`WORST` are equal. Of the networks that were looked at to the end, the
-    same ones must be on the front both ways; one that was stopped must lose to a cheaper one in the loop, too.
+    same ones must be on the front both ways; one that was stopped must lose to a cheaper one in the loop.
     """
     records = looked_at(ours)
     if [record.arch for record in records] != list(baseline):
