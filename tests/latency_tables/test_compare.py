@@ -136,6 +136,16 @@ def test_the_algebra_of_merging(found: list[LatencyTable], random: Any) -> None:
             assert other.rows[layer] == kept
 
 
+def test_sessions_are_in_order_whatever_their_time_zones() -> None:
+    dates = (
+        *("no date", "2026-01-31", "2026-01-31T09:00:00+09:00", "2026-01-31T02:00:00+00:00"),
+        *("2026-01-31T03:00:00.5+00:00", "2026-01-30T23:00:00-05:00"),
+    )
+    rows = {LAYERS[0]: row()}
+    merged = merge_tables([LatencyTable(PI, rows, ({"date": date},)) for date in reversed(dates)]).table
+    assert [each["date"] for each in merged.sessions] == list(dates)
+
+
 def test_where_rows_come_from_is_counted() -> None:
     first = LatencyTable(PI, {LAYERS[0]: row(1.0, 50), LAYERS[1]: row(1.0)}, calibration=CALIBRATION)
     second = LatencyTable(PI, {LAYERS[0]: row(2.0, 5), LAYERS[1]: row(2.0), LAYERS[2]: row(2.0)})
@@ -188,6 +198,13 @@ def test_the_catalogue_names_what_is_damaged_and_what_is_hidden(tmp_path: Path) 
     assert mine[hidden].hidden
     assert "line 1 lacks the column" in str(mine[bare].problem)
     assert f"'{widow}' does not exist" in str(mine[widow].problem)
+
+
+def test_a_folder_under_two_names_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LatencyTable(PI, {LAYERS[0]: row()}).save(tmp_path / "tables" / f"{PI.name}.csv")
+    monkeypatch.chdir(tmp_path)
+    found = [each for each in catalogue([tmp_path / "tables", "tables"]) if each.path.stem == PI.name]
+    assert [(each.path, each.hidden) for each in found] == [(tmp_path / "tables" / f"{PI.name}.csv", False)]
 
 
 def test_a_table_is_described_by_kinds() -> None:
