@@ -14,6 +14,7 @@ import numpy as np
 from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
 from latency_tables.table import TRUST, Calibration, LatencyTable, Row
 from latency_tables.target import Target
+from latency_tables.validate import FEWEST_RUNS
 from search_spaces.errors import InputError
 from search_spaces.layers import Layer
 
@@ -215,8 +216,10 @@ class Merged:
 def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> Merged:
     """Return one table with every layer that any of the tables has.
 
-    Where several have a layer, the better provenance wins, then more runs, then the later table. All sessions
-    are kept, oldest first, equal ones once. Calibrations are dropped: each was fitted on other rows.
+    Where several have a layer, the better provenance wins, then ten runs over fewer, then the later table.
+    More runs than ten win nothing: in the same time a machine makes more runs the faster it is at the moment,
+    so the most runs would be the shortest times. All sessions are kept, oldest first, equal ones once.
+    Calibrations are dropped: each was fitted on other rows.
 
     Parameters
     ----------
@@ -259,7 +262,7 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
 
 
 def _worth(row: Row) -> tuple[int, int]:
-    return -TRUST.index(row.provenance), row.runs
+    return -TRUST.index(row.provenance), min(row.runs, FEWEST_RUNS)
 
 
 def _when(session: Mapping[str, Any]) -> float:
