@@ -10,12 +10,15 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from latency_tables.table import LatencyTable, Row, packaged_folder
+from latency_tables.table import LatencyTable, Row, files_in, packaged_folder
 from search_spaces.errors import InputError
 from search_spaces.files import read_yaml
 from search_spaces.layers import Layer
 
-__all__ = ["TableEntry", "catalogue", "describe", "plain", "session_date"]
+__all__ = ["CANARY_STEP", "TableEntry", "canary_steps", "catalogue", "describe", "plain", "session_date"]
+
+CANARY_STEP = 0.15
+"""Step of the canary between sessions that raises doubt; the profiler refuses to add to a table beyond it."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,13 @@ def catalogue(folders: Sequence[str | Path] = ()) -> list[TableEntry]:
     """
     found: list[TableEntry] = []
     answering: set[str] = set()
-    for folder in dict.fromkeys((*map(Path, folders), packaged_folder())):
-        lone = (path.with_suffix(".csv") for path in folder.glob("*.yaml") if _is_half(path))
-        for path in sorted({*folder.glob("*.csv"), *lone}):
+    places: set[Path] = set()
+    for folder in (*map(Path, folders), packaged_folder()):
+        if folder.resolve() in places:
+            continue  # one folder under two names does not hide its own tables
+        places.add(folder.resolve())
+        lone = (path.with_suffix(".csv") for path in files_in(folder, ".yaml") if _is_half(path))
+        for path in sorted({*files_in(folder, ".csv"), *lone}):
             try:
                 table, problem = LatencyTable.load(path), None
             except InputError as error:
@@ -130,6 +137,16 @@ def session_date(session: Mapping[str, Any]) -> datetime | None:
         return datetime.fromisoformat(given) if isinstance(given, str) else None
     except ValueError:
         return None
+
+
+def canary_steps(sessions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return for each canary layer how much longer it took in the slowest session than in the fastest."""
+    canaries: dict[str, list[float]] = {}
+    for each in sessions:
+        ms = each.get("canary_ms")
+        if isinstance(ms, float) and 0 < ms < 1e9:
+            canaries.setdefault(str(plain(each.get("canary"))), []).append(ms)
+    return {key: max(times) / min(times) - 1 for key, times in canaries.items()}
 
 
 def plain(value: object) -> Any:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from latency_tables.catalogue import plain, session_date
+from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
 from latency_tables.table import TRUST, Calibration, LatencyTable, Row
 from latency_tables.target import Target
+from latency_tables.validate import FEWEST_RUNS
 from search_spaces.errors import InputError
 from search_spaces.layers import Layer
 
@@ -213,8 +216,10 @@ class Merged:
 def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> Merged:
     """Return one table with every layer that any of the tables has.
 
-    Where several have a layer, the better provenance wins, then more runs, then the later table. All sessions
-    are kept, oldest first, equal ones once. Calibrations are dropped: each was fitted on other rows.
+    Where several have a layer, the better provenance wins, then ten runs over fewer, then the later table.
+    More runs than ten win nothing: in the same time a machine makes more runs the faster it is at the moment,
+    so the most runs would be the shortest times. All sessions are kept, oldest first, equal ones once.
+    Calibrations are dropped: each was fitted on other rows.
 
     Parameters
     ----------
@@ -257,16 +262,18 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
 
 
 def _worth(row: Row) -> tuple[int, int]:
-    return -TRUST.index(row.provenance), row.runs
+    return -TRUST.index(row.provenance), min(row.runs, FEWEST_RUNS)
 
 
-def _when(session: Mapping[str, Any]) -> str:
+def _when(session: Mapping[str, Any]) -> float:
+    """Return the seconds from 1970 on, whatever the time zone; without a date a session is the oldest."""
     date = session_date(session)
-    return "" if date is None else date.isoformat()
+    if date is None:
+        return -inf
+    return ((date if date.tzinfo else date.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
 
 
-_STEP = 0.15
-"""Step of the canary between sessions that raises doubt; the profiler refuses to add to a table beyond it."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _doubts(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -274,13 +281,7 @@ def _doubts(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
     versions = sorted({str(plain(each["runtime_version"])) for each in sessions if "runtime_version" in each})
     if len(versions) > 1:
         found.append(f"rows of several runtime versions stand side by side: {', '.join(versions)}")
-    canaries: dict[str, list[float]] = {}
-    for each in sessions:
-        ms = each.get("canary_ms")
-        if isinstance(ms, float) and 0 < ms < 1e9:
-            canaries.setdefault(str(plain(each.get("canary"))), []).append(ms)
-    for key, times in canaries.items():
-        step = max(times) / min(times) - 1
-        if step > _STEP:
+    for key, step in canary_steps(sessions).items():
+        if step > CANARY_STEP:
             found.append(f"the machine was up to {step:.0%} slower in one session than in another ({key})")
     return found

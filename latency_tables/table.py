@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from latency_tables.target import Target
 from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
-from search_spaces.files import check_keys, read_text, read_yaml, write_text, write_yaml
+from search_spaces.files import check_keys, read_text, read_yaml, write_texts, yaml_text
 from search_spaces.layers import Layer
 
 Provenance = Literal["measured-here", "measured-by-others", "calibrated-estimate"]
@@ -278,7 +278,10 @@ class LatencyTable:
     # -- files ------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` (CSV) and the YAML file beside it, each atomically; return the CSV file's path."""
+        """Write ``path`` (CSV) and the YAML file beside it; return the CSV file's path.
+
+        Each is replaced atomically, and neither before both are on the disk.
+        """
         path = csv_path(path)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -290,8 +293,7 @@ class LatencyTable:
         if self.calibration is not None:
             metadata["calibration"] = asdict(self.calibration)
         metadata["sessions"] = [dict(session) for session in self.sessions]
-        write_yaml(path.with_suffix(".yaml"), metadata)
-        write_text(path, text.getvalue())
+        write_texts({path.with_suffix(".yaml"): yaml_text(metadata), path: text.getvalue()})
         return path
 
     @classmethod
@@ -388,11 +390,12 @@ def scan_table(path: str | Path) -> Scan:
 def _scan_rows(scan: Scan, text: str) -> None:
     path = scan.path
     reader = csv.reader(io.StringIO(text, newline=""))
+    line = after = 1  # where a row begins, and the next: a quoted cell may go on over several lines
 
     def fault(message: str, column: str = "", value: object = "") -> None:
-        where = f"latency table '{path}' line {reader.line_num}"
+        where = f"latency table '{path}' line {line}"
         told = shown(value) if value != "" else ""
-        scan.faults.append(Fault(path, reader.line_num, column, told, f"{where}{message}"))
+        scan.faults.append(Fault(path, line, column, told, f"{where}{message}"))
 
     try:
         header = next(reader, [])
@@ -407,7 +410,9 @@ def _scan_rows(scan: Scan, text: str) -> None:
                 scan.faults.append(Fault(path, 1, column, "", message))
         if scan.faults:
             return
+        after = reader.line_num + 1
         for cells in reader:
+            line, after = after, reader.line_num + 1
             if not cells:
                 continue
             if len(cells) != len(header):
@@ -423,8 +428,9 @@ def _scan_rows(scan: Scan, text: str) -> None:
                 fault(f": the key '{layer.key}' stands there twice; keep one of the rows", "key", layer.key)
                 continue
             scan.rows[layer] = row
-            scan.lines[layer] = (reader.line_num, named["key"])
+            scan.lines[layer] = (line, named["key"])
     except csv.Error as error:
+        line = after
         fault(f" is not valid CSV: {error}")
     if not scan.rows and not scan.faults:
         scan.faults.append(Fault(path, None, "", "", f"latency table '{path}' has no rows"))
@@ -518,6 +524,11 @@ def packaged_folder() -> Path:
     return Path(str(resources.files("latency_tables"))) / "devices"
 
 
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """Return a folder's files of one kind, sorted; without what is being written or a kill has left."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
+
+
 def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
     """Return the CSV file of every table in ``folders`` and among the packaged ones, by name.
 
@@ -526,7 +537,7 @@ def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for folder in (*map(Path, folders), packaged_folder()):
-        for path in sorted(folder.glob("*.csv")):
+        for path in files_in(folder, ".csv"):
             if path.with_suffix(".yaml").is_file():
                 found.setdefault(path.stem, path)
     return found

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from latency_tables.catalogue import plain, session_date
+from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
 from latency_tables.table import Calibration, Row, Scan, scan_table
 from search_spaces.errors import shown
 from search_spaces.layers import Layer
@@ -102,10 +102,13 @@ def validate_table(
     ]
     found += _rows(scan)
     found += _contradictions(scan)
-    found += _sessions(scan, now or datetime.now(UTC))
+    beside = scan.path.with_suffix(".yaml")
+    told = not any(fault.file == beside and not fault.field for fault in scan.faults)
+    if told:  # of a file that cannot be read nobody knows what it lacks
+        found += _sessions(scan, now or datetime.now(UTC))
     if scan.calibration is not None:
         found += _calibration(scan, scan.calibration)
-    elif scan.rows and not any(fault.field == "calibration" for fault in scan.faults):
+    elif told and scan.rows and not any(fault.field == "calibration" for fault in scan.faults):
         found.append(
             _told(
                 scan, "warning", "calibration", "calibration", None,
@@ -152,7 +155,7 @@ def _rows(scan: Scan) -> Iterator[Finding]:
             yield _at(scan, layer, "warning", "few runs", "runs", row.runs, text)
         if row.p90_ms > WIDEST_INTERVAL * row.p10_ms:
             text = (
-                f"is {row.p90_ms:g}, {row.p90_ms / row.p10_ms:.1f} times p10_ms {row.p10_ms:g}"
+                f"is {row.p90_ms:g}, {row.p90_ms / row.p10_ms:.2f} times p10_ms {row.p10_ms:g}"
                 f" (at most {WIDEST_INTERVAL:g} raises no doubt)"
             )
             yield _at(scan, layer, "warning", "wide interval", "p90_ms", row.p90_ms, text)
@@ -267,6 +270,10 @@ def _sessions(scan: Scan, now: datetime) -> Iterator[Finding]:
     if len(versions) > 1:
         text = f"rows of several versions stand side by side: {', '.join(sorted(versions))}"
         yield _told(scan, "warning", "versions", "sessions", None, text)
+    for key, step in canary_steps([each for _, each in sessions]).items():
+        if step > CANARY_STEP:
+            text = f"the machine was up to {step:.0%} slower in one than in another ({key})"
+            yield _told(scan, "warning", "canary", "sessions", None, text)
 
 
 def _share(value: object) -> str:

@@ -28,6 +28,7 @@ from latency_tables import (
     profile,
     read_target,
 )
+from latency_tables.table import files_in
 from latency_tables.target import available_threads
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
@@ -81,7 +82,7 @@ def table_folders(tables: Sequence[Path] | None = None, run: RunDirectory | None
     """
     *given, default = given_folders(tables)
     for folder in given:
-        for path in sorted(folder.glob("*.csv")):
+        for path in files_in(folder, ".csv"):
             if not path.with_suffix(".yaml").is_file():
                 raise InputError(
                     f"--tables: '{path}' has no '{path.stem}.yaml' beside it; a latency table is both files"

@@ -366,6 +366,9 @@ def run_merge(
         raise InputError(f"merging takes at least two tables, not '{names[0]}' alone")
     folders = given_folders(tables)
     paths = [locate_table(name, folders) for name in names]
+    for i, path in enumerate(paths):
+        if _same(path, paths[:i]):
+            raise InputError(f"'{path}' is named twice; merging takes different tables")
     loaded = [LatencyTable.load(path) for path in paths]
     found = merge_tables(loaded, [str(path) for path in paths])
     path = output / f"{found.table.name}.csv" if output.is_dir() else csv_path(output)
@@ -403,10 +406,11 @@ def run_merge(
         lines[f"from {source['table']}"] = f"{source['taken']} of {source['rows']}"
     show({clean(key): clean(value) for key, value in lines.items()})
     if dropped:
+        renamed = "" if path.stem == table.name else f", once it is called {table.name},"
         print(
             clean(
                 f"the calibration of {', '.join(dropped)} was dropped: it was fitted on other rows;"
-                " 'nas profile' into this table's folder fits a new one"
+                f" 'nas profile' into this table's folder{renamed} fits a new one"
             )
         )
     for doubt in found.doubts:

@@ -118,8 +118,9 @@ def merge(
 ) -> None:
     """Make one latency table of several of the same target.
 
-    Where several have a layer, the better provenance wins, then more runs, then the table named later. What
-    is known of each measuring session is kept. Calibrations are dropped: they were fitted on other rows.
+    Where several have a layer, the better provenance wins, then ten runs over fewer, then the table named
+    later. What is known of each measuring session is kept. Calibrations are dropped: they were fitted on
+    other rows.
 
     Example: nas tables merge monday.csv tuesday.csv --output both.csv
     """

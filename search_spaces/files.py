@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +29,9 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_text",
+    "write_texts",
     "write_yaml",
+    "yaml_text",
 ]
 
 
@@ -149,6 +151,20 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write several files that belong together: all are on the disk before the first one is renamed.
+
+    So a full disk changes none of them; they are renamed one after the other, in the order given.
+    """
+    with ExitStack() as stack:
+        for path, text in reversed(list(texts.items())):
+            temporary = stack.enter_context(atomic_path(path))
+            with temporary.open("wb") as stream:
+                stream.write(text.encode("utf-8"))
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -156,7 +172,13 @@ def write_json(path: str | Path, value: object) -> None:
 
 def write_yaml(path: str | Path, value: object) -> None:
     """Write ``value`` to ``path`` as YAML in the order given, atomically."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml_text(value))
+
+
+def yaml_text(value: object) -> str:
+    """Return ``value`` as YAML in the order given."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def read_text(path: str | Path, what: str = "file") -> str:

@@ -97,7 +97,7 @@ def test_metadata_is_compared() -> None:
 # -- merging -----------------------------------------------------------------------------------------------
 
 
-rows = st.builds(row, st.floats(0.1, 10), st.integers(1, 3), st.sampled_from(TRUST))
+rows = st.builds(row, st.floats(0.1, 10), st.sampled_from((1, 2, 10, 99)), st.sampled_from(TRUST))
 tables = st.builds(
     lambda found, days: LatencyTable(PI, found, tuple(map(session, days))),
     st.dictionaries(st.sampled_from(LAYERS), rows, min_size=1),
@@ -106,7 +106,7 @@ tables = st.builds(
 
 
 def worth(of: Row) -> tuple[int, int]:
-    return -TRUST.index(of.provenance), of.runs
+    return -TRUST.index(of.provenance), min(of.runs, 10)
 
 
 @settings(max_examples=40, deadline=None)
@@ -136,12 +136,32 @@ def test_the_algebra_of_merging(found: list[LatencyTable], random: Any) -> None:
             assert other.rows[layer] == kept
 
 
+def test_sessions_are_in_order_whatever_their_time_zones() -> None:
+    dates = (
+        *("no date", "2026-01-31", "2026-01-31T09:00:00+09:00", "2026-01-31T02:00:00+00:00"),
+        *("2026-01-31T03:00:00.5+00:00", "2026-01-30T23:00:00-05:00"),
+    )
+    rows = {LAYERS[0]: row()}
+    merged = merge_tables([LatencyTable(PI, rows, ({"date": date},)) for date in reversed(dates)]).table
+    assert [each["date"] for each in merged.sessions] == list(dates)
+
+
 def test_where_rows_come_from_is_counted() -> None:
     first = LatencyTable(PI, {LAYERS[0]: row(1.0, 50), LAYERS[1]: row(1.0)}, calibration=CALIBRATION)
     second = LatencyTable(PI, {LAYERS[0]: row(2.0, 5), LAYERS[1]: row(2.0), LAYERS[2]: row(2.0)})
     found = merge_tables([first, second])
     assert [found.table.rows[layer].median_ms for layer in LAYERS[:3]] == [1.0, 2.0, 2.0]
     assert (found.taken, found.dropped, found.table.calibration) == ((1, 2), (0,), None)
+
+
+def test_the_faster_of_two_measurements_does_not_win_by_its_runs() -> None:
+    """In the same time a faster machine makes more runs: that would make every merged table too fast."""
+    fast = LatencyTable(PI, {layer: row(1.0, 120) for layer in LAYERS})
+    slow = LatencyTable(PI, {layer: row(1.5, 80) for layer in LAYERS})
+    assert merge_tables([fast, slow]).taken == (0, len(LAYERS))
+    assert merge_tables([slow, fast]).taken == (0, len(LAYERS))
+    few = LatencyTable(PI, {layer: row(1.0, 9) for layer in LAYERS})
+    assert merge_tables([slow, few]).taken == (len(LAYERS), 0)
 
 
 def test_only_tables_of_one_target_are_merged() -> None:
@@ -188,6 +208,13 @@ def test_the_catalogue_names_what_is_damaged_and_what_is_hidden(tmp_path: Path) 
     assert mine[hidden].hidden
     assert "line 1 lacks the column" in str(mine[bare].problem)
     assert f"'{widow}' does not exist" in str(mine[widow].problem)
+
+
+def test_a_folder_under_two_names_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LatencyTable(PI, {LAYERS[0]: row()}).save(tmp_path / "tables" / f"{PI.name}.csv")
+    monkeypatch.chdir(tmp_path)
+    found = [each for each in catalogue([tmp_path / "tables", "tables"]) if each.path.stem == PI.name]
+    assert [(each.path, each.hidden) for each in found] == [(tmp_path / "tables" / f"{PI.name}.csv", False)]
 
 
 def test_a_table_is_described_by_kinds() -> None:

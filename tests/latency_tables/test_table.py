@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency_tables import Calibration, LatencyTable, Row, Target, available_tables, find_table
+from latency_tables.catalogue import catalogue
 from latency_tables.table import COLUMNS, Provenance, weakest
-from search_spaces import InputError, Layer, MissingLayerError, litepose_native
+from search_spaces import InputError, Layer, MissingLayerError, RunError, litepose_native
 
 PI = Target("raspberry-pi-4", "Cortex-A72 1.5 GHz", "ncnn", "fp32", 4)
 LAYERS = litepose_native(joints=14, resolutions=(256,)).distinct_layers()
@@ -138,6 +140,36 @@ def test_a_table_without_its_metadata_is_refused(tmp_path: Path) -> None:
     path.with_suffix(".yaml").unlink()
     with pytest.raises(InputError, match=r"pi\.yaml' does not exist"):
         LatencyTable.load(path)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_disk_that_is_full_for_either_file_changes_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    path = LatencyTable(PI, {LAYERS[0]: row()}, calibration=CALIBRATION).save(tmp_path / "pi.csv")
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    calls = iter(range(1, 100))
+    sync = os.fsync
+
+    def full(handle: int) -> None:
+        if next(calls) == fails:
+            raise OSError(28, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device; nothing was changed"):
+        LatencyTable(PI, {LAYERS[1]: row()}).save(path)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_what_a_kill_while_saving_has_left_is_no_table(tmp_path: Path) -> None:
+    path = LatencyTable(PI, {LAYERS[0]: row()}).save(tmp_path / "pi.csv")
+    for suffix in (".csv", ".yaml"):
+        (tmp_path / f".pi-abcd1234{suffix}").write_bytes(path.with_suffix(suffix).read_bytes())
+    (tmp_path / ".half-abcd1234.yaml").write_bytes(path.with_suffix(".yaml").read_bytes())
+    found = {name: each for name, each in available_tables([tmp_path]).items() if each.parent == tmp_path}
+    assert found == {"pi": path}
+    assert [each.path for each in catalogue([tmp_path]) if each.path.parent == tmp_path] == [path]
 
 
 def test_sums_count_repeated_layers_and_never_missing_ones() -> None:

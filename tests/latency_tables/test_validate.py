@@ -136,6 +136,18 @@ def test_every_fault_is_told_not_only_the_first(tmp_path: Path) -> None:
     assert str(caught.value) == errors[0].message
 
 
+def test_a_row_of_several_lines_is_told_where_it_begins(tmp_path: Path) -> None:
+    path = saved(tmp_path, {**LADDER, conv(64): row(1.6, runs=3)})
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace("ncnn 1.0", '"ncnn\n\n1.0"')
+    path.write_text("\n".join(lines) + '\n\n"never closed,1,1\n1,1\n')
+    broken, unclosed, few = check(path)
+    assert (broken.line, broken.field) == (2, "source")
+    assert unclosed.line == len(lines) + 4 and "has 1 fields, not 7" in unclosed.message
+    number = next(i for i, line in enumerate(lines) if line.startswith(f"{conv(64).key},"))
+    assert (few.rule, few.line) == ("few runs", number + 3)
+
+
 # -- contradictions --------------------------------------------------------------------------------------
 
 
@@ -255,6 +267,24 @@ def test_rows_of_several_versions_raise_doubt(tmp_path: Path) -> None:
     LatencyTable(PI, LADDER, (SESSION, {**SESSION, "runtime_version": "2.0"}), CALIBRATION).save(path)
     (found,) = check(path)
     assert found.rule == "versions" and "1.0, 2.0" in found.message
+
+
+def test_a_step_of_the_machine_between_sessions_raises_doubt(tmp_path: Path) -> None:
+    path = saved(tmp_path, LADDER)
+    for ms, told in ((0.11, 0), (0.15, 1)):
+        sessions = tuple({**SESSION, "canary": "c", "canary_ms": each} for each in (0.1, ms))
+        LatencyTable(PI, LADDER, sessions, CALIBRATION).save(path)
+        found = check(path)
+        assert [(each.level, each.rule) for each in found] == [("warning", "canary")] * told
+    assert "up to 50% slower" in found[0].message
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "format: 1\nmore: 1\n"])
+def test_metadata_that_cannot_be_read_is_not_said_to_lack_anything(tmp_path: Path, text: str | None) -> None:
+    path = saved(tmp_path, LADDER)
+    beside = path.with_suffix(".yaml")
+    beside.unlink() if text is None else beside.write_text(text)
+    assert [(found.rule, found.file) for found in check(path)] == [("unreadable", beside)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from latency_tables import Calibration, LatencyTable, Row, Target
+from nas.console import print_table
+from nas.latency import table_folders
 from search_spaces import Layer, litepose_native
 from tests.nas.conftest import Outcome
 
@@ -107,6 +109,12 @@ def test_show(tables: Path, nas_: Nas) -> None:
     assert found["sessions"] == [SESSION]
     assert found["calibration"]["networks"] == 12
     assert len(found["slowest"]) == 4
+
+
+def test_nothing_is_cut_off_in_a_narrow_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("title", ("key", "value"), [("k" * 300, "v" * 200)])
+    told = capsys.readouterr().out
+    assert (told.count("k"), told.count("v"), told.count("…")) == (300 + 1, 200 + 1, 0)
 
 
 def test_what_a_terminal_must_not_see_is_escaped(box: Path, nas_: Nas) -> None:
@@ -221,6 +229,7 @@ def test_merge(tables: Path, nas_: Nas) -> None:
     assert (told.code, told.err) == (0, "")
     assert f"from tables/{NAME}.csv" in told.out and "3 of 4" in told.out
     assert f"the calibration of tables/{NAME}.csv was dropped" in told.out
+    assert f"once it is called {NAME}, fits a new one" in told.out
     table = LatencyTable.load(tables / "both.csv")
     assert [table.rows[layer].median_ms for layer in LAYERS] == [2.0, 2.0, 3.0, 4.0]
     assert table.calibration is None
@@ -247,6 +256,14 @@ def test_merge_into_a_folder_as_json(tables: Path, nas_: Nas) -> None:
     assert len(LatencyTable.load(found["table"])) == 4
 
 
+def test_what_a_kill_has_left_keeps_nobody_from_using_the_folder(tables: Path, nas_: Nas) -> None:
+    text = (tables / "tables" / f"{NAME}.csv").read_text()
+    (tables / "tables" / f".{NAME}-abcd1234.csv").write_text(text[:100])
+    told = nas_("tables", "list")
+    assert "1 latency table" in told.out and "damaged" not in told.out
+    assert table_folders([tables / "tables"]) == [tables / "tables", Path("tables")]
+
+
 def test_nothing_is_overwritten_unless_forced(tables: Path, nas_: Nas) -> None:
     (tables / "kitchen.yaml").write_text("device: kitchen\n")
     before = files(tables)
@@ -268,10 +285,11 @@ def test_nothing_is_overwritten_unless_forced(tables: Path, nas_: Nas) -> None:
     ("line", "words"),
     [
         ("merge other.csv -o x.csv", "at least two tables, not 'other.csv' alone"),
+        ("merge other.csv single.csv ./other.yaml -o x.csv", "'other.csv' is named twice"),
         ("merge other.csv single.csv -o x.csv", "'other.csv' and 'single.csv' differ in threads '4' and '1'"),
         ("merge other.csv gone.csv -o x.csv", "'gone.csv' does not exist"),
         ("merge other.csv other.csv", "--output"),
-        ("merge other.csv other.csv -o other.yaml/x.csv", "cannot write to other.yaml"),
+        (f"merge other.csv {NAME} -o other.yaml/x.csv", "cannot write to other.yaml"),
         ("show pi-ncnn-fp32-4", f"did you mean '{NAME}'"),
         ("show tables", "there is no latency table 'tables'"),
         ("show gone.csv", "latency table 'gone.csv' does not exist"),
