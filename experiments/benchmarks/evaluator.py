@@ -73,7 +73,8 @@ NOTES = (
     "*Alone*: nothing else is kept. *In a search*: the candidates are children of networks that were"
     " evaluated before (the widest and its nearest neighbours), half of them crossed, half mutated; outputs"
     " of first stages are kept from the parents and from child to child. After every repeat the evaluator"
-    " forgets what the children added. *A whole search*: NSGA-II for AP and MACs by `nas.search` from"
+    " forgets what the children added.",
+    "*A whole search*: NSGA-II for AP and MACs by `nas.search` from"
     " scratch (nothing is read or kept before), beginning with the largest network; an evaluation ends early"
     " once the network is sure (99%) to lose to one that costs no more. The front is that of the loop, and"
     " who ended early is not on it (APs that differ by at most 0.005 being equal).",
@@ -467,6 +468,7 @@ def main() -> None:
             ),
             Case(f"{what}, in a search", plain, in_a_search, agree, len(archs)),
         ]
+        more = f" (a whole search: {len(records)})" if records else ""
         if records:
             ended = sum(record.partial for record in records)
             whole = f"{what}, a whole search ({ended} of {len(records)} ended early)"
@@ -474,12 +476,12 @@ def main() -> None:
         tell(
             f"evaluator-{given.base if run is None else run.recipe.name}",
             "One candidate of a search",
-            f"{len(archs)} candidates (a whole search: {len(records)}), {len(val)} pictures,"
+            f"{len(archs)} candidates{more}, {len(val)} pictures,"
             f" {given.calibration} for BN statistics, {given.threads} threads",
             cases,
             options,
             given,
-            notes=NOTES,
+            notes=NOTES if records else NOTES[:2],
             further=found,
         )
 
