@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import single_thread
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "experiments/benchmarks"
 
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let benchmarks find what they share; threads are as before afterwards."""
-    threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with single_thread():
+        yield
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, *arguments: str) -> dict[str, Any]:
