@@ -89,12 +89,17 @@ VARIANTS: Mapping[str, Variant] = {
         {"train.batch_size": "6"},
         alike=False,
     ),
+    "late-long": Variant(
+        "sandwich, batches of 6, in-place distillation in the second half; 30 epochs: steps as uniform",
+        {"train.batch_size": "6", "train.epochs": "30", "train.distill.start": "0.5"},
+        alike=False,
+    ),
+    "transform": Variant(
+        "sandwich, in-place distillation, kernel transforms",
+        {"train.kernels": "transform"},
+    ),
     "inplace-half": Variant("sandwich, in-place distillation, half as long", {"train.epochs": "6"}),
     "sandwich-half": Variant("sandwich, no distillation, half as long", {"train.epochs": "6"} | NO_TEACHER),
-    "transform-half": Variant(
-        "sandwich, in-place distillation, kernel transforms, half as long",
-        {"train.epochs": "6", "train.kernels": "transform"},
-    ),
 }
 
 

@@ -376,6 +376,11 @@ class Recipe:
                     f"data.{name}.labels is none, so nothing is learned from its images without a teacher:"
                     " name one (train.distill.source: teacher)"
                 )
+            if source.labels == "none" and self.train.distill.start:
+                raise InputError(
+                    f"data.{name}.labels is none, so nothing is learned from its images until the teacher is"
+                    f" heard: leave out train.distill.start ({self.train.distill.start})"
+                )
 
     def build_space(self, skeleton: Skeleton) -> SearchSpace:
         """Return the search space for the skeleton's joints."""

@@ -61,12 +61,16 @@ class DistillConfig:
     teacher
         Checkpoint of a trained plain network: ``.safetensors`` (or an emitted folder), or a research
         ``.pth``. Its joints are matched by name; it sees the images of the step, at the step's resolution.
+    start
+        Share of the run's steps that pass before the teacher is heard, from 0 to below 1; until then
+        annotations alone teach. In place the teacher is itself a beginner at first.
     """
 
     source: Literal["none", "largest", "teacher"] = "none"
     share: float = 0.5
     tags: float = 1e-3
     teacher: Path | None = None
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         if self.source not in ("none", "largest", "teacher"):
@@ -75,6 +79,12 @@ class DistillConfig:
             raise InputError(f"train.distill.share lies in 0..1, not at {self.share}")
         if not 0 <= self.tags < float("inf"):
             raise InputError(f"train.distill.tags is at least 0, not {self.tags}")
+        if not 0 <= self.start < 1:
+            raise InputError(f"train.distill.start lies in 0..1 (1 itself excluded), not at {self.start}")
+        if self.source == "none" and self.start:
+            raise InputError(
+                "train.distill.start says when a teacher begins to be heard, but train.distill.source is none"
+            )
         if self.source == "teacher" and self.teacher is None:
             raise InputError(
                 "train.distill.source: teacher needs a checkpoint; name it in train.distill.teacher"
@@ -274,7 +284,12 @@ class Distillation:
         if config.source == "none":
             return "none"
         who = config.source if self.teacher is None else f"teacher {self.teacher.fingerprint}"
-        return f"{who}, share {config.share}, tags {config.tags}"
+        late = f", from {config.start} of the run on" if config.start else ""
+        return f"{who}, share {config.share}, tags {config.tags}{late}"
+
+    def at(self, done: float) -> Distillation:
+        """Return what holds when this share of the run's steps is done: before the start, no teacher."""
+        return self if done >= self.config.start else Distillation()
 
     def targets(self, batch: PoseTargets, images: Tensor) -> PoseTargets:
         """Return what the step's first arch learns from: the teacher's lesson, or the batch as it is."""

@@ -65,17 +65,24 @@ class Shards:
             network.train()
 
     def backward(
-        self, batch: Batch, archs: Sequence[Arch], weights: LossWeights, of: int | None = None
+        self,
+        batch: Batch,
+        archs: Sequence[Arch],
+        weights: LossWeights,
+        of: int | None = None,
+        done: float = 0.0,
     ) -> dict[str, float]:
         """Set the gradients of the batch's mean loss over the archs; return the terms of that loss.
 
         Where the batch is some images of a larger one, ``of`` is how many that has: the gradients and terms
-        are then its share of the larger batch's.
+        are then its share of the larger batch's. ``done`` is the share of the run's steps that came before:
+        a teacher may be heard only later.
         """
+        distillation = self.distillation.at(done)
         parts = batch.split(len(self.networks))
         whole = len(batch) if of is None else of
         jobs = [
-            partial(_backward, forward, part, archs, weights, len(part) / whole, self.distillation)
+            partial(_backward, forward, part, archs, weights, len(part) / whole, distillation)
             for forward, part in zip(self._forwards, parts, strict=False)
         ]
         if self._pool is None:

@@ -448,7 +448,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_copy_(self._before, self._statistics)
-        terms = self._shards.backward(batch, archs, self.config.loss, self.batch_size)
+        terms = self._shards.backward(batch, archs, self.config.loss, self.batch_size, step / self.steps)
         self.ranks.add_gradients(self.network.parameters())
         *summed, stops = self.ranks.add([*terms.values(), float(stop)])
         sums = dict(zip(terms, summed, strict=True))

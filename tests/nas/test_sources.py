@@ -84,6 +84,9 @@ def test_images_without_labels_need_a_teacher(tmp_path: Path) -> None:
     distill = {"source": "teacher", "teacher": "teacher.pth"}
     recipe = tiny.recipe(tmp_path, data__train=sources, train__distill=distill)
     assert recipe.train.distill.teacher == tmp_path / "teacher.pth", "relative to the recipe"
+    assert "data.train[1].labels is none, so nothing is learned from its images until the teacher" in told(
+        tmp_path, data__train=sources, train__distill={**distill, "start": 0.3}
+    )
 
 
 def test_each_source_is_held_out_from_as_far_as_it_can_be_scored(tmp_path: Path) -> None:

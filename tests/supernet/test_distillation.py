@@ -269,6 +269,9 @@ def test_a_teacher_computes_in_the_precision_of_the_training(tmp_path: Path) -> 
         ({"share": 1.2}, "share lies in 0..1, not at 1.2"),
         ({"share": float("nan")}, "share lies in 0..1, not at nan"),
         ({"tags": -1.0}, "tags is at least 0, not -1.0"),
+        ({"source": "largest", "start": 1.0}, r"start lies in 0..1 \(1 itself excluded\), not at 1.0"),
+        ({"source": "largest", "start": float("nan")}, "start lies in 0..1 .* not at nan"),
+        ({"start": 0.5}, "start says when a teacher begins .*source is none"),
         ({"source": "teacher"}, "needs a checkpoint; name it in train.distill.teacher"),
         (
             {"source": "largest", "teacher": PATH},
@@ -402,6 +405,42 @@ def test_without_distillation_nothing_changes_to_the_bit() -> None:
     assert terms == expected and terms["distill"] == 0.0
     for name, value in gradients(network).items():
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("config", [IN_PLACE, BY_TEACHER])
+def test_before_its_start_a_teacher_is_neither_heard_nor_asked(config: DistillConfig) -> None:
+    made, archs = batch(), sandwich()
+    asked = teacher() if config.teacher else None
+    late = Distillation(replace(config, start=0.5), asked)
+    assert late.at(0.49).teacher is None and late.at(0.5) is late
+    network = student()
+    passes = Shards(network, 1, late)
+    passes.train()
+    weights = LossWeights(push=0.2, pull=0.1)
+    early = passes.backward(made, archs, weights, done=0.49)
+    found = gradients(network)
+    terms, plain = step(None, made, archs)
+    assert early == terms
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    network.zero_grad(set_to_none=True)
+    taught = passes.backward(made, archs, weights, done=0.5)
+    assert taught["distill"] > 0 and taught["total"] != early["total"]
+
+
+def test_a_late_teacher_is_heard_from_the_same_step_on_after_a_kill(tmp_path: Path) -> None:
+    late = replace(IN_PLACE, start=0.5)
+
+    def trainer(name: str) -> Any:
+        return tiny.trainer(tmp_path / name, distill=late, rule="sandwich", epochs=2, checkpoint_seconds=1e-6)
+
+    trainer("whole").run()
+    heard = [float(row["distill"]) > 0 for row in rows(tmp_path / "whole" / "metrics.csv")]
+    assert heard == [False] * 3 + [True] * 3
+    with pytest.raises(Killed):
+        trainer("cut").run(killer(2))
+    last = trainer("cut")
+    assert last.resume() == 2 and last.run().finished
+    assert rows(tmp_path / "cut" / "metrics.csv") == rows(tmp_path / "whole" / "metrics.csv")
 
 
 @pytest.mark.parametrize("config", [IN_PLACE, BY_TEACHER])
