@@ -16,7 +16,7 @@ from latency_tables.table import TRUST, Calibration, LatencyTable, Row
 from latency_tables.target import Target
 from latency_tables.validate import FEWEST_RUNS
 from search_spaces.errors import InputError
-from search_spaces.layers import Layer
+from search_spaces.layers import Piece
 
 __all__ = ["Change", "Difference", "Merged", "compare_tables", "merge_tables", "target_differences"]
 
@@ -33,7 +33,7 @@ class Change:
         Its rows.
     """
 
-    layer: Layer
+    layer: Piece
     first: Row
     second: Row
 
@@ -74,8 +74,8 @@ class Difference:
 
     target: Mapping[str, tuple[Any, Any]]
     metadata: Mapping[str, tuple[Any, Any]]
-    only_first: tuple[Layer, ...]
-    only_second: tuple[Layer, ...]
+    only_first: tuple[Piece, ...]
+    only_second: tuple[Piece, ...]
     common: int
     changes: tuple[Change, ...]
     ratios: tuple[float, float, float] | None
@@ -243,7 +243,7 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
             raise InputError(
                 f"tables of different targets are never merged: '{names[0]}' and '{name}' differ in {told}"
             )
-    winners: dict[Layer, tuple[Row, int]] = {}
+    winners: dict[Piece, tuple[Row, int]] = {}
     for i, table in enumerate(tables):
         for layer, row in table.rows.items():
             if layer not in winners or _worth(row) >= _worth(winners[layer][0]):

@@ -18,14 +18,14 @@ from typing import Literal
 
 import numpy as np
 
+from latency_tables.bench import Bench, LocalBench
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
-from latency_tables.machine import machine_state, system_name
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.table import LatencyTable, Row, csv_path
-from latency_tables.target import Target, processor_name
+from latency_tables.target import Target
 from latency_tables.timing import Clock, Samples, Timing, summarise, take_samples
 from search_spaces.errors import InputError, RunError
-from search_spaces.layers import Layer
+from search_spaces.layers import Layer, Piece, piece_from_key
 
 Progress = Callable[[int, int, str], None]
 """Called with (visits done, visits in all, what is being timed)."""
@@ -89,14 +89,13 @@ class ProfileSettings:
 
 def profile(
     target: Target,
-    layers: Iterable[Layer],
+    layers: Iterable[Piece],
     *,
     out: str | Path,
     settings: ProfileSettings | None = None,
-    runtime: Runtime | None = None,
+    bench: Bench | None = None,
     progress: Progress | None = None,
     command: str = "",
-    clock: Clock = time.perf_counter,
 ) -> LatencyTable:
     """Time layers on this machine and return the table, which is also saved.
 
@@ -108,19 +107,17 @@ def profile(
     target
         What is measured; must be this machine.
     layers
-        The work list, e.g. ``space.distinct_layers()``.
+        The work list: layers, or blocks that are timed as a whole, e.g. ``space.distinct_blocks()``.
     out
         Folder for the table (file name: the target's name), or the path of its CSV file.
     settings
         How thoroughly to measure.
-    runtime
-        By default the one that the target names.
+    bench
+        Where it is timed; by default in this process, with the runtime, threads and precision of the target.
     progress
         Called before every visit.
     command
         What the user typed, for the metadata.
-    clock
-        Source of seconds.
 
     Raises
     ------
@@ -132,16 +129,15 @@ def profile(
         If the canary drifted too far, or the journal belongs to other settings or is in use.
     """
     settings = settings or ProfileSettings()
-    runtime = runtime or get_runtime(target.runtime)
-    if runtime.name != target.runtime:
-        raise InputError(f"the target '{target.name}' runs on '{target.runtime}', not on '{runtime.name}'")
-    runtime.check(target.threads, target.precision)
+    bench = bench or LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    if bench.runtime != target.runtime:
+        raise InputError(f"the target '{target.name}' runs on '{target.runtime}', not on '{bench.runtime}'")
     work = tuple(dict.fromkeys(layers))
     if not work:
         raise InputError("there is nothing to profile: the work list holds no layer")
     path = csv_path(out) if Path(out).suffix == ".csv" else Path(out) / f"{target.name}.csv"
-    former = _former_table(path, target, runtime)
-    todo = work if former is None else former.missing(work)
+    former = _former_table(path, target, bench)
+    todo = work if former is None else tuple(piece for piece in work if piece not in former.rows)
     partial = path.with_suffix(".partial.jsonl")
     if former is not None and not todo:
         if journaled_keys(partial) <= {layer.key for layer in former.rows}:
@@ -149,14 +145,14 @@ def profile(
         return former
     header = {
         "target": target.to_dict(),
-        "runtime_version": runtime.version(),
+        "runtime_version": bench.version(),
         **{k: v for k, v in asdict(settings).items() if k not in ("max_drift", "on_drift")},
     }
     with open_journal(partial, header) as journal:
-        journal.write("start", facts={"date": _now(), "command": command, **machine_state()})
-        _measure(journal, runtime, target.threads, todo, settings, progress, clock)
+        journal.write("start", facts={"date": _now(), "command": command, **bench.machine()})
+        _measure(journal, bench, todo, settings, progress)
         drift = _check_drift(journal, former, settings)
-        table = _table(journal.found, target, runtime, settings, drift)
+        table = _table(journal.found, target, bench, settings, drift)
         if former is not None:
             table = former.merge(table)
         table.save(path)
@@ -193,7 +189,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _former_table(path: Path, target: Target, runtime: Runtime) -> LatencyTable | None:
+def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | None:
     if not path.exists():
         return None
     table = LatencyTable.load(path)
@@ -202,22 +198,20 @@ def _former_table(path: Path, target: Target, runtime: Runtime) -> LatencyTable 
             f"the latency table '{path}' is of {table.target}, not of {target}: profile into another folder"
         )
     versions = {str(session["runtime_version"]) for session in table.sessions if "runtime_version" in session}
-    if versions - {runtime.version()}:
+    if versions - {bench.version()}:
         raise InputError(
-            f"the latency table '{path}' was measured with {runtime.name} {', '.join(sorted(versions))},"
-            f" here is {runtime.version()}: profile into another folder"
+            f"the latency table '{path}' was measured with {bench.runtime} {', '.join(sorted(versions))},"
+            f" here is {bench.version()}: profile into another folder"
         )
     return table
 
 
 def _measure(
     journal: Journal,
-    runtime: Runtime,
-    threads: int,
-    layers: Sequence[Layer],
+    bench: Bench,
+    layers: Sequence[Piece],
     settings: ProfileSettings,
     progress: Progress | None,
-    clock: Clock,
 ) -> None:
     """Visit every layer once per round, skipping the visits that the journal already holds."""
     found = journal.found
@@ -226,14 +220,9 @@ def _measure(
     min_runs = math.ceil(settings.min_runs / settings.rounds)
     done, total = 0, settings.rounds * len(every)
 
-    def timed(run: Callable[[], None], least: int = min_runs, spend: float = seconds) -> Samples:
-        return take_samples(run, seconds=spend, min_runs=least, clock=clock)
-
     def canary(index: int) -> None:
-        with runtime.prepare(CANARY, threads) as layer:
-            journal.samples("canary", index, timed(layer.run, spend=_CANARY_SECONDS))
-        with runtime.prepare_empty(threads) as nothing:
-            journal.samples("overhead", index, timed(nothing.run, spend=_CANARY_SECONDS / 3))
+        journal.samples("canary", index, bench.time(CANARY, _CANARY_SECONDS, min_runs))
+        journal.samples("overhead", index, bench.time(None, _CANARY_SECONDS / 3, min_runs))
 
     for index in range(settings.rounds):
         order = np.random.default_rng((settings.seed, index)).permutation(len(every))
@@ -245,8 +234,7 @@ def _measure(
                 progress(done, total, f"round {index + 1}/{settings.rounds}: {layer.key}")
             if position % _CANARY_EVERY == 0:
                 canary(index)
-            with runtime.prepare(layer, threads) as prepared:
-                journal.samples("layer", index, timed(prepared.run), key=layer.key)
+            journal.samples("layer", index, bench.time(layer, seconds, min_runs), key=layer.key)
             done += 1
         if waiting:
             canary(index)
@@ -304,18 +292,18 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
 
 
 def _table(
-    found: Measurements, target: Target, runtime: Runtime, settings: ProfileSettings, drift: _Drift
+    found: Measurements, target: Target, bench: Bench, settings: ProfileSettings, drift: _Drift
 ) -> LatencyTable:
     """Return the table of all layers that every round has visited, net of the cost of calling the runtime."""
     rounds = range(settings.rounds)
     overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
-    source = f"{runtime.name} {runtime.version()}"
+    source = f"{bench.runtime} {bench.version()}"
     keys = sorted(set.intersection(*(set(found.visits.get(index, {})) for index in rounds)))
-    rows: dict[Layer, Row] = {}
+    rows: dict[Piece, Row] = {}
     for key in keys:
         visits = [found.visits[index][key] for index in rounds]
         timing = _net(visits, overhead)
-        rows[Layer.from_key(key)] = Row(
+        rows[piece_from_key(key)] = Row(
             median_ms=timing.median_ms,
             p10_ms=timing.p10_ms,
             p90_ms=timing.p90_ms,
@@ -328,13 +316,12 @@ def _table(
         "finished": _now(),
         "command": found.starts[-1]["command"],
         "layers": len(rows),
-        "runtime_version": runtime.version(),
+        "runtime_version": bench.version(),
         **{key: value for key, value in asdict(settings).items() if key != "on_drift"},
         "processes": len(found.starts),
-        "processor": processor_name(),
-        "system": system_name(),
+        **bench.system(),
         "machine_before": {k: v for k, v in found.starts[0].items() if k not in ("date", "command")},
-        "machine_after": machine_state(),
+        "machine_after": dict(bench.machine()),
         "overhead_ms": round(overhead, _DECIMALS),
         "canary": CANARY.key,
         "canary_ms": round(drift.canary_ms, _DECIMALS),

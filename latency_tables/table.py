@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from latency_tables.target import Target
 from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
 from search_spaces.files import check_keys, read_text, read_yaml, write_texts, yaml_text
-from search_spaces.layers import Layer
+from search_spaces.layers import Block, Piece, layers_of, piece_from_key
 
 Provenance = Literal["measured-here", "measured-by-others", "calibrated-estimate"]
 """How far a number can be trusted, best first."""
@@ -199,7 +199,7 @@ class LatencyTable:
     """
 
     target: Target
-    rows: Mapping[Layer, Row]
+    rows: Mapping[Piece, Row]
     sessions: tuple[Mapping[str, Any], ...] = ()
     calibration: Calibration | None = None
 
@@ -231,33 +231,50 @@ class LatencyTable:
         """The weakest provenance among all rows."""
         return weakest(self.provenances)
 
-    def missing(self, layers: Iterable[Layer]) -> tuple[Layer, ...]:
-        """Return the layers without a row, each once, in order."""
-        return tuple(dict.fromkeys(layer for layer in layers if layer not in self.rows))
+    def answers(self, piece: Piece) -> tuple[Row, ...] | None:
+        """Return the rows whose sum a piece takes: its own, or those of a block's layers; else None."""
+        if piece in self.rows:
+            return (self.rows[piece],)
+        rows = tuple(self.rows[layer] for layer in layers_of(piece) if layer in self.rows)
+        return rows if len(rows) == len(layers_of(piece)) else None
 
-    def require(self, layers: Iterable[Layer]) -> None:
-        """Raise :class:`MissingLayerError` naming the layers without a row, if there are any."""
-        wanted = tuple(dict.fromkeys(layers))
+    def missing(self, pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+        """Return what has no row, each once, in order: layers, and blocks of which a layer lacks one, too.
+
+        Of such a block the layers without a row are returned if the table has some of it in layers, else the
+        block.
+        """
+        found: dict[Piece, None] = {}
+        for piece in pieces:
+            if self.answers(piece) is None:
+                absent = [layer for layer in layers_of(piece) if layer not in self.rows]
+                found.update(dict.fromkeys(absent if len(absent) < len(layers_of(piece)) else [piece]))
+        return tuple(found)
+
+    def require(self, pieces: Iterable[Piece]) -> None:
+        """Raise :class:`MissingLayerError` naming the layers and blocks without a row, if there are any."""
+        wanted = tuple(dict.fromkeys(pieces))
         missing = self.missing(wanted)
         if missing:
-            named = [f"{layer.key} ({layer.name})" if layer.name else layer.key for layer in missing[:_NAMED]]
+            named = [f"{piece.key} ({piece.name})" if piece.name else piece.key for piece in missing[:_NAMED]]
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            what = "blocks" if any(isinstance(piece, Block) for piece in missing) else "layers"
             raise MissingLayerError(
-                f"the latency table '{self.name}' lacks {len(missing)} of the {len(wanted)} distinct layers"
+                f"the latency table '{self.name}' lacks {len(missing)} of the {len(wanted)} distinct {what}"
                 f" needed: {', '.join(named)}{more}; measure them with 'nas profile' on that target"
             )
 
-    def latency_ms(self, layers: Iterable[Layer]) -> float:
-        """Return the plain sum of medians over ``layers`` (repeated ones counted every time).
+    def latency_ms(self, pieces: Iterable[Piece]) -> float:
+        """Return the plain sum of medians (what is repeated is counted every time).
 
         Raises
         ------
         MissingLayerError
-            If a layer has no row.
+            If a layer or a block has no row.
         """
-        wanted = tuple(layers)
+        wanted = tuple(pieces)
         self.require(wanted)
-        return math.fsum(self.rows[layer].median_ms for layer in wanted)
+        return math.fsum(row.median_ms for piece in wanted for row in self.answers(piece) or ())
 
     def merge(self, other: LatencyTable) -> LatencyTable:
         """Return the rows of both; where both have a layer, this table's row stays.
@@ -366,8 +383,8 @@ class Scan:
     """
 
     path: Path
-    rows: dict[Layer, Row] = field(default_factory=dict)
-    lines: dict[Layer, tuple[int, str]] = field(default_factory=dict)
+    rows: dict[Piece, Row] = field(default_factory=dict)
+    lines: dict[Piece, tuple[int, str]] = field(default_factory=dict)
     target: Target | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
     calibration: Calibration | None = None
@@ -436,12 +453,12 @@ def _scan_rows(scan: Scan, text: str) -> None:
         scan.faults.append(Fault(path, None, "", "", f"latency table '{path}' has no rows"))
 
 
-def _parse(cells: Mapping[str, str]) -> tuple[Layer | None, Row | None, list[tuple[str, str]]]:
+def _parse(cells: Mapping[str, str]) -> tuple[Piece | None, Row | None, list[tuple[str, str]]]:
     """Return layer and row of a line's cells, and (column, message) for whatever is wrong with them."""
     wrong: list[tuple[str, str]] = []
     layer = None
     try:
-        layer = Layer.from_key(cells["key"])
+        layer = piece_from_key(cells["key"])
     except InputError as error:
         wrong.append(("key", str(error)))
     values: dict[str, Any] = {"provenance": cells["provenance"], "source": cells["source"]}
