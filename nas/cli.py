@@ -122,7 +122,8 @@ def cost(
 
     network = get_arch(arch)
     pixels = _size(size)
-    every = network.layers(joints, pixels)
+    blocks = network.blocks(joints, pixels)
+    every = [layer for block in blocks for layer in block.layers]
     found = network.cost(joints, pixels)
     height, width = pixels or network.size
     report: dict[str, Any] = {
@@ -139,7 +140,7 @@ def cost(
         from nas.latency import load_predictors, prediction_json
 
         predictors = load_predictors(latency, tables)
-        report["latency"] = {name: prediction_json(p, p.predict(every)) for name, p in predictors.items()}
+        report["latency"] = {name: prediction_json(p, p.predict(blocks)) for name, p in predictors.items()}
     if layers:
         report["layers"] = [{"name": x.name, "key": x.key, "macs": x.macs, "params": x.params} for x in every]
     if as_json:
@@ -472,7 +473,7 @@ def profile(
         typer.Option(
             "--for",
             metavar="SPACE|RECIPE|RUN|ARCH",
-            help="Whose layers are measured: a kind of space, a recipe, a run, or a named arch. Repeatable.",
+            help="Whose blocks are measured: a kind of space, a recipe, a run, or a named arch. Repeatable.",
         ),
     ] = None,
     joints: Joints = 14,
@@ -480,13 +481,19 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all processors.")] = None,
     networks: Annotated[
         int,
-        typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of layers; 0: none."),
+        typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of blocks; 0: none."),
     ] = 12,
+    share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the blocks to measure, the most telling ones; the others are fitted and marked."
+        ),
+    ] = 1.0,
     seconds_per_layer: Annotated[
-        float, typer.Option(min=0.001, help="Time spent on each layer; four times that on a network.")
+        float, typer.Option(min=0.001, help="Time spent on each block; four times that on a network.")
     ] = 0.25,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Visits to each layer, each round in another order.")
+        int, typer.Option(min=1, help="Visits to each block, each round in another order.")
     ] = 5,
     on_drift: Annotated[
         str,
@@ -498,10 +505,11 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
     as_json: Json = False,
 ) -> None:
-    """Measure this machine's layer latencies (batch 1) into a table that search and cost use.
+    """Measure how long a target takes for the blocks of networks (batch 1): a table for search and cost.
 
-    Layers are timed in interleaved rounds with a canary measured throughout; whole networks are then measured
-    to fit what a sum of layers misses. Stopped? The same command continues with what it has.
+    Blocks and some whole networks are timed in interleaved rounds with a canary measured throughout, what
+    varies in further rounds; the networks fit what a sum of blocks misses. Stopped? The same command
+    continues with what it has.
 
     Example: nas profile this-machine --for runs/synthetic --threads 2
     """
@@ -517,8 +525,13 @@ def profile(
         threads=threads,
         networks=networks,
         folder=output,
+        share=share,
         settings=ProfileSettings(
-            seconds_per_layer=seconds_per_layer, rounds=rounds, on_drift=_drift(on_drift)
+            seconds_per_layer=seconds_per_layer,
+            seconds_per_network=4 * seconds_per_layer,
+            rounds=rounds,
+            max_rounds=2 * rounds,
+            on_drift=_drift(on_drift),
         ),
     )
     if as_json:
