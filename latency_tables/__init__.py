@@ -12,6 +12,7 @@ Measure this machine's layers, then ask what a network takes::
 Importing this package imports no inference engine.
 """
 
+from latency_tables.bench import Bench, LocalBench
 from latency_tables.compare import Difference, Merged, compare_tables, merge_tables
 from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate
 from latency_tables.profiler import ProfileSettings, measure_model, profile
@@ -30,11 +31,13 @@ from latency_tables.validate import Finding, validate_table
 
 __all__ = [
     "RUNTIMES",
+    "Bench",
     "Calibration",
     "Difference",
     "Finding",
     "LatencyPredictor",
     "LatencyTable",
+    "LocalBench",
     "Merged",
     "Prediction",
     "Predictions",

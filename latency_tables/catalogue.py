@@ -13,7 +13,7 @@ from typing import Any
 from latency_tables.table import LatencyTable, Row, files_in, packaged_folder
 from search_spaces.errors import InputError
 from search_spaces.files import read_yaml
-from search_spaces.layers import Layer
+from search_spaces.layers import Block, Layer, Piece
 
 __all__ = ["CANARY_STEP", "TableEntry", "canary_steps", "catalogue", "describe", "plain", "session_date"]
 
@@ -120,8 +120,14 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
     }
 
 
-def kind_name(layer: Layer) -> str:
-    """Return the kind of a layer as people call it, e.g. ``dwconv 7x7 stride 2``."""
+def kind_name(piece: Piece) -> str:
+    """Return the kind of a layer as people call it, e.g. ``dwconv 7x7 stride 2``; or those of a block."""
+    if isinstance(piece, Block):
+        return " | ".join(" > ".join(map(_layer_kind, chain)) for chain in piece.chains)
+    return _layer_kind(piece)
+
+
+def _layer_kind(layer: Layer) -> str:
     stride = f" stride {layer.stride}" if layer.stride > 1 else ""
     return f"{layer.kind} {layer.kernel}x{layer.kernel}{stride}"
 

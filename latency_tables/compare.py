@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
-from latency_tables.table import TRUST, Calibration, LatencyTable, Row
+from latency_tables.table import TRUST, Calibration, LatencyTable, MeasuredNetwork, Row
 from latency_tables.target import Target
 from latency_tables.validate import FEWEST_RUNS
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError
-from search_spaces.layers import Layer
+from search_spaces.layers import Piece
 
 __all__ = ["Change", "Difference", "Merged", "compare_tables", "merge_tables", "target_differences"]
 
@@ -33,7 +34,7 @@ class Change:
         Its rows.
     """
 
-    layer: Layer
+    layer: Piece
     first: Row
     second: Row
 
@@ -74,8 +75,8 @@ class Difference:
 
     target: Mapping[str, tuple[Any, Any]]
     metadata: Mapping[str, tuple[Any, Any]]
-    only_first: tuple[Layer, ...]
-    only_second: tuple[Layer, ...]
+    only_first: tuple[Piece, ...]
+    only_second: tuple[Piece, ...]
     common: int
     changes: tuple[Change, ...]
     ratios: tuple[float, float, float] | None
@@ -243,17 +244,25 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
             raise InputError(
                 f"tables of different targets are never merged: '{names[0]}' and '{name}' differ in {told}"
             )
-    winners: dict[Layer, tuple[Row, int]] = {}
+    winners: dict[Piece, tuple[Row, int]] = {}
     for i, table in enumerate(tables):
         for layer, row in table.rows.items():
             if layer not in winners or _worth(row) >= _worth(winners[layer][0]):
                 winners[layer] = (row, i)
+    networks: dict[tuple[Arch, int], MeasuredNetwork] = {}
+    for each in (network for table in tables for network in table.networks):
+        known = networks.get((each.arch, each.joints))
+        if known is None or _worth(each.row) >= _worth(known.row):
+            networks[each.arch, each.joints] = each
     sessions = {_text(session): session for table in tables for session in table.sessions}
     ordered = [sessions[text] for text in sorted(sessions, key=lambda text: (_when(sessions[text]), text))]
     taken = tuple(sum(source == i for _, source in winners.values()) for i in range(len(tables)))
     return Merged(
         table=LatencyTable(
-            tables[0].target, {layer: row for layer, (row, _) in winners.items()}, tuple(ordered)
+            tables[0].target,
+            {layer: row for layer, (row, _) in winners.items()},
+            tuple(ordered),
+            networks=tuple(networks.values()),
         ),
         taken=taken,
         dropped=tuple(i for i, table in enumerate(tables) if table.calibration is not None),

@@ -10,22 +10,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from latency_tables.bench import Bench, LocalBench
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
-from latency_tables.machine import machine_state, system_name
 from latency_tables.runtimes import Runtime, get_runtime
-from latency_tables.table import LatencyTable, Row, csv_path
-from latency_tables.target import Target, processor_name
+from latency_tables.table import LatencyTable, MeasuredNetwork, Row, csv_path
+from latency_tables.target import Target
 from latency_tables.timing import Clock, Samples, Timing, summarise, take_samples
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError, RunError
-from search_spaces.layers import Layer
+from search_spaces.layers import Layer, Piece, piece_from_key
 
 Progress = Callable[[int, int, str], None]
 """Called with (visits done, visits in all, what is being timed)."""
@@ -35,10 +36,34 @@ CANARY = Layer("conv", 96, 96, 1, 1, 1, 32, 32, norm=True, activation="relu6", n
 
 _CANARY_EVERY = 16
 _CANARY_SECONDS = 0.03
+_FEWEST_NETWORK_RUNS = 2
 _DECIMALS = 7
 _LEAST_SHARE = 0.1
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkJob:
+    """A whole network to be timed among the layers and blocks.
+
+    Attributes
+    ----------
+    arch, joints
+        The network.
+    model
+        Returns the file of the exported network, in the form that the target's runtime reads; called when it
+        is needed.
+    """
+
+    arch: Arch
+    joints: int
+    model: Callable[[], Path]
+
+    @property
+    def key(self) -> str:
+        """What the journal calls it."""
+        return f"network {self.arch.id} {self.joints}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +73,15 @@ class ProfileSettings:
     Attributes
     ----------
     seconds_per_layer
-        Time per layer, all rounds together, warm-up included.
+        Time per layer or block in the first ``rounds`` rounds together, warm-up included.
+    seconds_per_network
+        The same for whole networks.
     rounds
-        Visits to each layer.
+        Visits to each layer, block and network.
+    max_rounds
+        Rounds at most: what is not known to ``tightness`` after ``rounds`` is visited again.
+    tightness
+        Standard error of the median over rounds, as a share of it, that ends the visits.
     min_runs
         Fewest timed runs per layer, all rounds together.
     max_drift
@@ -68,18 +99,21 @@ class ProfileSettings:
     """
 
     seconds_per_layer: float = 0.25
+    seconds_per_network: float = 1.0
     rounds: int = 5
+    max_rounds: int = 10
+    tightness: float = 0.02
     min_runs: int = 20
     max_drift: float = 0.15
     on_drift: Literal["refuse", "warn"] = "refuse"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for what in ("seconds_per_layer", "max_drift"):
+        for what in ("seconds_per_layer", "seconds_per_network", "tightness", "max_drift"):
             value = getattr(self, what)
             if not 0 < value < math.inf:
                 raise InputError(f"{what} is a positive number, not {value!r}")
-        for what, least in (("rounds", 1), ("min_runs", 1), ("seed", 0)):
+        for what, least in (("rounds", 1), ("max_rounds", 1), ("min_runs", 1), ("seed", 0)):
             value = getattr(self, what)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{what} is a whole number from {least}, not {value!r}")
@@ -89,16 +123,16 @@ class ProfileSettings:
 
 def profile(
     target: Target,
-    layers: Iterable[Layer],
+    layers: Iterable[Piece],
     *,
     out: str | Path,
+    networks: Iterable[NetworkJob] = (),
     settings: ProfileSettings | None = None,
-    runtime: Runtime | None = None,
+    bench: Bench | None = None,
     progress: Progress | None = None,
     command: str = "",
-    clock: Clock = time.perf_counter,
 ) -> LatencyTable:
-    """Time layers on this machine and return the table, which is also saved.
+    """Time layers, blocks and whole networks on a target and return the table, which is also saved.
 
     Measurements go to a journal (``NAME.partial.jsonl``) as they arrive: after Ctrl-C, kill -9 or a power cut
     the same call continues where it stopped. If the table exists, only layers that it lacks are measured.
@@ -106,21 +140,21 @@ def profile(
     Parameters
     ----------
     target
-        What is measured; must be this machine.
+        What is measured.
     layers
-        The work list, e.g. ``space.distinct_layers()``.
+        The work list: layers, or blocks that are timed as a whole, e.g. ``space.distinct_blocks()``.
     out
         Folder for the table (file name: the target's name), or the path of its CSV file.
+    networks
+        Whole networks that are timed in the same rounds; they are kept in the table for a calibration.
     settings
         How thoroughly to measure.
-    runtime
-        By default the one that the target names.
+    bench
+        Where it is timed; by default in this process, with the runtime, threads and precision of the target.
     progress
         Called before every visit.
     command
         What the user typed, for the metadata.
-    clock
-        Source of seconds.
 
     Raises
     ------
@@ -132,33 +166,35 @@ def profile(
         If the canary drifted too far, or the journal belongs to other settings or is in use.
     """
     settings = settings or ProfileSettings()
-    runtime = runtime or get_runtime(target.runtime)
-    if runtime.name != target.runtime:
-        raise InputError(f"the target '{target.name}' runs on '{target.runtime}', not on '{runtime.name}'")
-    runtime.check(target.threads, target.precision)
+    bench = bench or LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    if bench.runtime != target.runtime:
+        raise InputError(f"the target '{target.name}' runs on '{target.runtime}', not on '{bench.runtime}'")
     work = tuple(dict.fromkeys(layers))
     if not work:
         raise InputError("there is nothing to profile: the work list holds no layer")
     path = csv_path(out) if Path(out).suffix == ".csv" else Path(out) / f"{target.name}.csv"
-    former = _former_table(path, target, runtime)
-    todo = work if former is None else former.missing(work)
+    former = _former_table(path, target, bench)
+    whole = {job.key: job for job in networks}
+    jobs: list[Piece | NetworkJob] = [*work, *whole.values()]
+    known = frozenset[str]() if former is None else _measured_keys(former)
+    todo = [job for job in jobs if job.key not in known]
     partial = path.with_suffix(".partial.jsonl")
     if former is not None and not todo:
-        if journaled_keys(partial) <= {layer.key for layer in former.rows}:
+        if journaled_keys(partial) <= known:
             partial.unlink(missing_ok=True)  # the table was saved, then the process was killed
         return former
     header = {
         "target": target.to_dict(),
-        "runtime_version": runtime.version(),
+        "runtime_version": bench.version(),
         **{k: v for k, v in asdict(settings).items() if k not in ("max_drift", "on_drift")},
     }
     with open_journal(partial, header) as journal:
-        journal.write("start", facts={"date": _now(), "command": command, **machine_state()})
-        _measure(journal, runtime, target.threads, todo, settings, progress, clock)
+        journal.write("start", facts={"date": _now(), "command": command, **bench.machine()})
+        _measure(journal, bench, todo, settings, progress)
         drift = _check_drift(journal, former, settings)
-        table = _table(journal.found, target, runtime, settings, drift)
+        table = _table(journal.found, target, bench, settings, drift, whole)
         if former is not None:
-            table = former.merge(table)
+            table = _measured_part(former).merge(table)
         table.save(path)
         journal.remove()
     return table
@@ -193,7 +229,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _former_table(path: Path, target: Target, runtime: Runtime) -> LatencyTable | None:
+def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | None:
     if not path.exists():
         return None
     table = LatencyTable.load(path)
@@ -202,56 +238,89 @@ def _former_table(path: Path, target: Target, runtime: Runtime) -> LatencyTable 
             f"the latency table '{path}' is of {table.target}, not of {target}: profile into another folder"
         )
     versions = {str(session["runtime_version"]) for session in table.sessions if "runtime_version" in session}
-    if versions - {runtime.version()}:
+    if versions - {bench.version()}:
         raise InputError(
-            f"the latency table '{path}' was measured with {runtime.name} {', '.join(sorted(versions))},"
-            f" here is {runtime.version()}: profile into another folder"
+            f"the latency table '{path}' was measured with {bench.runtime} {', '.join(sorted(versions))},"
+            f" here is {bench.version()}: profile into another folder"
         )
     return table
 
 
+def _network_key(network: MeasuredNetwork) -> str:
+    return f"network {network.arch.id} {network.joints}"
+
+
+def _measured_keys(table: LatencyTable) -> frozenset[str]:
+    """Return the keys of what a table holds measurements of; estimates do not count."""
+    rows = (piece.key for piece, row in table.rows.items() if row.provenance != "calibrated-estimate")
+    return frozenset((*rows, *map(_network_key, table.networks)))
+
+
+def _measured_part(table: LatencyTable) -> LatencyTable:
+    """Return a table without its estimates, unless it holds nothing else."""
+    rows = {piece: row for piece, row in table.rows.items() if row.provenance != "calibrated-estimate"}
+    return replace(table, rows=rows) if rows else table
+
+
 def _measure(
     journal: Journal,
-    runtime: Runtime,
-    threads: int,
-    layers: Sequence[Layer],
+    bench: Bench,
+    jobs: Sequence[Piece | NetworkJob],
     settings: ProfileSettings,
     progress: Progress | None,
-    clock: Clock,
 ) -> None:
-    """Visit every layer once per round, skipping the visits that the journal already holds."""
+    """Visit all once per round, then what is still loose in further ones; skip what the journal holds."""
     found = journal.found
-    every = sorted(layers, key=lambda layer: layer.key)
-    seconds = settings.seconds_per_layer / settings.rounds
+    every = sorted(jobs, key=lambda job: job.key)
     min_runs = math.ceil(settings.min_runs / settings.rounds)
     done, total = 0, settings.rounds * len(every)
 
-    def timed(run: Callable[[], None], least: int = min_runs, spend: float = seconds) -> Samples:
-        return take_samples(run, seconds=spend, min_runs=least, clock=clock)
-
     def canary(index: int) -> None:
-        with runtime.prepare(CANARY, threads) as layer:
-            journal.samples("canary", index, timed(layer.run, spend=_CANARY_SECONDS))
-        with runtime.prepare_empty(threads) as nothing:
-            journal.samples("overhead", index, timed(nothing.run, spend=_CANARY_SECONDS / 3))
+        journal.samples("canary", index, bench.time(CANARY, _CANARY_SECONDS, min_runs))
+        journal.samples("overhead", index, bench.time(None, _CANARY_SECONDS / 3, min_runs))
 
-    for index in range(settings.rounds):
-        order = np.random.default_rng((settings.seed, index)).permutation(len(every))
+    def visit(job: Piece | NetworkJob) -> Samples:
+        if isinstance(job, NetworkJob):
+            seconds = settings.seconds_per_network / settings.rounds
+            return bench.time_model(job.model(), job.arch.size, seconds, min(min_runs, _FEWEST_NETWORK_RUNS))
+        return bench.time(job, settings.seconds_per_layer / settings.rounds, min_runs)
+
+    for index in range(max(settings.rounds, settings.max_rounds)):
+        further = index >= settings.rounds
+        wanted = every
+        if further:
+            wanted = [job for job in every if _spread(found, job.key, index) > settings.tightness]
+            total += len(wanted)
+        order = np.random.default_rng((settings.seed, index)).permutation(len(wanted))
         known = found.visits.get(index, {})
-        waiting = [every[i] for i in order if every[i].key not in known]
-        done += len(every) - len(waiting)
-        for position, layer in enumerate(waiting):
+        waiting = [wanted[i] for i in order if wanted[i].key not in known]
+        done += len(wanted) - len(waiting)
+        name = f"round {index + 1}/{settings.rounds}" + (f", {len(wanted)} still loose" if further else "")
+        for position, job in enumerate(waiting):
             if progress is not None:
-                progress(done, total, f"round {index + 1}/{settings.rounds}: {layer.key}")
+                progress(done, total, f"{name}: {job.key}")
             if position % _CANARY_EVERY == 0:
                 canary(index)
-            with runtime.prepare(layer, threads) as prepared:
-                journal.samples("layer", index, timed(prepared.run), key=layer.key)
+            journal.samples("layer", index, visit(job), key=job.key)
             done += 1
         if waiting:
             canary(index)
     if progress is not None:
         progress(total, total, "done")
+
+
+def _spread(found: Measurements, key: str, before: int) -> float:
+    """Return the standard error of the median over the rounds before this one, as a share of the median.
+
+    It is that of normally distributed rounds, 1.2533 times their deviation over the root of their number,
+    the deviation taken from the median absolute one (times 1.4826), which single bad rounds do not bend.
+    """
+    rounds = [
+        float(np.median(visits[key].ms)) for i, visits in found.visits.items() if i < before and key in visits
+    ]
+    middle = float(np.median(rounds))
+    deviation = 1.4826 * float(np.median(np.abs(np.array(rounds) - middle)))
+    return 1.2533 * deviation / math.sqrt(len(rounds)) / middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,37 +373,42 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
 
 
 def _table(
-    found: Measurements, target: Target, runtime: Runtime, settings: ProfileSettings, drift: _Drift
+    found: Measurements,
+    target: Target,
+    bench: Bench,
+    settings: ProfileSettings,
+    drift: _Drift,
+    whole: Mapping[str, NetworkJob],
 ) -> LatencyTable:
-    """Return the table of all layers that every round has visited, net of the cost of calling the runtime."""
+    """Return the table of all that every round has visited, net of the cost of calling the runtime.
+
+    Whole networks are called as they are here, so their times are gross.
+    """
     rounds = range(settings.rounds)
     overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
-    source = f"{runtime.name} {runtime.version()}"
+    source = f"{bench.runtime} {bench.version()}"
     keys = sorted(set.intersection(*(set(found.visits.get(index, {})) for index in rounds)))
-    rows: dict[Layer, Row] = {}
+    rows: dict[Piece, Row] = {}
+    networks = []
     for key in keys:
-        visits = [found.visits[index][key] for index in rounds]
-        timing = _net(visits, overhead)
-        rows[Layer.from_key(key)] = Row(
-            median_ms=timing.median_ms,
-            p10_ms=timing.p10_ms,
-            p90_ms=timing.p90_ms,
-            runs=timing.runs,
-            provenance="measured-here",
-            source=source,
-        )
+        visits = [visited[key] for visited in found.visits.values() if key in visited]
+        row = _row(_net(visits, 0.0 if key in whole else overhead), source)
+        if key in whole:
+            networks.append(MeasuredNetwork(whole[key].arch, whole[key].joints, row))
+        elif not key.startswith("network "):
+            rows[piece_from_key(key)] = row
     session = {
         "date": found.starts[0]["date"],
         "finished": _now(),
         "command": found.starts[-1]["command"],
         "layers": len(rows),
-        "runtime_version": runtime.version(),
+        "networks": len(networks),
+        "runtime_version": bench.version(),
         **{key: value for key, value in asdict(settings).items() if key != "on_drift"},
         "processes": len(found.starts),
-        "processor": processor_name(),
-        "system": system_name(),
+        **bench.system(),
         "machine_before": {k: v for k, v in found.starts[0].items() if k not in ("date", "command")},
-        "machine_after": machine_state(),
+        "machine_after": dict(bench.machine()),
         "overhead_ms": round(overhead, _DECIMALS),
         "canary": CANARY.key,
         "canary_ms": round(drift.canary_ms, _DECIMALS),
@@ -342,7 +416,11 @@ def _table(
         "drift": round(drift.worst, 4),
         "drifted": drift.worst > settings.max_drift,
     }
-    return LatencyTable(target=target, rows=rows, sessions=(session,))
+    return LatencyTable(target=target, rows=rows, sessions=(session,), networks=tuple(networks))
+
+
+def _row(timing: Timing, source: str) -> Row:
+    return Row(timing.median_ms, timing.p10_ms, timing.p90_ms, timing.runs, "measured-here", source)
 
 
 def _net(visits: Sequence[Samples], overhead: float) -> Timing:

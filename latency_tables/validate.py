@@ -19,7 +19,7 @@ import numpy as np
 from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
 from latency_tables.table import Calibration, Row, Scan, scan_table
 from search_spaces.errors import shown
-from search_spaces.layers import Layer
+from search_spaces.layers import Block, Layer, Piece, layers_of
 
 __all__ = ["Finding", "validate_table"]
 
@@ -82,7 +82,7 @@ class Finding:
 
 
 def validate_table(
-    path: str | Path, needed: Iterable[Layer] = (), *, now: datetime | None = None
+    path: str | Path, needed: Iterable[Piece] = (), *, now: datetime | None = None
 ) -> list[Finding]:
     """Return everything that makes a table hard to believe, errors first.
 
@@ -127,7 +127,7 @@ def validate_table(
     return sorted(found, key=lambda finding: finding.level)
 
 
-def _at(scan: Scan, layer: Layer, level: Level, rule: str, column: str, value: object, text: str) -> Finding:
+def _at(scan: Scan, layer: Piece, level: Level, rule: str, column: str, value: object, text: str) -> Finding:
     """Return a finding about a row."""
     line, _ = scan.lines[layer]
     message = f"latency table '{scan.path}' line {line}: {column} {text} ({layer.key})"
@@ -172,24 +172,32 @@ def _contradictions(scan: Scan) -> Iterator[Finding]:
     its median by more than the factor ``GROSS``. Of all contradictions, the row that is in most of them is
     blamed first; the others in them are then not.
     """
-    alike: dict[tuple[object, ...], list[Layer]] = {}
-    for layer in scan.rows:
-        form = (layer.kind, layer.kernel, layer.stride, layer.kind == "dwconv" or layer.groups)
-        behind = (layer.bias, layer.norm, layer.activation, layer.add)
-        alike.setdefault((*form, *behind), []).append(layer)
+    alike: dict[tuple[object, ...], list[Piece]] = {}
+    for piece in scan.rows:
+        branches = piece.branches if isinstance(piece, Block) else ()
+        alike.setdefault((branches, *map(_form, layers_of(piece))), []).append(piece)
     for layers in alike.values():
         yield from _blamed(scan, layers, list(_pairs([(layer, scan.rows[layer]) for layer in layers])))
 
 
-def _pairs(rows: Sequence[tuple[Layer, Row]]) -> Iterator[tuple[int, int]]:
+def _form(layer: Layer) -> tuple[object, ...]:
+    """Return what layers have in common that differ in channels and sizes alone."""
+    groups = layer.kind == "dwconv" or layer.groups
+    behind = (layer.bias, layer.norm, layer.activation, layer.add)
+    return (layer.kind, layer.kernel, layer.stride, groups, *behind)
+
+
+def _pairs(rows: Sequence[tuple[Piece, Row]]) -> Iterator[tuple[int, int]]:
     """Yield the positions (slower with less work, faster with more) of rows that contradict each other."""
-    shapes = np.array([(x.c_in, x.c_out, x.h_in, x.w_in) for x, _ in rows], dtype=np.int64)
-    work = np.array([float(layer.macs) for layer, _ in rows])
+    every = [layers_of(piece) for piece, _ in rows]
+    channels = np.array([[n for x in own for n in (x.c_in, x.c_out)] for own in every], dtype=np.int64)
+    sizes = np.array([[n for x in own for n in (x.h_in, x.w_in)] for own in every], dtype=np.int64)
+    shapes = np.concatenate((channels, sizes), axis=1)
+    work = np.array([float(sum(layer.macs for layer in own)) for own in every])
     low = np.array([row.p10_ms for _, row in rows])
     middle = np.array([row.median_ms for _, row in rows])
     high = np.array([row.p90_ms for _, row in rows])
     for i in range(len(rows)):
-        channels = shapes[:, :2]
         unaligned = (channels[i] % _ALIGNED != 0) & (channels != channels[i])
         against = (
             (shapes >= shapes[i]).all(axis=1)
@@ -203,7 +211,7 @@ def _pairs(rows: Sequence[tuple[Layer, Row]]) -> Iterator[tuple[int, int]]:
             yield i, int(j)
 
 
-def _blamed(scan: Scan, layers: Sequence[Layer], pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+def _blamed(scan: Scan, layers: Sequence[Piece], pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     partners: dict[int, set[int]] = {}
     for i, j in pairs:
         partners.setdefault(i, set()).add(j)
@@ -313,8 +321,9 @@ def _calibration(scan: Scan, found: Calibration) -> Iterator[Finding]:
         yield _told(scan, "warning", "calibration", "calibration.half_width", found.half_width, text)
 
 
-def _missing(scan: Scan, needed: Iterable[Layer]) -> Iterator[Finding]:
-    for layer in dict.fromkeys(needed):
-        if layer not in scan.rows:
-            text = f"latency table '{scan.path}': the layer {layer.key} is missing"
-            yield Finding("error", "missing", scan.path, None, "key", layer.key, text)
+def _missing(scan: Scan, needed: Iterable[Piece]) -> Iterator[Finding]:
+    for piece in dict.fromkeys(needed):
+        if piece not in scan.rows and not all(layer in scan.rows for layer in layers_of(piece)):
+            what = "block" if isinstance(piece, Block) else "layer"
+            text = f"latency table '{scan.path}': the {what} {piece.key} is missing"
+            yield Finding("error", "missing", scan.path, None, "key", piece.key, text)

@@ -19,7 +19,7 @@ from latency_tables.compare import Difference, compare_tables, merge_tables
 from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, locate_table
 from latency_tables.validate import Finding, validate_table
 from nas.console import print_json, print_table, show
-from search_spaces import InputError, Layer
+from search_spaces import InputError, Layer, Piece
 
 __all__ = [
     "DEFAULT_FOLDER",
@@ -343,7 +343,7 @@ def _span(row: Any) -> str:
     return f"{row.median_ms:.4f} ({row.p10_ms:.4f} to {row.p90_ms:.4f})"
 
 
-def _keys(layers: Sequence[Layer]) -> str:
+def _keys(layers: Sequence[Piece]) -> str:
     named = ", ".join(layer.key for layer in layers[:_LISTED])
     more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
     return f"{len(layers)}{': ' if layers else ''}{named}{more}"

@@ -20,7 +20,7 @@ from search_spaces.errors import (
     RunError,
     UnavailableError,
 )
-from search_spaces.layers import Block, Cost, Layer
+from search_spaces.layers import Block, Cost, Layer, Piece, layers_of, piece_from_key
 from search_spaces.litepose import (
     LITEPOSE,
     LitePoseFamily,
@@ -61,6 +61,7 @@ __all__ = [
     "LitePoseNasError",
     "LitePoseSpace",
     "MissingLayerError",
+    "Piece",
     "RunError",
     "SearchSpace",
     "UnavailableError",
@@ -68,11 +69,13 @@ __all__ = [
     "arch_from_json",
     "from_research_config",
     "get_arch",
+    "layers_of",
     "litepose_arch",
     "litepose_extended",
     "litepose_native",
     "make_divisible",
     "named_archs",
+    "piece_from_key",
     "read_arch",
     "space_from_config",
     "to_research_config",

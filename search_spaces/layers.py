@@ -6,6 +6,7 @@ there is one truth about cost.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -164,10 +165,104 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A named group of layers that runs as one piece (stem, one stage, one deconv step, one output head)."""
+    """A named group of layers that runs as one piece (stem, bottleneck, deconv step, output head).
 
-    name: str
+    Layers stand in the order in which they run. A block is one chain, or several *branches* side by side,
+    each a chain with an input of its own. What its last layer adds (where it adds at all) is the block's
+    input if there is one branch (a residual), and the other branch's output if there are two.
+
+    Attributes
+    ----------
+    name
+        Where the block sits in the network; not part of its identity.
+    layers
+        Its layers, branch after branch.
+    branches
+        Layers of each branch; () stands for one branch of them all.
+
+    Raises
+    ------
+    InputError
+        On construction, if branches and layers do not fit together.
+    """
+
+    name: str = field(compare=False)
     layers: tuple[Layer, ...]
+    branches: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.branches:
+            object.__setattr__(self, "branches", (len(self.layers),))
+        if min(self.branches) < 1 or sum(self.branches) != len(self.layers) or len(self.branches) > 2:
+            raise InputError(
+                f"a block has one or two branches of at least one layer each, {len(self.layers)} layers in"
+                f" all, not {self.branches}"
+            )
+        for chain in self.chains:
+            for before, after in itertools.pairwise(chain):
+                if (before.c_out, before.h_out, before.w_out) != (after.c_in, after.h_in, after.w_in):
+                    raise InputError(
+                        f"in a block, {before.key} hands over {before.c_out}x{before.h_out}x{before.w_out},"
+                        f" which {after.key} does not take"
+                    )
+        if any(layer.add for layer in self.layers[:-1]):
+            raise InputError("in a block only the last layer adds")
+        last, first = self.layers[-1], self.layers[0]
+        other = self.chains[0][-1] if len(self.branches) == 2 else None
+        added = (
+            (first.c_in, first.h_in, first.w_in) if other is None else (other.c_out, other.h_out, other.w_out)
+        )
+        if (other is not None and not last.add) or (
+            last.add and added != (last.c_out, last.h_out, last.w_out)
+        ):
+            raise InputError(
+                f"a block's last layer, {last.key}, must add"
+                f" {'its input' if other is None else 'the other branch'}, {'x'.join(map(str, added))}"
+            )
+
+    @property
+    def chains(self) -> tuple[tuple[Layer, ...], ...]:
+        """The layers of each branch."""
+        ends = tuple(itertools.accumulate(self.branches))
+        return tuple(self.layers[end - count : end] for end, count in zip(ends, self.branches, strict=True))
+
+    @property
+    def key(self) -> str:
+        """Stable text form of all but the name: layers' keys, ``>`` in a chain, ``|`` between branches."""
+        return "|".join(">".join(layer.key for layer in chain) for chain in self.chains)
+
+    @classmethod
+    def from_key(cls, key: str, name: str = "") -> Block:
+        """Return the block that ``key`` describes.
+
+        Raises
+        ------
+        InputError
+            If the text is no block key, or its layers do not fit together.
+        """
+        chains = [[Layer.from_key(part) for part in chain.split(">")] for chain in key.split("|")]
+        layers = tuple(layer for chain in chains for layer in chain)
+        return cls(name, layers, tuple(len(chain) for chain in chains))
+
+
+Piece = Layer | Block
+"""What is timed, and what a latency table has a row for: a layer alone, or a block as a whole."""
+
+
+def piece_from_key(key: str) -> Piece:
+    """Return the layer, or the block of several layers, that ``key`` describes.
+
+    Raises
+    ------
+    InputError
+        If the text is neither's key.
+    """
+    return Block.from_key(key) if ">" in key or "|" in key else Layer.from_key(key)
+
+
+def layers_of(piece: Piece) -> tuple[Layer, ...]:
+    """Return a block's layers, or the layer alone."""
+    return piece.layers if isinstance(piece, Block) else (piece,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,6 +231,7 @@ class LitePoseFamily(Family):
                     name=f"{name}.raw",
                 ),
             ),
+            branches=(1, 1),
         )
 
     def _output(
@@ -263,7 +264,7 @@ class LitePoseFamily(Family):
                     "conv", c, outputs, 1, 1, 1, *size, add=branch == "raw", name=f"{name}.{branch}.project"
                 )
             )
-        return Block(name, tuple(layers))
+        return Block(name, tuple(layers), branches=(2, 2))
 
 
 _CHANNELS, _FACTOR = "a number of channels", "a whole expansion factor"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latency_tables.runtimes.base import LayerTensors, Prepared, Runtime, layer_tensors
+from latency_tables.runtimes.base import Prepared, Program, Runtime, Step
 from latency_tables.runtimes.onnx_runtime import OnnxRuntime
 from latency_tables.runtimes.torch_runtime import TorchRuntime
 from search_spaces.errors import InputError, did_you_mean
 
-__all__ = ["RUNTIMES", "LayerTensors", "Prepared", "Runtime", "get_runtime", "layer_tensors"]
+__all__ = ["RUNTIMES", "Prepared", "Program", "Runtime", "Step", "get_runtime"]
 
 RUNTIMES: Mapping[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), TorchRuntime())}
 """Every runtime by name, installed or not."""

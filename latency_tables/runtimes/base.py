@@ -1,4 +1,4 @@
-"""Runtime: what every inference engine offers the profiler, and what all of them share."""
+"""Runtime: what every inference engine offers the profiler, and the programs that all of them translate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import InputError, UnavailableError
-from search_spaces.layers import Layer
+from search_spaces.layers import Layer, Piece
 
 Array = npt.NDArray[np.float32]
 
@@ -79,6 +79,73 @@ def deconv_padding(layer: Layer) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One layer of a program; values are numbered, inputs first, then the outputs of the steps in order.
+
+    Attributes
+    ----------
+    layer
+        What is computed.
+    weight, bias
+        As in :class:`LayerTensors`.
+    x, other
+        Numbers of the values that it reads and adds (None: nothing is added).
+    """
+
+    layer: Layer
+    weight: Array
+    bias: Array | None
+    x: int
+    other: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A layer or a block with its numbers: what every runtime translates into a network of its own.
+
+    Attributes
+    ----------
+    inputs
+        Arrays of shape (1, C, H, W): the layer's input (and what it adds), or the input of every branch.
+    steps
+        The layers in order; the last one's output is the program's.
+    """
+
+    inputs: tuple[Array, ...]
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, piece: Piece, rng: np.random.Generator | None = None) -> Program:
+        """Return the program of a layer or a block, with random tensors (seed 0 by default)."""
+        rng = rng or np.random.default_rng(0)
+        if isinstance(piece, Layer):
+            given = layer_tensors(piece, rng)
+            other = 1 if given.other is not None else None
+            read = (given.x,) if given.other is None else (given.x, given.other)
+            return cls(read, (Step(piece, given.weight, given.bias, 0, other),))
+        inputs: list[Array] = []
+        steps: list[Step] = []
+        ends: list[int] = []
+        count = len(piece.branches)
+        for branch, chain in enumerate(piece.chains):
+            source = branch
+            for place, layer in enumerate(chain):
+                given = layer_tensors(layer, rng)
+                if place == 0:
+                    inputs.append(given.x)
+                other = None if not layer.add else (ends[0] if ends else 0)
+                steps.append(Step(layer, given.weight, given.bias, source, other))
+                source = count + len(steps) - 1
+            ends.append(source)
+        return cls(tuple(inputs), tuple(steps))
+
+    @property
+    def output(self) -> Layer:
+        """The layer whose output is the program's."""
+        return self.steps[-1].layer
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A layer or a network that is ready to run.
 
@@ -127,19 +194,25 @@ class Runtime(ABC):
 
     @abstractmethod
     def prepare(
-        self, layer: Layer, threads: int, tensors: LayerTensors | None = None
+        self, piece: Piece | Program, threads: int, precision: str = "fp32"
     ) -> AbstractContextManager[Prepared]:
-        """Make one layer ready, with given tensors or with seeded random ones."""
+        """Make a layer or a block ready, with seeded random tensors or those of a program.
+
+        A layer is timed as a network would execute it, neighbours left out; a block runs as one network,
+        so that the engine may fuse what it can.
+        """
 
     @abstractmethod
-    def prepare_empty(self, threads: int) -> AbstractContextManager[Prepared]:
+    def prepare_empty(self, threads: int, precision: str = "fp32") -> AbstractContextManager[Prepared]:
         """Make ready the least that can be run: its time is the cost of calling, not of computing."""
 
     @abstractmethod
     def prepare_model(
-        self, path: Path, size: tuple[int, int], threads: int
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> AbstractContextManager[Prepared]:
         """Make ready an exported network for one picture of ``size`` (height, width) in pixels.
+
+        Where the precision is not the file's, the runtime converts the network first.
 
         Raises
         ------

@@ -32,15 +32,15 @@ import numpy as np
 
 from latency_tables.runtimes.base import (
     Array,
-    LayerTensors,
     Prepared,
+    Program,
     Runtime,
+    Step,
     conv_padding,
     deconv_padding,
-    layer_tensors,
 )
 from search_spaces.errors import InputError
-from search_spaces.layers import Layer
+from search_spaces.layers import Layer, Piece
 
 if TYPE_CHECKING:
     import onnx
@@ -75,36 +75,37 @@ class OnnxRuntime(Runtime):
         return str(onnxruntime.__version__)
 
     @contextmanager
-    def prepare(self, layer: Layer, threads: int, tensors: LayerTensors | None = None) -> Iterator[Prepared]:
-        self.check(threads)
-        given = tensors or layer_tensors(layer, np.random.default_rng(0))
-        inputs = [given.x] if given.other is None else [given.x, given.other]
-        model, bare = _layer_model(layer, given)
-        piece = _cut_edges(_optimised(model), bare)
+    def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
+        program = piece if isinstance(piece, Program) else Program.of(piece)
+        model, bare = program_model(program)
+        cut = _cut_edges(_optimised(model), bare)
         prepared = _session(
-            piece.model.SerializeToString(),
+            cut.model.SerializeToString(),
             threads,
-            [_to_blocks(a) if b else a for a, b in zip(inputs, piece.blocked_inputs, strict=True)],
+            [_to_blocks(a) if b else a for a, b in zip(program.inputs, cut.blocked_inputs, strict=True)],
         )
 
         def outputs() -> tuple[Array, ...]:
             return tuple(
-                _from_blocks(y, layer.c_out) if blocked else y
-                for y, blocked in zip(prepared.outputs(), piece.blocked_outputs, strict=True)
+                _from_blocks(y, program.output.c_out) if blocked else y
+                for y, blocked in zip(prepared.outputs(), cut.blocked_outputs, strict=True)
             )
 
         yield Prepared(prepared.run, outputs)
 
     @contextmanager
-    def prepare_empty(self, threads: int) -> Iterator[Prepared]:
-        self.check(threads)
+    def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
         graph = _Graph()
         graph.output(graph.node("Relu", [graph.input("x", (1,))]), (1,))
         yield _session(graph.model().SerializeToString(), threads, [np.ones(1, dtype=np.float32)])
 
     @contextmanager
-    def prepare_model(self, path: Path, size: tuple[int, int], threads: int) -> Iterator[Prepared]:
-        self.check(threads)
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
+    ) -> Iterator[Prepared]:
+        self.check(threads, precision)
         if not path.is_file():
             raise InputError(f"the network '{path}' does not exist")
         _check_picture_input(path, size)
@@ -162,27 +163,52 @@ def _tensor_info(name: str, shape: Sequence[int]) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
 
 
-def _layer_model(layer: Layer, tensors: LayerTensors) -> tuple[onnx.ModelProto, frozenset[str]]:
-    """Return the layer between neighbours, and the names of the inputs and outputs that have none.
+def program_model(program: Program, *, neighbours: bool = True) -> tuple[onnx.ModelProto, frozenset[str]]:
+    """Return the program as a model, and the names of the inputs and outputs that have no neighbour.
 
-    The neighbour before is a 1x1 convolution of three channels, the one after a 1x1 depthwise convolution:
-    both take or give the blocked layout wherever there is one.
+    The neighbour before an input is a 1x1 convolution of three channels, the one after the output a 1x1
+    depthwise convolution: both take or give the blocked layout wherever there is one. Without neighbours the
+    model computes just the program.
     """
     graph = _Graph()
     bare: set[str] = set()
 
-    def before(name: str, channels: int, height: int, width: int) -> str:
+    def alone(name: str, shape: tuple[int, ...]) -> str:
+        bare.add(name)
+        return graph.input(name, shape)
+
+    def before(name: str, shape: tuple[int, ...]) -> str:
+        _, channels, height, width = shape
         weight = graph.constant(np.ones((channels, 3, 1, 1), dtype=np.float32))
         return graph.node("Conv", [graph.input(name, (1, 3, height, width)), weight], kernel_shape=[1, 1])
 
-    def alone(name: str, channels: int, height: int, width: int) -> str:
-        bare.add(name)
-        return graph.input(name, (1, channels, height, width))
+    values = []
+    for number, array in enumerate(program.inputs):
+        # The picture has no neighbour; nor has what a transposed convolution adds: another one's output.
+        adding = [step.layer for step in program.steps if step.other == number]
+        reading = [step for step in program.steps if step.x == number]
+        plain = not reading and all(layer.kind == "deconv" for layer in adding)
+        picture = bool(reading) and array.shape[1] <= _PICTURE_CHANNELS
+        make = before if neighbours and not plain and not picture else alone
+        values.append(make(f"x{number}", array.shape))
+    for step in program.steps:
+        values.append(_add_layer(graph, step, values))
+    last, y = program.output, values[-1]
+    if not neighbours or last.kind == "deconv" or last.c_out % _CONSUMER_CHANNELS:
+        bare.add(y)
+    else:
+        ones = graph.constant(np.ones((last.c_out, 1, 1, 1), dtype=np.float32))
+        y = graph.node("Conv", [y, ones], kernel_shape=[1, 1], group=last.c_out)
+    graph.output(y, (1, last.c_out, last.h_out, last.w_out))
+    return graph.model(), frozenset(bare)
 
-    x = (before if layer.c_in > _PICTURE_CHANNELS else alone)("x", layer.c_in, layer.h_in, layer.w_in)
-    operands = [x, graph.constant(tensors.weight)]
-    if tensors.bias is not None:
-        operands.append(graph.constant(tensors.bias))
+
+def _add_layer(graph: _Graph, step: Step, values: Sequence[str]) -> str:
+    """Add the nodes of one layer; return the name of its output."""
+    layer = step.layer
+    operands = [values[step.x], graph.constant(step.weight)]
+    if step.bias is not None:
+        operands.append(graph.constant(step.bias))
     attributes: dict[str, Any] = {
         "kernel_shape": [layer.kernel] * 2,
         "strides": [layer.stride] * 2,
@@ -196,21 +222,14 @@ def _layer_model(layer: Layer, tensors: LayerTensors) -> tuple[onnx.ModelProto, 
     else:
         first, last = conv_padding(layer)
         y = graph.node("Conv", operands, pads=[first, first, last, last], **attributes)
-    output = (layer.c_out, layer.h_out, layer.w_out)
-    if layer.add:
-        y = graph.node("Add", [y, (alone if layer.kind == "deconv" else before)("other", *output)])
+    if step.other is not None:
+        y = graph.node("Add", [y, values[step.other]])
     if layer.activation == "relu":
         y = graph.node("Relu", [y])
     elif layer.activation == "relu6":
         limits = [graph.constant(np.array(v, dtype=np.float32)) for v in (0.0, 6.0)]
         y = graph.node("Clip", [y, *limits])
-    if layer.kind == "deconv" or layer.c_out % _CONSUMER_CHANNELS:
-        bare.add(y)
-    else:
-        ones = graph.constant(np.ones((layer.c_out, 1, 1, 1), dtype=np.float32))
-        y = graph.node("Conv", [y, ones], kernel_shape=[1, 1], group=layer.c_out)
-    graph.output(y, (1, *output))
-    return graph.model(), frozenset(bare)
+    return y
 
 
 def _options(threads: int) -> Any:
@@ -289,7 +308,7 @@ def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Piece:
 def _block() -> int:
     """Return how many channels one block of the blocked layout holds on this processor."""
     layer = Layer("conv", 3, 1, 3, 1, 1, 4, 4)
-    model, _ = _layer_model(layer, layer_tensors(layer, np.random.default_rng(0)))
+    model, _ = program_model(Program.of(layer))
     # The weights of a convolution to one channel are padded to one block.
     return max(int(c.dims[0]) for c in _optimised(model).graph.initializer if len(c.dims) == 4)
 

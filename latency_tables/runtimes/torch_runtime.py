@@ -12,15 +12,15 @@ import numpy as np
 
 from latency_tables.runtimes.base import (
     Array,
-    LayerTensors,
     Prepared,
+    Program,
     Runtime,
+    Step,
     conv_padding,
     deconv_padding,
-    layer_tensors,
 )
 from search_spaces.errors import InputError
-from search_spaces.layers import Layer
+from search_spaces.layers import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -45,54 +45,38 @@ class TorchRuntime(Runtime):
         return str(torch.__version__)
 
     @contextmanager
-    def prepare(self, layer: Layer, threads: int, tensors: LayerTensors | None = None) -> Iterator[Prepared]:
-        import torch
-        from torch.nn import functional
-
-        self.check(threads)
-        given = tensors or layer_tensors(layer, np.random.default_rng(0))
+    def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
+        program = piece if isinstance(piece, Program) else Program.of(piece)
         with _settings(threads):
-            x, weight = _channels_last(given.x), _channels_last(given.weight)
-            bias = None if given.bias is None else torch.from_numpy(given.bias)
-            other = None if given.other is None else _channels_last(given.other)
-            stride, groups = layer.stride, layer.groups
-            before, after = conv_padding(layer)
-            deconv, extra = deconv_padding(layer)
-
-            def convolve() -> torch.Tensor:
-                if layer.kind == "deconv":
-                    return functional.conv_transpose2d(x, weight, bias, stride, deconv, extra, groups)
-                if before == after:
-                    return functional.conv2d(x, weight, bias, stride, before, 1, groups)
-                padded = functional.pad(x, (before, after, before, after))
-                return functional.conv2d(padded, weight, bias, stride, 0, 1, groups)
+            inputs = [_channels_last(x) for x in program.inputs]
+            steps = [_operation(step) for step in program.steps]
 
             def forward() -> torch.Tensor:
-                y = convolve()
-                if other is not None:
-                    y.add_(other)
-                if layer.activation == "relu":
-                    y.relu_()
-                elif layer.activation == "relu6":
-                    y.clamp_(0.0, 6.0)
-                return y
+                values = [*inputs]
+                for step, operation in zip(program.steps, steps, strict=True):
+                    other = None if step.other is None else values[step.other]
+                    values.append(operation(values[step.x], other))
+                return values[-1]
 
             yield _prepared(forward)
 
     @contextmanager
-    def prepare_empty(self, threads: int) -> Iterator[Prepared]:
+    def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         import torch
 
-        self.check(threads)
+        self.check(threads, precision)
         with _settings(threads):
             nothing = torch.zeros(1, 1, 1, 1)
             yield _prepared(lambda: nothing)
 
     @contextmanager
-    def prepare_model(self, path: Path, size: tuple[int, int], threads: int) -> Iterator[Prepared]:
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
+    ) -> Iterator[Prepared]:
         import torch
 
-        self.check(threads)
+        self.check(threads, precision)
         if path.suffix != ".pt2":
             raise InputError(
                 f"the torch runtime times programs of torch.export (.pt2), not '{path}';"
@@ -113,6 +97,38 @@ class TorchRuntime(Runtime):
             yield _prepared(lambda: module(x))
 
 
+def _operation(step: Step) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """Return the step as a function of what it reads and what it adds."""
+    from torch.nn import functional
+
+    layer = step.layer
+    weight = _channels_last(step.weight)
+    bias = None if step.bias is None else _channels_last(step.bias)
+    stride, groups = layer.stride, layer.groups
+    before, after = conv_padding(layer)
+    deconv, extra = deconv_padding(layer)
+
+    def convolve(x: torch.Tensor) -> torch.Tensor:
+        if layer.kind == "deconv":
+            return functional.conv_transpose2d(x, weight, bias, stride, deconv, extra, groups)
+        if before == after:
+            return functional.conv2d(x, weight, bias, stride, before, 1, groups)
+        padded = functional.pad(x, (before, after, before, after))
+        return functional.conv2d(padded, weight, bias, stride, 0, 1, groups)
+
+    def operation(x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+        y = convolve(x)
+        if other is not None:
+            y.add_(other)
+        if layer.activation == "relu":
+            y.relu_()
+        elif layer.activation == "relu6":
+            y.clamp_(0.0, 6.0)
+        return y
+
+    return operation
+
+
 def _prepared(forward: Callable[[], Any]) -> Prepared:
     import torch
 
@@ -130,7 +146,8 @@ def _prepared(forward: Callable[[], Any]) -> Prepared:
 def _channels_last(array: Array) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(array).contiguous(memory_format=torch.channels_last)
+    tensor = torch.from_numpy(array)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from typing import ClassVar
 import numpy as np
 
 from latency_tables import ProfileSettings, Runtime, Target, profile
+from latency_tables.bench import LocalBench
 from latency_tables.profiler import CANARY
-from latency_tables.runtimes import LayerTensors, Prepared
-from search_spaces import InputError, Layer
+from latency_tables.runtimes import Prepared, Program
+from search_spaces import InputError, Layer, Piece, layers_of
 
 TARGET = Target("test-bench", "a clock", "fake", threads=2)
 OVERHEAD_MS = 0.004
@@ -26,9 +27,9 @@ LAYERS = tuple(Layer("conv", 8 * (i + 1), 16, 1, 1, 1, 8, 8, norm=True) for i in
 QUICK = ProfileSettings(seconds_per_layer=0.06, rounds=3, min_runs=3)
 
 
-def true_ms(layer: Layer) -> float:
-    """What a layer takes, the cost of the call not included."""
-    return layer.macs / 1e5
+def true_ms(piece: Piece) -> float:
+    """What a layer or a block takes, the cost of the call not included."""
+    return sum(layer.macs for layer in layers_of(piece)) / 1e5
 
 
 class FakeRuntime(Runtime):
@@ -44,6 +45,10 @@ class FakeRuntime(Runtime):
         self._slowdown = slowdown
         self._version = version
 
+    def bench(self, precision: str = "fp32") -> LocalBench:
+        """Where the fake is timed, on its own clock."""
+        return LocalBench(self, TARGET.threads, precision, self.clock)
+
     def clock(self) -> float:
         return self.now
 
@@ -54,18 +59,21 @@ class FakeRuntime(Runtime):
         return self._version
 
     @contextmanager
-    def prepare(self, layer: Layer, threads: int, tensors: LayerTensors | None = None) -> Iterator[Prepared]:
-        self.visits[layer.key] += 1
-        if layer != CANARY:
-            self.order.append(layer.key)
-        yield self._takes((true_ms(layer) + OVERHEAD_MS) * self._slowdown(len(self.order)))
+    def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        assert not isinstance(piece, Program)
+        self.visits[piece.key] += 1
+        if piece != CANARY:
+            self.order.append(piece.key)
+        yield self._takes((true_ms(piece) + OVERHEAD_MS) * self._slowdown(len(self.order)))
 
     @contextmanager
-    def prepare_empty(self, threads: int) -> Iterator[Prepared]:
+    def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         yield self._takes(OVERHEAD_MS)
 
     @contextmanager
-    def prepare_model(self, path: Path, size: tuple[int, int], threads: int) -> Iterator[Prepared]:
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
+    ) -> Iterator[Prepared]:
         raise InputError(f"the network '{path}' cannot run on a clock")
         yield
 
@@ -84,9 +92,7 @@ def profile_and_die(folder: str, after: int) -> None:
         if done >= after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    profile(
-        TARGET, LAYERS, out=folder, settings=QUICK, runtime=runtime, progress=progress, clock=runtime.clock
-    )
+    profile(TARGET, LAYERS, out=folder, settings=QUICK, bench=runtime.bench(), progress=progress)
 
 
 if __name__ == "__main__":

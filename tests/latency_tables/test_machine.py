@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latency_tables import machine, profiler
+from latency_tables import bench, machine, profiler
 from latency_tables.machine import machine_state, system_name
 from tests.latency_tables.fakes import LAYERS, QUICK, TARGET, FakeRuntime
 
@@ -85,10 +85,10 @@ def test_the_profiler_notes_it_before_and_after(tmp_path: Path, monkeypatch: pyt
         write(board, {"sys/class/thermal/thermal_zone1/temp": "60000"})
         return found
 
-    monkeypatch.setattr(profiler, "machine_state", told)
+    monkeypatch.setattr(bench, "machine_state", told)
     runtime = FakeRuntime()
     table = profiler.profile(
-        TARGET, LAYERS[:3], out=tmp_path, settings=QUICK, runtime=runtime, clock=runtime.clock, command="me"
+        TARGET, LAYERS[:3], out=tmp_path, settings=QUICK, bench=runtime.bench(), command="me"
     )
     (session,) = table.sessions
     assert session["machine_before"] == {**session["machine_after"], "celsius": 51.2}

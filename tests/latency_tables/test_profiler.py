@@ -30,9 +30,7 @@ def run(
     settings: ProfileSettings = QUICK,
 ) -> LatencyTable:
     runtime = runtime or FakeRuntime()
-    return profile(
-        TARGET, layers, out=folder, settings=settings, runtime=runtime, clock=runtime.clock, command="test"
-    )
+    return profile(TARGET, layers, out=folder, settings=settings, bench=runtime.bench(), command="test")
 
 
 def names(folder: Path) -> list[str]:
@@ -134,7 +132,7 @@ def test_a_table_of_another_version_or_target_is_not_added_to(tmp_path: Path) ->
     other = replace(TARGET, processor="another clock")
     runtime = FakeRuntime()
     with pytest.raises(InputError, match="another folder"):
-        profile(other, LAYERS, out=tmp_path / CSV, runtime=runtime, clock=runtime.clock)
+        profile(other, LAYERS, out=tmp_path / CSV, bench=runtime.bench())
     assert (tmp_path / CSV).read_bytes() == before
     assert JOURNAL not in names(tmp_path)
 
@@ -271,9 +269,8 @@ def test_two_profiles_never_share_a_journal(tmp_path: Path) -> None:
         LAYERS[:1],
         out=tmp_path,
         settings=QUICK,
-        runtime=runtime,
+        bench=runtime.bench(),
         progress=meddle,
-        clock=runtime.clock,
     )
 
 
@@ -288,9 +285,8 @@ def test_progress_counts_every_visit(tmp_path: Path) -> None:
         LAYERS[:4],
         out=tmp_path,
         settings=QUICK,
-        runtime=runtime,
+        bench=runtime.bench(),
         progress=lambda done, total, text: seen.append((done, total)),
-        clock=runtime.clock,
     )
     assert seen == [(i, 12) for i in range(13)]
 
@@ -299,9 +295,9 @@ def test_wrong_requests_are_refused_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(InputError, match="no layer"):
         run(tmp_path, layers=())
     with pytest.raises(InputError, match="runs on 'torch', not on 'fake'"):
-        profile(replace(TARGET, runtime="torch"), LAYERS, out=tmp_path, runtime=FakeRuntime())
+        profile(replace(TARGET, runtime="torch"), LAYERS, out=tmp_path, bench=FakeRuntime().bench())
     with pytest.raises(UnavailableError, match="int8"):
-        profile(replace(TARGET, precision="int8"), LAYERS, out=tmp_path, runtime=FakeRuntime())
+        profile(replace(TARGET, precision="int8"), LAYERS, out=tmp_path, bench=FakeRuntime().bench("int8"))
     with pytest.raises(InputError, match="did you mean 'torch'"):
         profile(replace(TARGET, runtime="torhc"), LAYERS, out=tmp_path)
     assert names(tmp_path) == []

@@ -16,9 +16,18 @@ import torch
 from onnx import TensorProto, helper
 
 from latency_tables import RUNTIMES, Runtime, get_runtime, measure_model
-from latency_tables.runtimes import LayerTensors, layer_tensors, onnx_runtime
+from latency_tables.runtimes import Program, Step, onnx_runtime
 from latency_tables.timing import take_samples
-from search_spaces import InputError, Layer, UnavailableError, get_arch, litepose_extended
+from search_spaces import (
+    InputError,
+    Layer,
+    Piece,
+    UnavailableError,
+    get_arch,
+    layers_of,
+    litepose_extended,
+    piece_from_key,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -43,9 +52,31 @@ KEYS = (
 )
 
 
-def reference(layer: Layer, tensors: LayerTensors) -> Array:
-    """The layer computed tap by tap in float64, from its definition."""
-    x, weight = tensors.x[0].astype(np.float64), tensors.weight.astype(np.float64)
+BLOCKS = (
+    # a stem, a bottleneck with and without residual, a strided one with an even kernel
+    "conv_k3_s2_g1_3x16x24_32+bn+relu6>dwconv_k3_s1_g32_32x8x12_32+bn+relu6>conv_k1_s1_g1_32x8x12_16+bn",
+    "conv_k1_s1_g1_8x9x7_48+bn+relu6>dwconv_k7_s1_g48_48x9x7_48+bn+relu6>conv_k1_s1_g1_48x9x7_8+add+bn",
+    "conv_k1_s1_g1_16x9x7_64+bn+relu6>dwconv_k4_s2_g64_64x9x7_64+bn+relu6>conv_k1_s1_g1_64x5x4_24+bn",
+    # a deconv step, an output head
+    "deconv_k4_s2_g1_24x5x6_16|deconv_k4_s2_g1_32x5x6_16+add+bn+relu",
+    "dwconv_k5_s1_g16_16x9x8_16+bn+relu>conv_k1_s1_g1_16x9x8_34"
+    "|dwconv_k5_s1_g24_24x9x8_24+bn+relu>conv_k1_s1_g1_24x9x8_34+add",
+)
+
+
+def reference(program: Program) -> Array:
+    """The program computed step by step in float64, from its definition."""
+    values = [x.astype(np.float64) for x in program.inputs]
+    for step in program.steps:
+        values.append(
+            layer_reference(step, values[step.x][0], None if step.other is None else values[step.other])
+        )
+    return values[-1]
+
+
+def layer_reference(step: Step, x: Array, other: Array | None) -> Array:
+    """One layer computed tap by tap."""
+    layer, weight = step.layer, step.weight.astype(np.float64)
     k, s, groups = layer.kernel, layer.stride, layer.groups
     own_in, own_out = layer.c_in // groups, layer.c_out // groups
     y = np.zeros((layer.c_out, layer.h_out, layer.w_out))
@@ -70,10 +101,10 @@ def reference(layer: Layer, tensors: LayerTensors) -> Array:
                         slice(g * own_out, (g + 1) * own_out),
                     )
                     y[outputs] += np.einsum("chw,dc->dhw", seen[inputs], weight[outputs, :, i, j])
-    if tensors.bias is not None:
-        y = y + tensors.bias[:, None, None]
-    if tensors.other is not None:
-        y = y + tensors.other[0]
+    if step.bias is not None:
+        y = y + step.bias[:, None, None]
+    if other is not None:
+        y = y + other[0]
     if layer.activation != "none":
         y = np.clip(y, 0, 6 if layer.activation == "relu6" else None)
     return y[None]
@@ -84,26 +115,29 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     return RUNTIMES[request.param]
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_it_computes_the_layer(runtime: Runtime, key: str) -> None:
-    layer = Layer.from_key(key)
-    tensors = layer_tensors(layer, np.random.default_rng(1))
-    with runtime.prepare(layer, 1, tensors) as prepared:
+@pytest.mark.parametrize("key", [*KEYS, *BLOCKS])
+def test_it_computes_the_piece(runtime: Runtime, key: str) -> None:
+    piece = piece_from_key(key)
+    assert piece.key == key
+    program = Program.of(piece, np.random.default_rng(1))
+    with runtime.prepare(program, 1) as prepared:
         (y,) = prepared.outputs()
-    assert y.shape == (1, layer.c_out, layer.h_out, layer.w_out)
-    np.testing.assert_allclose(y, reference(layer, tensors), rtol=1e-4, atol=2e-5)
+    last = layers_of(piece)[-1]
+    assert y.shape == (1, last.c_out, last.h_out, last.w_out)
+    np.testing.assert_allclose(y, reference(program), rtol=1e-4, atol=5e-5)
 
 
 def test_it_computes_layers_of_a_whole_space(runtime: Runtime) -> None:
     space = litepose_extended(joints=17, resolutions=(64,))
-    layers = space.distinct_layers()
-    for i in np.random.default_rng(2).permutation(len(layers))[:25]:
-        tensors = layer_tensors(layers[i], np.random.default_rng(3))
-        with runtime.prepare(layers[i], 1, tensors) as prepared:
+    layers, blocks = space.distinct_layers(), space.distinct_blocks()
+    rng = np.random.default_rng(2)
+    pieces: list[Piece] = [layers[i] for i in rng.permutation(len(layers))[:15]]
+    pieces += [blocks[i] for i in rng.permutation(len(blocks))[:15]]
+    for piece in pieces:
+        program = Program.of(piece, np.random.default_rng(3))
+        with runtime.prepare(program, 1) as prepared:
             (y,) = prepared.outputs()
-        np.testing.assert_allclose(
-            y, reference(layers[i], tensors), rtol=1e-3, atol=5e-5, err_msg=layers[i].key
-        )
+        np.testing.assert_allclose(y, reference(program), rtol=1e-3, atol=1e-4, err_msg=piece.key)
 
 
 def test_running_again_changes_nothing(runtime: Runtime) -> None:
@@ -161,7 +195,7 @@ def test_onnx_runtime_times_one_fused_operation_per_convolution(arch: str) -> No
     if onnx_runtime._block() == 1:
         pytest.skip("ONNX Runtime has no blocked layout on this processor")
     for layer in dict.fromkeys(get_arch(arch).layers(14, size=(64, 64))):
-        model, bare = onnx_runtime._layer_model(layer, layer_tensors(layer, np.random.default_rng(0)))
+        model, bare = onnx_runtime.program_model(Program.of(layer))
         piece = onnx_runtime._cut_edges(onnx_runtime._optimised(model), bare)
         operators = [node.op_type for node in piece.model.graph.node]
         if layer.kind == "deconv":
