@@ -1,9 +1,10 @@
 """Maps of crowds that were never photographed: what a good network would answer for so many people.
 
-Maps of random weights show nobody, and photographs with exactly so many people are rare. Whoever wants to know
-how long grouping takes draws the maps. They hold what a network's hold: a Gaussian per joint with one person's
-tag around it, one joint in seven too weak to be a peak, bumps where nobody is, and a background whose values
-span five orders of magnitude. How those values are spread was read off LitePose-M's maps of photographs.
+Maps of random weights show nobody, and photographs with exactly so many people are rare. Whoever wants to
+know how long grouping takes draws the maps. They hold what a network's hold: a Gaussian per joint with one
+person's tag around it, one joint in seven too weak to be a peak, bumps where nobody is, and a background
+whose values span five orders of magnitude. How those values are spread was read off LitePose-M's maps of
+photographs.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def draw_crowd(
     """Return the joints of drawn people strewn over a map, x and y in its pixels: (P, J, 2).
 
     The bodies are :func:`supernet.pose.synthetic.generate`'s, a quarter to a half of the map's short side
-    tall. A joint that these lack lies anywhere within its person. Each takes the one of ``places`` random places
-    where the same joints of those before are farthest: with a few, even crowds stand apart.
+    tall. A joint that these lack lies anywhere within its person. Each takes the one of ``places`` random
+    places where the same joints of those before are farthest: with a few, even crowds stand apart.
 
     Raises
     ------
@@ -147,8 +148,8 @@ def network_outputs(det: FloatArray, tags: FloatArray, quarter: tuple[int, int])
     Returns
     -------
     quarter, half
-        (1, 2J, h, w), heatmaps and tags, and (1, J, H, W). The heatmaps merge to ``det`` but for rounding, the
-        tags to a smoothed ``tags``: a network has none at 1/2.
+        (1, 2J, h, w), heatmaps and tags, and (1, J, H, W). The heatmaps merge to ``det`` but for rounding,
+        the tags to a smoothed ``tags``: a network has none at 1/2.
     """
     half = torch.from_numpy(det)[None]
     both = torch.cat([half, torch.from_numpy(tags[..., 0])[None]], dim=1)
