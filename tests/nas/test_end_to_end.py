@@ -17,11 +17,12 @@ import torch
 from latency_tables import RUNTIMES, LatencyTable, Prediction, Target, Timing, get_runtime
 from latency_tables.runtimes import OnnxRuntime, Prepared
 from latency_tables.table import Row
+from latency_tables.timing import Samples
 from nas import end_to_end
 from nas.end_to_end import STAGES, FrameTimes, TimeSettings, measure_frames
 from search_spaces import InputError, UnavailableError
 from supernet.base import Subnet
-from supernet.checkpoint import save_network
+from supernet.checkpoint import load_network, save_network
 from supernet.export import export_onnx
 from supernet.pose.dataset import read_image
 from supernet.pose.skeleton import COCO17
@@ -163,13 +164,13 @@ def test_it_measures_every_stage(models: Path) -> None:
 
 
 def test_a_speed_that_drifts_is_told() -> None:
-    steady = [end_to_end.Samples((ms,), 1) for ms in (1.0, 1.02, 0.99)]
+    steady = [Samples((ms,), 1) for ms in (1.0, 1.02, 0.99)]
     assert end_to_end._drift(steady) == pytest.approx(0.02)
-    assert end_to_end._drift([*steady, end_to_end.Samples((2.0,), 1)]) > end_to_end._DRIFT
+    assert end_to_end._drift([*steady, Samples((2.0,), 1)]) > end_to_end._DRIFT
 
 
 def test_what_the_command_tells_and_writes(shop: Path, nas_: Callable[..., Outcome]) -> None:
-    arch = get_arch_of(shop / "net.safetensors")
+    arch = load_network(shop / "net.safetensors")[0].arch
     target = Target("test-phone", "a chip", "onnxruntime")
     rows = dict.fromkeys(arch.layers(17, SIZE), Row(1.0, 0.9, 1.1, 9, "measured-by-others", "a test"))
     LatencyTable(target=target, rows=rows).save(shop / "tables" / f"{target.name}.csv")
@@ -201,13 +202,7 @@ def test_what_the_command_tells_and_writes(shop: Path, nas_: Callable[..., Outco
     assert read_image(shop / "out" / "time.png").std() > 10
 
 
-def get_arch_of(path: Path) -> end_to_end.Arch:
-    return end_to_end.load_with_skeleton(path)[0].arch
-
-
-def test_a_named_network_gets_random_weights(
-    nas_: Callable[..., Outcome], box: Path, network: Subnet
-) -> None:
+def test_an_arch_gets_random_weights(nas_: Callable[..., Outcome], box: Path, network: Subnet) -> None:
     (box / "arch.json").write_text(json.dumps(network.arch.to_json()))
     told = nas_(*f"time arch.json --people 1 {OPTIONS} --json".split())
     assert told.code == 0, told.err
@@ -234,7 +229,7 @@ FAULTS = [
     ("net.onnx --people -1", "--people are whole numbers from 0, not -1"),
     (
         "net.onnx --people 31",
-        "keeps 30 people at most, so 31 cannot be timed; raise its limit with --max-people 31",
+        "30 people at most, so 31 cannot be timed; raise its limit with --max-people 31",
     ),
     ("net.onnx --people 1,two", "--people are whole numbers with commas between, such as 0,1,5, not '1,two'"),
     ("net.safetensors --size 64x64 --people 30", "30 people cannot be told apart"),
