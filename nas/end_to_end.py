@@ -240,6 +240,11 @@ class TimeReport:
 # -- the model -----------------------------------------------------------------------------------------------
 
 
+def _is_arch(name: str) -> bool:
+    """Return whether a name is of an architecture, without weights."""
+    return name in named_archs() or Path(name).suffix == ".json"
+
+
 @dataclass(frozen=True)
 class _Model:
     """A network in its runtime's form."""
@@ -254,7 +259,7 @@ class _Model:
     def open(cls, name: str, settings: TimeSettings, scratch: Path) -> Self:
         """Return the model called so; what must be exported first goes to ``scratch``."""
         path, runtime = Path(name), settings.runtime
-        if name in named_archs() or path.suffix == ".json":
+        if _is_arch(name):
             arch = get_arch(name)
             skeleton = get_skeleton(settings.skeleton or "crowdpose14")
             return cls._exported(random_network(arch, len(skeleton)), skeleton, settings, scratch, False)
@@ -493,14 +498,14 @@ def measure_frames(
     target = local_target(settings.runtime, settings.threads)
     predictors = load_predictors(latency, tables)
     files = [] if images is None else _pictures(images, settings.limit)
+    if files and _is_arch(name):
+        raise InputError(
+            f"--images: '{name}' has random weights, so it finds nobody in pictures; take a trained model"
+        )
     before = machine_state()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory() as folder, cpu_threads(target.threads):
         model = _Model.open(name, settings, Path(folder))
-        if files and not model.trained:
-            raise InputError(
-                f"--images: '{name}' has random weights, so it finds nobody in pictures; take a trained model"
-            )
         layers = model.arch.layers(len(model.skeleton), model.size)
         predictions = {each: found.predict(layers) for each, found in predictors.items()}
         with runtime.prepare_model(model.file, model.size, target.threads) as prepared:
