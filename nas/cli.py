@@ -773,6 +773,73 @@ def predict(
         raise InputError(reason)
 
 
+@app.command("time")
+def time_(
+    model: Annotated[
+        str,
+        typer.Argument(help="An emitted folder, a .safetensors, an .onnx; or a named arch (random weights)."),
+    ],
+    people: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="People in the frame; default: 0,1,2,5,10,20,30."),
+    ] = None,
+    frame: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of the frame.")] = "640x480",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="The network's input, pixels; default: the model's own."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to time too, with the model's own maps.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N pictures.")] = None,
+    latency: Annotated[
+        list[str] | None,
+        typer.Option("--latency", metavar="TARGET", help="Network's part as its table predicts. Repeatable."),
+    ] = None,
+    tables: Tables = None,
+    runtime: Annotated[str, typer.Option(help="What runs the network.")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    max_people: Annotated[int, typer.Option(min=1, help="People kept per frame: the decoder's limit.")] = 30,
+    seconds: Annotated[float, typer.Option(help="Time per stage and number of people.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Visits to each, in random order.")] = 5,
+    skeleton: ModelJoints = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for time.json, time.csv and a plot.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How long a frame takes from its file to the people in it, by how many are in it: stages, fps.
+
+    The network runs for real; the maps that are then grouped are drawn for exactly so many people.
+
+    Example: nas time mynet --people 0,1,5,20 --frame 1280x720 --threads 2
+    """
+    from nas.console import note, print_json
+    from nas.end_to_end import TimeSettings, measure_frames
+    from nas.end_to_end_report import print_report, report_json, write_report
+
+    settings = TimeSettings(
+        people=None if people is None else _counts(people),
+        frame=_frame(frame),
+        size=_size(size),
+        runtime=runtime,
+        threads=threads,
+        skeleton=skeleton,
+        max_people=max_people,
+        seconds=seconds,
+        rounds=rounds,
+        limit=limit,
+    )
+    report = measure_frames(model, settings, images=images, latency=latency or [], tables=tables)
+    if as_json:
+        print_json(report_json(report))
+    else:
+        print_report(report)
+    if output is not None:
+        for path in write_report(report, output):
+            note(f"wrote {path}")
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A LitePose checkpoint of the research code (.pth).")],
@@ -837,6 +904,24 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"--size is HEIGHTxWIDTH in pixels such as 448x448, not '{text}'")
     height, width = match.groups()
     return int(height), int(width or height)
+
+
+def _frame(text: str) -> tuple[int, int]:
+    """Return (height, width) of WIDTHxHEIGHT."""
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text.strip())
+    if match is None:
+        raise InputError(f"--frame is WIDTHxHEIGHT in pixels such as 640x480, not '{text}'")
+    width, height = match.groups()
+    return int(height), int(width)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--people are whole numbers with commas between, such as 0,1,5, not '{text}'"
+        ) from None
 
 
 def _drift(text: str) -> Literal["refuse", "warn"]:

@@ -42,6 +42,7 @@ from nas.run import RunDirectory
 from nas.tables import given_folders
 from search_spaces import SPACES, Arch, Block, InputError, SearchSpace, get_arch, named_archs
 from search_spaces.errors import did_you_mean
+from supernet.base import Subnet
 from supernet.export import export_onnx, fold_batchnorm
 from supernet.registry import build_network
 
@@ -53,7 +54,9 @@ __all__ = [
     "measure_onnx",
     "prediction_json",
     "profile_space",
+    "random_network",
     "run_profile",
+    "runnable",
     "table_folders",
     "work_list",
 ]
@@ -195,18 +198,31 @@ def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: flo
     }
 
 
-def _runnable(runtime: str, arch: Arch, joints: int, stem: Path) -> Path:
-    """Write the network, with random weights, in the form that the runtime times; return the file."""
-    network = build_network(arch, joints, torch.Generator().manual_seed(0)).eval()
+def random_network(arch: Arch, joints: int) -> Subnet:
+    """Return the network with random weights, on which no layer's time depends."""
+    return build_network(arch, joints, torch.Generator().manual_seed(0))
+
+
+def runnable(runtime: str, network: Subnet, stem: Path, size: tuple[int, int] | None = None) -> Path:
+    """Write a network, for one picture of ``size`` (height, width), in the form that the runtime times.
+
+    By default the size is the arch's. Returns the file.
+    """
+    size = size or network.arch.size
     if runtime == "torch":
         folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         path = stem.with_suffix(".pt2")
-        image = torch.zeros(1, 3, *arch.size).to(memory_format=torch.channels_last)
+        image = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
         torch.export.save(torch.export.export(folded, (image,)), path)
         return path
     path = stem.with_suffix(".onnx")
-    export_onnx(network, path, tolerance=1e-2)
+    export_onnx(network, path, size, tolerance=1e-2)
     return path
+
+
+def _exported(runtime: str, arch: Arch, joints: int, folder: Path) -> Path:
+    """Write a network with random weights into a folder, in the form that the runtime times."""
+    return runnable(runtime, random_network(arch, joints), folder / f"{arch.id}-{joints}")
 
 
 def profile_space(
@@ -247,7 +263,7 @@ def profile_space(
     with tempfile.TemporaryDirectory() as scratch, progress_bar("blocks") as bar:
 
         def job(arch: Arch, joints: int) -> NetworkJob:
-            export = cache(partial(_runnable, target.runtime, arch, joints, Path(scratch) / arch.id))
+            export = cache(partial(_exported, target.runtime, arch, joints, Path(scratch)))
             return NetworkJob(arch, joints, export)
 
         table = profile(
