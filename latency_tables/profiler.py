@@ -324,7 +324,7 @@ def _spread(found: Measurements, key: str, before: int) -> float:
     middle = float(np.median(rounds))
     low, high = np.percentile(rounds, (16, 84)).tolist()
     deviation = (high - low) / 2
-    return 1.2533 * deviation / math.sqrt(len(rounds)) / middle
+    return float(1.2533 * deviation / math.sqrt(len(rounds)) / middle)
 
 
 @dataclass(frozen=True, slots=True)
