@@ -10,7 +10,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from latency_tables.table import LatencyTable, Row, files_in, packaged_folder
+from latency_tables.table import LatencyTable, Row, files_in, is_packaged, packaged_folder
 from search_spaces.errors import InputError
 from search_spaces.files import read_yaml
 from search_spaces.layers import Block, Layer, Piece
@@ -35,12 +35,15 @@ class TableEntry:
         Why it is damaged.
     hidden
         Whether a table of the same name, found before, answers in its place.
+    packaged
+        Whether it comes with the package.
     """
 
     path: Path
     table: LatencyTable | None
     problem: str | None
     hidden: bool
+    packaged: bool
 
 
 def catalogue(folders: Sequence[str | Path] = ()) -> list[TableEntry]:
@@ -61,7 +64,7 @@ def catalogue(folders: Sequence[str | Path] = ()) -> list[TableEntry]:
                 table, problem = LatencyTable.load(path), None
             except InputError as error:
                 table, problem = None, str(error)
-            found.append(TableEntry(path, table, problem, path.stem in answering))
+            found.append(TableEntry(path, table, problem, path.stem in answering, is_packaged(path)))
             if path.is_file() and path.with_suffix(".yaml").is_file():
                 answering.add(path.stem)  # as available_tables has it, damaged or not
     return found
@@ -94,7 +97,7 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
         ``name``; ``target``; ``rows``: how many; ``provenance``: rows by provenance; ``sources``: rows by
         source; ``total_ms``: sum of all medians; ``kinds``: rows, sum and share of it for each kind of layer,
         most expensive first (the share in the table, where each layer stands once: no network's);
-        ``slowest``: rows; ``calibration``; ``sessions``.
+        ``slowest``: rows; ``calibration``; ``roofline``; ``sessions``.
     """
     total = math.fsum(row.median_ms for row in table.rows.values())
     kinds: dict[str, list[Row]] = {}
@@ -116,6 +119,7 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
         ],
         "slowest": [{"key": layer.key, **asdict(row)} for layer, row in ranked[:slowest]],
         "calibration": None if table.calibration is None else asdict(table.calibration),
+        "roofline": None if table.roofline is None else table.roofline.to_dict(),
         "sessions": [plain(session) for session in table.sessions],
     }
 

@@ -153,6 +153,11 @@ def compare_tables(first: LatencyTable, second: LatencyTable) -> Difference:
             None if table.calibration is None else asdict(table.calibration) for table in (first, second)
         )
         metadata["calibration"] = (one, other)
+    if first.roofline != second.roofline:
+        one, other = (
+            None if table.roofline is None else table.roofline.to_dict() for table in (first, second)
+        )
+        metadata["roofline"] = (one, other)
     if list(map(_text, first.sessions)) != list(map(_text, second.sessions)):
         metadata |= _session_differences(first.sessions, second.sessions)
     ratios = None
@@ -204,6 +209,8 @@ class Merged:
         How many of its rows come from each table.
     dropped
         Which of the tables had a calibration.
+    rooflines_dropped
+        Which of the tables had a roofline, unless all had the same, which the result then has.
     doubts
         What speaks against believing the rows together, in one line each.
     """
@@ -211,6 +218,7 @@ class Merged:
     table: LatencyTable
     taken: tuple[int, ...]
     dropped: tuple[int, ...]
+    rooflines_dropped: tuple[int, ...]
     doubts: tuple[str, ...]
 
 
@@ -220,7 +228,8 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
     Where several have a layer, the better provenance wins, then ten runs over fewer, then the later table.
     More runs than ten win nothing: in the same time a machine makes more runs the faster it is at the moment,
     so the most runs would be the shortest times. All sessions are kept, oldest first, equal ones once.
-    Calibrations are dropped: each was fitted on other rows.
+    Calibrations are dropped: each was fitted on other rows; so are rooflines, unless all tables have the
+    same one.
 
     Parameters
     ----------
@@ -257,15 +266,21 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
     sessions = {_text(session): session for table in tables for session in table.sessions}
     ordered = [sessions[text] for text in sorted(sessions, key=lambda text: (_when(sessions[text]), text))]
     taken = tuple(sum(source == i for _, source in winners.values()) for i in range(len(tables)))
+    roofline = tables[0].roofline if all(t.roofline == tables[0].roofline for t in tables) else None
+    rows = {layer: row for layer, (row, _) in winners.items()}
     return Merged(
         table=LatencyTable(
             tables[0].target,
-            {layer: row for layer, (row, _) in winners.items()},
+            rows,
             tuple(ordered),
+            roofline=roofline,
             networks=tuple(networks.values()),
         ),
         taken=taken,
         dropped=tuple(i for i, table in enumerate(tables) if table.calibration is not None),
+        rooflines_dropped=tuple(
+            i for i, table in enumerate(tables) if roofline is None and table.roofline is not None
+        ),
         doubts=tuple(_doubts(ordered)),
     )
 

@@ -91,7 +91,8 @@ class LatencyPredictor:
 
     A block takes what its row says; where it has none, what the rows of its layers say together. What the
     table lacks altogether is fitted from what it holds (:class:`latency_tables.fit.PieceFit`) if pieces of
-    that form were measured, and the interval grows accordingly; a form that the table does not know, or
+    that form were measured, and the interval grows accordingly; or from the roofline that made the rows, if
+    the table has one. A form that the table does not know, or
     anything that is lacking from a strict predictor's table, is an error that names it.
 
     Parameters
@@ -226,6 +227,12 @@ class LatencyPredictor:
 
         Where the table holds single layers, those of a block that have a row are taken from there.
         """
+        roofline = None if self.strict else self.table.roofline
+        if roofline is not None:  # what made the rows made these: the calibration's interval is theirs, too
+            factor = math.exp(roofline.half_width)
+            for piece, ms in zip(lacking, roofline.ms(lacking).tolist(), strict=True):
+                self._prices[piece] = _Price(ms, ms / factor, ms * factor, 0.0, "calibrated-estimate")
+            return
         fit = None if self.strict else self._fit
         parts: dict[Piece, tuple[Piece, ...]] = {
             piece: (piece,) if fit is not None and fit.knows(piece) else layers_of(piece) for piece in lacking

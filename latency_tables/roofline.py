@@ -22,7 +22,7 @@ from scipy import optimize
 
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.files import check_keys
-from search_spaces.layers import Layer
+from search_spaces.layers import Block, Layer, Piece, layers_of
 
 __all__ = [
     "FEATURES",
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+Terms = Sequence[Mapping[str, float]]
 FittedOn = Literal["layers", "networks"]
 
 FEATURES = (
@@ -54,8 +55,6 @@ _ALWAYS = ("read", "weights", "written", "layers")
 LANES = 16
 """Channels that a device is taken to compute at once."""
 
-Terms = Sequence[Mapping[str, float]]
-
 TERMS: Terms = (MappingProxyType(dict.fromkeys((*_KINDS, "idle"), 1.0)), MappingProxyType({"read": 1.0}))
 """Two coefficients for where a handful of networks is all there is: of padded multiply-accumulates, and of
 values read. See ``experiments/results/device-tables.md`` for what it was compared with."""
@@ -69,9 +68,21 @@ _WIDEST = 10.0
 _TINY = 1e-6
 
 
-def features(layers: Iterable[Layer]) -> Floats:
-    """Return the features of layers, shape (n, 9), columns as in :data:`FEATURES`."""
-    every = tuple(layers)
+def features(pieces: Iterable[Piece]) -> Floats:
+    """Return the features of layers and blocks, shape (n, 9), columns as in :data:`FEATURES`.
+
+    A block's are the sums over its layers.
+    """
+    every = tuple(pieces)
+    if not any(isinstance(piece, Block) for piece in every):
+        return _of_layers([layer for piece in every for layer in layers_of(piece)])
+    owner = np.array([i for i, piece in enumerate(every) for _ in layers_of(piece)])
+    found = np.zeros((len(every), len(FEATURES)))
+    np.add.at(found, owner, _of_layers([layer for piece in every for layer in layers_of(piece)]))
+    return found
+
+
+def _of_layers(every: Sequence[Layer]) -> Floats:
     column = {name: i for i, name in enumerate(FEATURES)}
     found = np.zeros((len(every), len(FEATURES)))
     if not every:
@@ -170,9 +181,9 @@ class Roofline:
 
     # -- using it ---------------------------------------------------------------------------------------
 
-    def ms(self, layers: Iterable[Layer]) -> Floats:
-        """Return the milliseconds of each layer, shape (n,); all above 0."""
-        return self.ms_of(features(layers))
+    def ms(self, pieces: Iterable[Piece]) -> Floats:
+        """Return the milliseconds of each layer or block, shape (n,); all above 0."""
+        return self.ms_of(features(pieces))
 
     def ms_of(self, sums: npt.ArrayLike) -> Floats:
         """Return the milliseconds of rows of features (of layers, or summed over networks), shape (n,)."""
@@ -182,8 +193,8 @@ class Roofline:
     # -- fitting ----------------------------------------------------------------------------------------
 
     @classmethod
-    def fit_layers(cls, rows: Mapping[Layer, float]) -> Roofline:
-        """Return the roofline of layers that were measured.
+    def fit_layers(cls, rows: Mapping[Piece, float]) -> Roofline:
+        """Return the roofline of layers, or blocks, that were measured.
 
         A kind of layer that no row shows (dense, pointwise, depthwise, deconv) gets the dearest coefficient
         of the kinds that multiply matrices too (all but depthwise), or of what there is: an estimate for it
@@ -192,7 +203,7 @@ class Roofline:
         Parameters
         ----------
         rows
-            Milliseconds of each layer, e.g. a table's medians; at least 20.
+            Milliseconds of each layer or block, e.g. a table's medians; at least 20.
 
         Raises
         ------
@@ -204,8 +215,8 @@ class Roofline:
                 f"a roofline needs at least {FEWEST_LAYERS} measured layers, not {len(rows)};"
                 " measure more of them"
             )
-        ordered = sorted(rows, key=lambda layer: layer.key)
-        sums, times = features(ordered), _times([rows[layer] for layer in ordered])
+        ordered = sorted(rows, key=lambda piece: piece.key)
+        sums, times = features(ordered), _times([rows[piece] for piece in ordered])
         # Every fold has layers from all over the sorted keys; nothing is drawn: equal rows give equal fits.
         folds = [i % _FOLDS for i in range(len(ordered))]
         errors = left_out_errors(sums, times, folds=folds)
@@ -213,14 +224,14 @@ class Roofline:
 
     @classmethod
     def fit_networks(
-        cls, networks: Sequence[tuple[Sequence[Layer], float]], terms: Terms = TERMS
+        cls, networks: Sequence[tuple[Sequence[Piece], float]], terms: Terms = TERMS
     ) -> Roofline:
         """Return the roofline of whole networks that were measured.
 
         Parameters
         ----------
         networks
-            Layers and milliseconds of each; at least 5, and more than there are terms.
+            Layers or blocks, and milliseconds, of each; at least 5, and more than there are terms.
         terms
             What gets a coefficient of its own, as weights of features; few networks support few terms.
 
@@ -229,7 +240,7 @@ class Roofline:
         InputError
             If there are too few networks, a time is not positive, or a term names no feature.
         """
-        sums = np.array([features(layers).sum(axis=0) for layers, _ in networks])
+        sums = np.array([features(pieces).sum(axis=0) for pieces, _ in networks])
         return cls.fit_sums(sums.reshape(len(networks), -1), [ms for _, ms in networks], terms)
 
     @classmethod
@@ -309,10 +320,9 @@ def _matrix(terms: Terms) -> Floats:
 def fit_coefficients(sums: Floats, times: Floats, terms: Terms | None = None) -> Floats:
     """Return the coefficients of :data:`FEATURES` that fit measured times best, shape (9,).
 
-    Non-negative least squares, repeated with weights ``1 / sqrt(measured * predicted)``: what is minimised in
-    the end is ``(predicted - measured)^2 / (measured * predicted)``, which is the square of the logarithm of
-    their ratio to second order. Twice as long and half as long weigh the same; plain relative errors would
-    favour too short predictions.
+    Least squares of ``log(predicted / measured)``, so that twice as long and half as long weigh the same;
+    relative errors would favour too short predictions. Found by non-negative linear least squares, repeated
+    with such weights that the gradients of both agree where the repetition ends.
 
     Parameters
     ----------
@@ -331,9 +341,13 @@ def fit_coefficients(sums: Floats, times: Floats, terms: Terms | None = None) ->
         weighted = columns * weights[:, None]
         scale = np.abs(weighted).max(axis=0)
         scale[scale == 0] = 1.0
-        found = np.asarray(optimize.nnls(weighted / scale, times * weights)[0]) / scale
+        before, found = found, np.asarray(optimize.nnls(weighted / scale, times * weights)[0]) / scale
+        if np.allclose(found, before, rtol=1e-10, atol=0.0):
+            break
         predicted = np.maximum(columns @ found, _TINY * times)
-        weights = 1.0 / np.sqrt(times * predicted)
+        excess = predicted / times - 1.0
+        slope = np.where(np.abs(excess) < _TINY, 1.0, np.log1p(excess) / np.where(excess == 0, 1.0, excess))
+        weights = np.sqrt(slope / (times * predicted))
     coefficients = np.asarray(found @ basis)
     return _with_unseen(coefficients, sums) if terms is None else coefficients
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from latency_tables.roofline import Roofline
 from latency_tables.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
@@ -248,6 +249,8 @@ class LatencyTable:
         Circumstances of each measuring session, oldest first: date, runtime version, drift, and so on.
     calibration
         The affine fit on whole networks, or None.
+    roofline
+        What layers without a row are estimated from, or None.
     networks
         Whole networks that were timed on the target.
     """
@@ -256,6 +259,7 @@ class LatencyTable:
     rows: Mapping[Piece, Row]
     sessions: tuple[Mapping[str, Any], ...] = ()
     calibration: Calibration | None = None
+    roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
 
     def __post_init__(self) -> None:
@@ -334,7 +338,7 @@ class LatencyTable:
     def merge(self, other: LatencyTable) -> LatencyTable:
         """Return the rows of both; where both have a layer, a block or a network, this table's stays.
 
-        The calibration stays too: it was fitted on this table's rows, which do not change.
+        Calibration and roofline stay too: they were fitted on this table's rows, which do not change.
 
         Raises
         ------
@@ -371,6 +375,8 @@ class LatencyTable:
         metadata: dict[str, Any] = {"format": _FORMAT, "target": self.target.to_dict()}
         if self.calibration is not None:
             metadata["calibration"] = asdict(self.calibration)
+        if self.roofline is not None:
+            metadata["roofline"] = self.roofline.to_dict()
         if self.networks:
             metadata["networks"] = [network.to_dict() for network in self.networks]
         metadata["sessions"] = [dict(session) for session in self.sessions]
@@ -391,7 +397,7 @@ class LatencyTable:
             raise InputError(fault.message)
         if scan.target is None:  # a scan without a fault has one
             raise InputError(f"latency table '{scan.path}' has no target")
-        return cls(scan.target, scan.rows, scan.sessions, scan.calibration, scan.networks)
+        return cls(scan.target, scan.rows, scan.sessions, scan.calibration, scan.roofline, scan.networks)
 
 
 def csv_path(path: str | Path) -> Path:
@@ -440,7 +446,7 @@ class Scan:
         The rows that are sound.
     lines
         For each of them its line and its key as the file spells it.
-    target, sessions, calibration, networks
+    target, sessions, calibration, roofline, networks
         As in :class:`LatencyTable`; None or empty where they cannot be read.
     faults
         What is wrong; a table without a fault can be loaded.
@@ -452,6 +458,7 @@ class Scan:
     target: Target | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
     calibration: Calibration | None = None
+    roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
     faults: list[Fault] = field(default_factory=list)
 
@@ -553,7 +560,8 @@ def _scan_metadata(scan: Scan) -> None:
     try:
         given = read_yaml(path, "latency table metadata")
         _check_extent(given, where)
-        check_keys(given, {"format", "target", "calibration", "networks", "sessions"}, where)
+        known = {"format", "target", "calibration", "roofline", "networks", "sessions"}
+        check_keys(given, known, where)
     except InputError as error:
         fault("", str(error))
         return
@@ -575,6 +583,12 @@ def _scan_metadata(scan: Scan) -> None:
             scan.calibration = Calibration.from_dict(calibration, f"{where}: calibration")
     except InputError as error:
         fault("calibration", str(error), calibration)
+    roofline = given.get("roofline")
+    try:
+        if roofline is not None:
+            scan.roofline = Roofline.from_dict(roofline, f"{where}: roofline")
+    except InputError as error:
+        fault("roofline", str(error), roofline)
     networks = given.get("networks") or []
     if not isinstance(networks, list):
         fault("networks", f"{where}: 'networks' is a list of mappings, not {shown(networks)}", networks)
@@ -639,12 +653,14 @@ def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
 def locate_table(name: str | Path, folders: Sequence[str | Path] = ()) -> Path:
     """Return the CSV file of the table called ``name`` in a folder or among the packaged ones, or of a path.
 
+    A device's name stands for its table, where there is one: in the folders, or else among the packaged ones.
     A path need not lead to a sound table, nor to any: whoever reads it tells.
 
     Raises
     ------
     InputError
-        If no table is called so; the message names the nearest known one, and how to make one.
+        If no table is called so, or several tables are of that device; the message names them, or the nearest
+        known one, the devices with packaged tables, and how to make one.
     """
     tables = available_tables(folders)
     if str(name) in tables:
@@ -652,10 +668,48 @@ def locate_table(name: str | Path, folders: Sequence[str | Path] = ()) -> Path:
     path = Path(name)
     if path.suffix in (".csv", ".yaml", ".yml") or path.parent != Path():
         return csv_path(path)
-    raise InputError(
-        f"there is no latency table '{name}'{did_you_mean(str(name), tables)}"
-        f"{'' if tables else '; there is none at all yet'}; 'nas profile' makes one"
-    )
+    found = device_table(str(name), folders)
+    if found is not None:
+        return found
+    packaged = sorted({each for path in available_tables().values() if (each := _device(path)) is not None})
+    hint = did_you_mean(str(name), {*tables, *packaged})
+    coming = f"; devices with a table that comes with the package: {', '.join(packaged)}" if packaged else ""
+    raise InputError(f"there is no latency table '{name}'{hint}{coming}; 'nas profile' makes one")
+
+
+def device_table(device: str, folders: Sequence[str | Path] = ()) -> Path | None:
+    """Return the CSV file of the one table of a device: in the folders, or else among the packaged ones.
+
+    Raises
+    ------
+    InputError
+        If there are several, naming them.
+    """
+    of_device = {
+        name: path
+        for name, path in available_tables(folders).items()
+        if name.startswith(f"{device}-") and _device(path) in (device, None)
+    }
+    found = {name: path for name, path in of_device.items() if not is_packaged(path)} or of_device
+    if len(found) > 1:
+        raise InputError(f"several latency tables are of '{device}': {', '.join(found)}; name one of them")
+    return next(iter(found.values()), None)
+
+
+def is_packaged(path: Path) -> bool:
+    """Return whether a table's file is one that comes with the package."""
+    return path.resolve().parent == packaged_folder().resolve()
+
+
+def _device(path: Path) -> str | None:
+    """Return the device that a table is of; None where its metadata cannot be read."""
+    try:
+        given = read_yaml(path.with_suffix(".yaml"))
+    except InputError:
+        return None
+    target = given.get("target") if isinstance(given, dict) else None
+    device = target.get("device") if isinstance(target, dict) else None
+    return device if isinstance(device, str) else None
 
 
 def find_table(name: str | Path, folders: Sequence[str | Path] = ()) -> LatencyTable:

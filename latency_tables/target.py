@@ -31,7 +31,7 @@ class Target:
     precision
         Number format of weights and activations, e.g. ``fp32``.
     threads
-        Threads that one network uses.
+        Threads that one network uses; 0 where the source of the numbers does not say.
 
     Raises
     ------
@@ -54,13 +54,16 @@ class Target:
                 )
         if not isinstance(self.processor, str) or not self.processor.strip() or "\n" in self.processor:
             raise InputError(f"a target's processor is one line of text, not {self.processor!r}")
-        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1:
-            raise InputError(f"a target's threads is a whole number from 1, not {self.threads!r}")
+        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 0:
+            raise InputError(
+                f"a target's threads is a whole number from 1 (0: not known), not {self.threads!r}"
+            )
 
     @property
     def name(self) -> str:
         """How commands and files call the target, e.g. ``this-machine-onnxruntime-fp32-2t``."""
-        return f"{self.device}-{self.runtime}-{self.precision}-{self.threads}t"
+        threads = f"-{self.threads}t" if self.threads else ""
+        return f"{self.device}-{self.runtime}-{self.precision}{threads}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, for YAML and JSON."""

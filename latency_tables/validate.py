@@ -153,7 +153,7 @@ def _rows(scan: Scan) -> Iterator[Finding]:
         if row.provenance != "calibrated-estimate" and row.runs < FEWEST_RUNS:
             text = f"is {row.runs}: percentiles need {FEWEST_RUNS}"
             yield _at(scan, layer, "warning", "few runs", "runs", row.runs, text)
-        if row.p90_ms > WIDEST_INTERVAL * row.p10_ms:
+        if row.runs and row.p90_ms > WIDEST_INTERVAL * row.p10_ms:  # an estimate has no runs that spread
             text = (
                 f"is {row.p90_ms:g}, {row.p90_ms / row.p10_ms:.2f} times p10_ms {row.p10_ms:g}"
                 f" (at most {WIDEST_INTERVAL:g} raises no doubt)"

@@ -137,10 +137,17 @@ def cost(
         "arch": network.to_json(),
     }
     if latency:
-        from nas.latency import load_predictors, prediction_json
+        from nas.latency import load_predictors, prediction_json, published_json
 
         predictors = load_predictors(latency, tables)
-        report["latency"] = {name: prediction_json(p, p.predict(blocks)) for name, p in predictors.items()}
+        own_size = (height, width) == network.size
+        report["latency"] = {
+            name: {
+                **prediction_json(p, p.predict(blocks)),
+                "published": published_json(network, p) if own_size else None,
+            }
+            for name, p in predictors.items()
+        }
     if layers:
         report["layers"] = [{"name": x.name, "key": x.key, "macs": x.macs, "params": x.params} for x in every]
     if as_json:
@@ -157,6 +164,8 @@ def cost(
     }
     for name, value in report.get("latency", {}).items():
         lines[f"latency on {name}"] = _latency_line(value)
+        if (published := value["published"]) is not None:
+            lines[f"published on {published['device']}"] = _published_line(published)
     show(lines)
 
 
@@ -932,9 +941,18 @@ def _drift(text: str) -> Literal["refuse", "warn"]:
 
 
 def _latency_line(value: dict[str, Any]) -> str:
-    text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f})"
+    held = f" with probability {value['coverage']:.0%}" if value.get("coverage") else ""
+    text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f}{held})"
     calibrated = "" if value.get("calibrated", True) else ", sum of layers, not calibrated"
     return f"{text}, {value['provenance']}{calibrated}"
+
+
+def _published_line(value: dict[str, Any]) -> str:
+    where = "" if value["kind"] == "table" else ", read off a chart"
+    where += ", one of those that the estimate was fitted on" if value["fitted_on_it"] else ""
+    return (
+        f"{value['ms']:g} ms ({value['provenance']}; runtime: {value['runtime']}{where}): {value['source']}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from latency_tables import LatencyPredictor
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
-from nas.latency import is_here, known_targets, load_predictors, measure_onnx, prediction_json
+from nas.latency import full_bounds, is_here, known_targets, load_predictors, measure_onnx, prediction_json
 from nas.run import RunDirectory, environment
 from nas.search import Constraint, SearchResult, parse_constraints
 from nas.search.result import Record
@@ -286,7 +286,10 @@ def emit_from_run(
     """
     known = known_targets(tables, run)
     constraints = parse_constraints(
-        max_macs=max_macs, max_params=max_params, max_latency=max_latency, targets=known
+        max_macs=max_macs,
+        max_params=max_params,
+        max_latency=full_bounds(max_latency, tables, run),
+        targets=known,
     )
     found: dict[str, Any] = {"by": "hand"}
     targets = [c.objective.target for c in constraints if c.objective.target is not None]

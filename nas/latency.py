@@ -34,7 +34,8 @@ from latency_tables import (
     select_pieces,
 )
 from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
-from latency_tables.table import files_in
+from latency_tables.published import published_for
+from latency_tables.table import device_table, files_in, is_packaged
 from latency_tables.target import available_threads
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
@@ -48,12 +49,14 @@ from supernet.registry import build_network
 
 __all__ = [
     "UpperEnd",
+    "full_bounds",
     "is_here",
     "known_targets",
     "load_predictors",
     "measure_onnx",
     "prediction_json",
     "profile_space",
+    "published_json",
     "random_network",
     "run_profile",
     "runnable",
@@ -112,6 +115,34 @@ def load_predictors(
     return {predictor.name: predictor for predictor in predictors}
 
 
+def full_bounds(
+    max_latency: Sequence[str], tables: Sequence[Path] | None = None, run: RunDirectory | None = None
+) -> list[str]:
+    """Return latency bounds that name targets in full: ``80ms@raspberry-pi-4`` may name a device alone.
+
+    A bound without any target gets the one that has a table of the user's own, if it is one. What names no
+    table stays as it is: whoever reads it tells what is wrong with it.
+
+    Raises
+    ------
+    InputError
+        If several tables are of the device named.
+    """
+    folders = table_folders(tables, run)
+    known = available_tables(folders)
+    own = [name for name, path in known.items() if not is_packaged(path)]
+    found = []
+    for text in max_latency:
+        duration, at, name = text.partition("@")
+        name = name.strip()
+        if not at and len(own) == 1:
+            text = f"{duration}@{own[0]}"
+        elif name and name not in known and (full := device_table(name, folders)) is not None:
+            text = f"{duration}@{full.stem}"
+        found.append(text)
+    return found
+
+
 def known_targets(tables: Sequence[Path] | None = None, run: RunDirectory | None = None) -> list[str]:
     """Return the names of all targets that have a table."""
     return sorted(available_tables(table_folders(tables, run)))
@@ -120,6 +151,18 @@ def known_targets(tables: Sequence[Path] | None = None, run: RunDirectory | None
 def prediction_json(predictor: LatencyPredictor, prediction: Prediction) -> dict[str, Any]:
     """Return a prediction with what it rests on, as commands print it and cards keep it."""
     return {**asdict(prediction), "target": predictor.table.target.to_dict()}
+
+
+def published_json(arch: Arch, predictor: LatencyPredictor) -> dict[str, Any] | None:
+    """Return what others have published for this network on the predictor's device, with citation, if any.
+
+    ``fitted_on_it`` tells whether the table was fitted on it, so that the two are no two witnesses.
+    """
+    found = published_for(arch, predictor.table.target.device)
+    if found is None:
+        return None
+    sources = [source for session in predictor.table.sessions for source in session.get("sources") or ()]
+    return {**found.to_dict(), "fitted_on_it": found.source in sources}
 
 
 def work_list(

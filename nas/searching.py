@@ -13,7 +13,7 @@ from typing import Any
 from nas.config import to_plain
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
-from nas.latency import UpperEnd, known_targets, load_predictors
+from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors
 from nas.plot import plot_front, plot_progress
 from nas.run import RunDirectory
 from nas.search import (
@@ -158,7 +158,7 @@ def run_search(
     constraints = parse_constraints(
         max_macs=max_macs,
         max_params=max_params,
-        max_latency=max_latency,
+        max_latency=full_bounds(max_latency, tables, run),
         targets=known_targets(tables, run),
     )
     targets = [c.objective.target for c in constraints if c.objective.target is not None]

@@ -16,7 +16,8 @@ from typing import Any
 
 from latency_tables.catalogue import TableEntry, catalogue, describe, latest
 from latency_tables.compare import Difference, compare_tables, merge_tables
-from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, locate_table
+from latency_tables.roofline import Roofline
+from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, is_packaged, locate_table
 from latency_tables.validate import Finding, validate_table
 from nas.console import print_json, print_table, show
 from search_spaces import InputError, Piece
@@ -87,7 +88,10 @@ def list_tables(tables: Sequence[Path] | None, *, as_json: bool) -> None:
 
 def _entry(entry: TableEntry) -> dict[str, Any]:
     table = entry.table
-    found: dict[str, Any] = {"name": entry.path.stem, "file": str(entry.path), "hidden": entry.hidden}
+    found: dict[str, Any] = {
+        **{"name": entry.path.stem, "file": str(entry.path)},
+        **{"hidden": entry.hidden, "packaged": entry.packaged},
+    }
     if table is None:
         return {**found, "damaged": entry.problem}
     return {
@@ -118,7 +122,7 @@ def _line(entry: TableEntry, table: LatencyTable) -> list[str]:
         _provenances(table),
         "not calibrated" if c is None else f"{c.median_error:.1%}, {c.worst_error:.1%}",
         "-" if c is None else _interval(c),
-        latest(table.sessions) or "-",
+        "comes with the package" if entry.packaged else latest(table.sessions) or "-",
     ]
 
 
@@ -131,6 +135,17 @@ def _interval(c: Calibration) -> str:
     return f"{1 / factor - 1:+.0%} to {factor - 1:+.0%} ({c.coverage:.0%})"
 
 
+def _roofline(roofline: Roofline) -> str:
+    """Return what estimates layers without a row, in one line."""
+    factor = exp(roofline.half_width)
+    told = ", ".join(f"{value:.4g} {name}" for name, value in roofline.coefficients.items() if value)
+    return (
+        f"estimated from a roofline fitted on {_n(roofline.samples, roofline.fitted_on.removesuffix('s'))}"
+        f" (ms per unit: {told}); error left out {roofline.median_error:.1%} (median), interval"
+        f" {1 / factor - 1:+.0%} to {factor - 1:+.0%} ({roofline.coverage:.0%})"
+    )
+
+
 # -- show ----------------------------------------------------------------------------------------------------
 
 
@@ -140,13 +155,13 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
     table = LatencyTable.load(path)
     found = describe(table, slowest)
     if as_json:
-        print_json({"file": str(path), **found})
+        print_json({"file": str(path), "packaged": is_packaged(path), **found})
         return
     target = table.target
     lines = {
-        "table": f"{table.name} ({path})",
+        "table": f"{table.name} ({path}{', comes with the package' if is_packaged(path) else ''})",
         "target": f"{target.device}, {target.processor}, {target.runtime} {target.precision},"
-        f" {_n(target.threads, 'thread')}",
+        f" {_n(target.threads, 'thread') if target.threads else 'threads not known'}",
         "rows": _provenances(table),
         "sources": ", ".join(f"{source} ({n})" for source, n in list(found["sources"].items())[:_LISTED]),
         "calibration": "none: whole networks are predicted as plain sums of layers",
@@ -157,6 +172,8 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
             f" turn, their error is {c.median_error:.1%} (median), {c.worst_error:.1%} (worst), against"
             f" {c.raw_error:.1%} of plain sums; interval {_interval(c)}"
         )
+    if table.roofline is not None:
+        lines["other layers"] = _roofline(table.roofline)
     for i, session in enumerate(found["sessions"]):
         lines[f"session {i + 1}"] = _session(session)
     show({key: clean(value) for key, value in lines.items()})
@@ -389,7 +406,7 @@ def run_merge(
     }
     table = replace(found.table, sessions=(*found.table.sessions, record))
     table.save(path)
-    dropped = [str(paths[i]) for i in found.dropped]
+    dropped, rooflines = ([str(paths[i]) for i in of] for of in (found.dropped, found.rooflines_dropped))
     if as_json:
         print_json(
             {
@@ -398,6 +415,7 @@ def run_merge(
                 "provenance": dict(table.provenances),
                 "sources": sources,
                 "calibrations_dropped": dropped,
+                "rooflines_dropped": rooflines,
                 "doubts": list(found.doubts),
             }
         )
@@ -414,6 +432,8 @@ def run_merge(
                 f" 'nas profile' into this table's folder{renamed} fits a new one"
             )
         )
+    if rooflines:
+        print(clean(f"the roofline of {', '.join(rooflines)} was dropped: it was fitted on other rows"))
     for doubt in found.doubts:
         print(clean(f"doubt: {doubt}"))
 

@@ -16,6 +16,10 @@ def test_the_name_tells_everything_that_timings_depend_on() -> None:
     assert Target("raspberry-pi-4", "Cortex-A72", "ncnn", "int8", 4).name == "raspberry-pi-4-ncnn-int8-4t"
 
 
+def test_threads_that_a_source_does_not_tell_are_not_made_up() -> None:
+    assert Target("jetson-nano", "GPU", "tvm", "unstated", 0).name == "jetson-nano-tvm-unstated"
+
+
 def test_yaml_round_trip(tmp_path: Path) -> None:
     target = Target("jetson-nano", "128 Maxwell cores: 0.92 GHz", "tensorrt", "fp16", 1)
     write_target(tmp_path / "target.yaml", target)
@@ -28,7 +32,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ({"device": "My Machine"}, ["device", "My Machine"]),
         ({"runtime": ""}, ["runtime"]),
         ({"processor": "two\nlines"}, ["processor"]),
-        ({"threads": 0}, ["threads", "0"]),
+        ({"threads": -1}, ["threads", "-1"]),
         ({"threads": True}, ["threads", "True"]),
         ({"threads": "2"}, ["threads", "'2'"]),
         ({"thread": 2}, ["thread", "did you mean 'threads'"]),

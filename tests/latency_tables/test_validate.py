@@ -118,7 +118,8 @@ def test_every_fault_is_told_not_only_the_first(tmp_path: Path) -> None:
     lines.append("a,b")
     path.write_text("\n".join(lines) + "\n")
     edit(
-        path.with_suffix(".yaml"), lambda text: text.replace("threads: 4", "threads: 0").replace("b: 1.1", "")
+        path.with_suffix(".yaml"),
+        lambda text: text.replace("threads: 4", "threads: -1").replace("b: 1.1", ""),
     )
     errors = [found for found in check(path) if found.level == "error"]
     assert [(found.line, found.field, found.rule) for found in errors] == [
