@@ -28,6 +28,8 @@ from latency_tables import (
     profile,
     read_target,
 )
+from latency_tables.networks import network_program
+from latency_tables.runtimes.litert_runtime import write_network
 from latency_tables.table import files_in
 from latency_tables.target import available_threads
 from nas.console import note, progress_bar
@@ -187,8 +189,10 @@ def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: flo
     }
 
 
-def _runnable(runtime: str, arch: Arch, joints: int, stem: Path) -> Path:
+def _runnable(runtime: str, arch: Arch, joints: int, stem: Path, precision: str = "fp32") -> Path:
     """Write the network, with random weights, in the form that the runtime times; return the file."""
+    if runtime == "litert":
+        return write_network(network_program(arch, joints), stem.with_suffix(".tflite"), precision)
     network = build_network(arch, joints, torch.Generator().manual_seed(0)).eval()
     if runtime == "torch":
         folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -243,8 +247,10 @@ def profile_space(
     measured: list[tuple[tuple[Layer, ...], float]] = []
     with tempfile.TemporaryDirectory() as scratch, progress_bar("whole networks", len(archs)) as bar:
         for i, (arch, joints) in enumerate(archs):
-            path = _runnable(target.runtime, arch, joints, Path(scratch) / str(i))
-            timing = measure_model(runtime, path, arch.size, target.threads, seconds=network_seconds)
+            path = _runnable(target.runtime, arch, joints, Path(scratch) / str(i), target.precision)
+            timing = measure_model(
+                runtime, path, arch.size, target.threads, target.precision, seconds=network_seconds
+            )
             measured.append((arch.layers(joints), timing.median_ms))
             bar.update(i + 1)
     if len(measured) >= 5:
@@ -282,7 +288,7 @@ def run_profile(
             f"the target is 'this-machine' or a .yaml file that describes one, not '{target}';"
             " other devices are profiled by running this command on them"
         )
-    get_runtime(described.runtime).check(described.threads)
+    get_runtime(described.runtime).check(described.threads, described.precision)
     layers, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)

@@ -12,7 +12,9 @@ from search_spaces.errors import InputError, did_you_mean
 
 __all__ = ["RUNTIMES", "Prepared", "Program", "Runtime", "Step", "get_runtime"]
 
-RUNTIMES: Mapping[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), TorchRuntime(), LiteRuntime())}
+RUNTIMES: Mapping[str, Runtime] = {
+    runtime.name: runtime for runtime in (OnnxRuntime(), TorchRuntime(), LiteRuntime())
+}
 """Every runtime by name, installed or not."""
 
 

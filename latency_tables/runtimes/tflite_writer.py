@@ -32,6 +32,7 @@ _SCHEMA = 3
 _IDENTIFIER = b"TFL3"
 _ROOM = 1 << 16
 _INT8 = (-128, 127)
+_LEAST_SCALE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class Quantisation:
 def range_quantisation(low: float, high: float) -> Quantisation:
     """Return the quantisation whose 256 steps span a range; 0 is always in it, and exactly held."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0
+    scale = (high - low) / 255
+    if scale < _LEAST_SCALE:  # all but zero
+        scale = 1.0
     return Quantisation(scale, int(np.clip(round(-128 - low / scale), *_INT8)))
 
 
