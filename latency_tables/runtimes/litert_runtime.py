@@ -162,7 +162,7 @@ def _quantisation(detail: dict[str, Any]) -> Quantisation:
 
 
 def _check_file(path: Path, content: bytes) -> None:
-    """Raise unless the content is a whole TensorFlow Lite file: the interpreter itself would crash on less."""
+    """Raise unless the content is a whole TensorFlow Lite file: on less the interpreter would crash."""
     from ai_edge_litert import schema_py_generated as schema
 
     try:
@@ -185,8 +185,8 @@ def _check_picture_input(path: Path, interpreter: Any, size: tuple[int, int], pr
     kind = np.dtype(details[0]["dtype"]).name
     if kind != {"fp32": "float32", "int8": "int8"}[precision]:
         raise InputError(
-            f"the network '{path}' takes {kind}, so it is not timed in '{precision}': nothing is converted when"
-            " a file is read"
+            f"the network '{path}' takes {kind}, so it is not timed in '{precision}': nothing is converted"
+            " when a file is read"
         )
 
 

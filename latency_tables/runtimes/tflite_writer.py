@@ -44,7 +44,8 @@ class Quantisation:
 
     def store(self, array: Array) -> npt.NDArray[np.int8]:
         """Return an array in int8, rounded, what lies beyond the range at its ends."""
-        return np.clip(np.rint(array / self.scale) + self.zero_point, *_INT8).astype(np.int8)
+        stored = np.clip(np.rint(array / self.scale) + self.zero_point, *_INT8)
+        return np.asarray(stored, dtype=np.int8)
 
     def real(self, stored: npt.NDArray[np.int8]) -> Array:
         """Return the numbers that an int8 array stands for."""
