@@ -14,7 +14,6 @@ from nas.console import note, print_json, progress_bar, show
 from nas.latency import work_list
 from nas.tables import clean
 from search_spaces import InputError
-from search_spaces.layers import Piece
 
 __all__ = ["run_export", "run_import"]
 
@@ -38,11 +37,8 @@ def run_export(
     InputError
         If something that was given is wrong, or there is nothing to time.
     """
-    _, archs, space = work_list(wanted, joints)
-    pieces: list[Piece] = []
-    if blocks:
-        pieces += [block for arch, own in archs for block in arch.blocks(own)]
-        pieces += [] if space is None else space.distinct_blocks()
+    every, archs, space = work_list(wanted, joints)
+    pieces = list(every) if blocks else []
     if space is not None:
         rng = np.random.default_rng(0)
         archs = [*archs, *((space.sample(rng), space.joints) for _ in range(networks))]

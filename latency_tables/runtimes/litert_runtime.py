@@ -43,8 +43,8 @@ class LiteRuntime(Runtime):
     precision that it has; nothing is converted when it is read.
 
     Depthwise kernels of more than 25 weights are slow in LiteRT 2.3.0 on x86: 96 channels at 64x64 took
-    0.7 ms with 5x5 and 29 to 60 ms with 7x7, one thread of a busy machine. That is the delegate's own (LiteRT's
-    kernels without it took 10 ms), and what an application gets by default, so it is what is timed.
+    0.7 ms with 5x5 and 29 to 60 ms with 7x7, one thread of a busy machine. That is the delegate's doing
+    (LiteRT's kernels without it took 10 ms), and what an application gets by default, so it is what is timed.
     """
 
     name: ClassVar[str] = "litert"
@@ -138,20 +138,27 @@ def _interpreter(content: bytes, threads: int) -> Any:
 
 def _prepared(interpreter: Any, inputs: Sequence[Array]) -> Prepared:
     """Return a prepared interpreter whose inputs hold the (N, C, H, W) arrays."""
-    for detail, x in zip(interpreter.get_input_details(), inputs, strict=True):
+    given, results = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def set_input(detail: dict[str, Any], x: Array) -> None:
         stored: npt.NDArray[Any] = nhwc(x)
         if detail["dtype"] == np.int8:
             stored = _quantisation(detail).store(nhwc(x))
         interpreter.set_tensor(detail["index"], stored)
-    results = interpreter.get_output_details()
 
-    def outputs() -> tuple[Array, ...]:
-        interpreter.invoke()
-        return tuple(_real(interpreter.get_tensor(detail["index"]), detail) for detail in results)
-
+    for detail, x in zip(given, inputs, strict=True):
+        set_input(detail, x)
     run: Callable[[], None] = interpreter.invoke
     run()  # the delegate packs weights when it first runs
-    return Prepared(run, outputs)
+
+    def fetch() -> tuple[Array, ...]:
+        return tuple(_real(interpreter.get_tensor(detail["index"]), detail) for detail in results)
+
+    def outputs() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    return Prepared(run, outputs, lambda x: set_input(given[0], x), fetch)
 
 
 def _real(y: npt.NDArray[Any], detail: dict[str, Any]) -> Array:

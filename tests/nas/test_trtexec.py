@@ -88,5 +88,6 @@ def test_a_profile_in_int8_with_litert(box: Path, nas_: Nas, arch: str) -> None:
     told = nas_("profile", "own.yaml", "--for", arch, *quick)
     assert told.code == 0, told.err
     table = LatencyTable.load(box / "tables" / "own-litert-int8-1t.csv")
-    assert set(ARCH.layers(14)) <= set(table.rows)
+    assert set(ARCH.blocks(14)) == set(table.rows)
     assert all(row.source.startswith("litert ") for row in table.rows.values())
+    assert [network.arch for network in table.networks] == [ARCH]
