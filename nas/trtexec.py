@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from latency_tables import calibrate
+from latency_tables.predictor import FEWEST_NETWORKS
 from latency_tables.target import read_target
 from latency_tables.tensorrt import read_work, write_work
 from nas.console import note, print_json, progress_bar, show
@@ -86,14 +88,19 @@ def run_import(
         version=version,
         command=" ".join(["nas", *sys.argv[1:]]),
     )
-    found.table.save(path)
+    table = found.table
+    whole = [block for network in table.networks for block in network.blocks]
+    if len(table.networks) >= FEWEST_NETWORKS and not table.missing(whole):
+        table = calibrate(table)
+    table.save(path)
     if as_json:
         print_json(
             {
                 "table": str(path),
-                "rows": len(found.table),
-                "networks": len(found.table.networks),
-                "provenance": found.table.provenance,
+                "rows": len(table),
+                "networks": len(table.networks),
+                "calibrated": table.calibration is not None,
+                "provenance": table.provenance,
                 "unmeasured": list(found.unmeasured),
                 "spanning": {name: list(blocks) for name, blocks in found.spanning.items()},
             }
@@ -101,10 +108,12 @@ def run_import(
         return
     lines = {
         "table": str(path),
-        "rows": str(len(found.table)),
-        "whole networks": str(len(found.table.networks)),
-        "provenance": found.table.provenance,
+        "rows": str(len(table)),
+        "whole networks": str(len(table.networks)),
+        "provenance": table.provenance,
     }
+    if table.calibration is None:
+        lines["calibration"] = f"none: it takes {FEWEST_NETWORKS} whole networks whose blocks all have rows"
     if found.unmeasured:
         lines["not measured yet"] = _some(found.unmeasured)
     if found.spanning:

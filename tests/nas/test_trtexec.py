@@ -60,6 +60,24 @@ def test_profiles_of_a_device_become_a_table(measured: Path, nas_: Nas) -> None:
     assert "runtime version 8201" in shown.out
 
 
+def test_enough_networks_calibrate_the_table(measured: Path, nas_: Nas) -> None:
+    out = measured / "jetson" / "out"
+    work = json.loads((measured / "jetson" / "work.json").read_text())
+    (model,) = (measured / "jetson" / "models").iterdir()
+    records = fused(model)
+    for i in range(5):  # other widths of the head: the same layers by other names
+        arch = ARCH.replace(head__deconv2__width=16 + 8 * i).to_json()
+        work["models"].append({"name": f"n{i}", "arch": arch, "joints": 14})
+        (out / f"n{i}.1.profile.json").write_text(profile(records))
+        (out / f"n{i}.1.times.json").write_text(times([5.0]))
+    (measured / "jetson" / "work.json").write_text(json.dumps(work))
+    told = json.loads(nas_(*IMPORT, "--json").out)
+    assert (told["networks"], told["calibrated"]) == (6, True)
+    table = LatencyTable.load(measured / "tables" / "jetson-nano-tensorrt-fp16-1t.csv")
+    assert table.calibration is not None
+    assert table.calibration.networks == 6
+
+
 def test_blocks_are_exported_alone_on_demand(box: Path, nas_: Nas, arch: str) -> None:
     assert nas_("tables", "export-trtexec", "jetson", "--for", arch, "--blocks").code == 0
     models = [path.stem.partition("-")[0] for path in (box / "jetson" / "models").iterdir()]
