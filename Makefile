@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # What tests, linters and Ray need besides; the demo does without.
 $(DEV_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,litert,ray]'
 	@touch $(DEV_STAMP)
 
 demo: $(STAMP)

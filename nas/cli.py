@@ -486,7 +486,7 @@ def profile(
         ),
     ] = None,
     joints: Joints = 14,
-    runtime: Annotated[str, typer.Option(help="onnxruntime or torch.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="onnxruntime, torch or litert.")] = "onnxruntime",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all processors.")] = None,
     networks: Annotated[
         int,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,10 @@ from latency_tables import (
     read_target,
     select_pieces,
 )
+from latency_tables.networks import Weights, network_program
 from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
 from latency_tables.published import published_for
+from latency_tables.runtimes.litert_runtime import write_network
 from latency_tables.table import device_table, files_in, is_packaged
 from latency_tables.target import available_threads
 from nas.console import note, progress_bar
@@ -246,12 +248,35 @@ def random_network(arch: Arch, joints: int) -> Subnet:
     return build_network(arch, joints, torch.Generator().manual_seed(0))
 
 
-def runnable(runtime: str, network: Subnet, stem: Path, size: tuple[int, int] | None = None) -> Path:
+def _layer_weights(network: Subnet) -> Weights:
+    """Return the numbers of a network's layers, normalisation folded."""
+    folded, found = fold_batchnorm(network), {}
+    for layer in network.arch.layers(network.joints):
+        module = folded.get_submodule(layer.name)
+        weight, bias = (
+            None if value is None else cast(torch.Tensor, value).detach().float().cpu().numpy()
+            for value in (module.weight, module.bias)
+        )
+        found[layer.name] = (cast(Any, weight), bias)
+    return found
+
+
+def runnable(
+    runtime: str,
+    network: Subnet,
+    stem: Path,
+    size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+) -> Path:
     """Write a network, for one picture of ``size`` (height, width), in the form that the runtime times.
 
-    By default the size is the arch's. Returns the file.
+    By default the size is the arch's. Where the runtime converts networks to the precision itself, the file
+    is fp32. Returns the file.
     """
     size = size or network.arch.size
+    if runtime == "litert":
+        program = network_program(network.arch, network.joints, size, weights=_layer_weights(network))
+        return write_network(program, stem.with_suffix(".tflite"), precision)
     if runtime == "torch":
         folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         path = stem.with_suffix(".pt2")
@@ -263,9 +288,10 @@ def runnable(runtime: str, network: Subnet, stem: Path, size: tuple[int, int] | 
     return path
 
 
-def _exported(runtime: str, arch: Arch, joints: int, folder: Path) -> Path:
+def _exported(target: Target, arch: Arch, joints: int, folder: Path) -> Path:
     """Write a network with random weights into a folder, in the form that the runtime times."""
-    return runnable(runtime, random_network(arch, joints), folder / f"{arch.id}-{joints}")
+    network, stem = random_network(arch, joints), folder / f"{arch.id}-{joints}"
+    return runnable(target.runtime, network, stem, precision=target.precision)
 
 
 def profile_space(
@@ -306,7 +332,7 @@ def profile_space(
     with tempfile.TemporaryDirectory() as scratch, progress_bar("blocks") as bar:
 
         def job(arch: Arch, joints: int) -> NetworkJob:
-            export = cache(partial(_exported, target.runtime, arch, joints, Path(scratch)))
+            export = cache(partial(_exported, target, arch, joints, Path(scratch)))
             return NetworkJob(arch, joints, export)
 
         table = profile(
@@ -357,7 +383,7 @@ def run_profile(
             f"the target is 'this-machine' or a .yaml file that describes one, not '{target}';"
             " other devices are profiled by running this command on them"
         )
-    get_runtime(described.runtime).check(described.threads)
+    get_runtime(described.runtime).check(described.threads, described.precision)
     weights, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)

@@ -83,6 +83,83 @@ def validate(
     run_validate(names, tables, wanted=wanted or [], joints=joints, as_json=as_json)
 
 
+@tables_app.command("export-trtexec")
+def export_trtexec(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    wanted: Annotated[
+        list[str],
+        typer.Option(
+            "--for",
+            metavar="SPACE|RECIPE|RUN|ARCH",
+            help="Whose networks are timed: a kind of space, a recipe, a run, or a named arch. Repeatable.",
+        ),
+    ],
+    networks: Annotated[int, typer.Option(min=0, help="Networks drawn from the space.")] = 20,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Every distinct block alone, too.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp16",
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each engine is timed.")] = 3,
+    joints: Annotated[int, typer.Option(min=1, help="Keypoints, for a kind of space or an arch.")] = 14,
+) -> None:
+    """Write the models and the script that time networks with TensorRT on a Jetson.
+
+    Copy the folder to the device, run its run.sh there, copy it back, and read it with
+    'nas tables import-trtexec'. Not run on a Jetson by us.
+
+    Example: nas tables export-trtexec jetson --for litepose-s --for litepose-native --networks 20
+    """
+    from nas.trtexec import run_export
+
+    run_export(
+        folder,
+        wanted,
+        networks=networks,
+        blocks=blocks,
+        precision=precision,
+        repeats=repeats,
+        joints=joints,
+    )
+
+
+@tables_app.command("import-trtexec")
+def import_trtexec(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What export-trtexec wrote, with what run.sh added.")
+    ],
+    target: Annotated[
+        Path, typer.Option("--target", metavar="FILE", help="A .yaml file that describes the device.")
+    ],
+    source: Annotated[str, typer.Option(help="Whose measurement it is, in a few words.")],
+    own_device: Annotated[
+        bool, typer.Option("--own-device", help="You measured it: rows are 'measured-here'.")
+    ] = False,
+    runtime_version: Annotated[
+        str | None, typer.Option(help="TensorRT's version, where the logs do not tell it.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the table.")] = Path("tables"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a table that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a latency table of the profiles that TensorRT's trtexec has exported on a device.
+
+    A block that shares a layer of the engine with another gets no row, and is named. Rows are
+    'measured-by-others' unless you say that the device is yours.
+
+    Example: nas tables import-trtexec jetson --target nano.yaml --source "my Nano, 10 W" --own-device
+    """
+    from nas.trtexec import run_import
+
+    run_import(
+        folder,
+        target,
+        source,
+        own_device=own_device,
+        version=runtime_version,
+        output=output,
+        force=force,
+        as_json=as_json,
+    )
+
+
 @tables_app.command()
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help=_TABLE)],

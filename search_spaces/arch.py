@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,6 +55,14 @@ class Family(ABC):
     @abstractmethod
     def input_size(self, values: Mapping[str, Value]) -> tuple[int, int]:
         """Return the (height, width) in pixels that the values' resolution stands for."""
+
+    def block_sources(self, blocks: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """Return what each block's branches read: names of blocks, () for the picture.
+
+        ``blocks`` are the names of all that one network executes, in order. Blocks that no other one reads
+        are the network's outputs. By default each block reads the one before it.
+        """
+        return {name: tuple(blocks[max(0, i - 1) : i]) for i, name in enumerate(blocks)}
 
     def arch(self, values: Mapping[str, Value]) -> Arch:
         """Return the validated arch with these values (any order)."""

@@ -97,6 +97,22 @@ class LitePoseFamily(Family):
                 found.append((f"head.output{i - 1}", ("resolution", width, self.output_source(i - 1))))
         return tuple(found)
 
+    def block_sources(self, blocks: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        trunk = [name for name in blocks if not name.startswith("head.")]
+        found = dict(super().block_sources(trunk))
+        # The last block at each place: the stem, then the stages.
+        features = [
+            [name for name in trunk if name.partition(".")[0] == room][-1]
+            for room in ("stem", *(f"stage{i}" for i in range(STAGES)))
+        ]
+        refined = features[-1]
+        for i in range(DECONVS):
+            found[f"head.deconv{i}"] = (refined, features[STAGES - 1 - i])
+            refined = f"head.deconv{i}"
+            if i > 0:
+                found[f"head.output{i - 1}"] = (refined, features[STAGES - 2 - i])
+        return found
+
     @staticmethod
     def refined_source(step: int) -> str:
         """Name of the value that holds the channels of deconv step ``step``'s refined input."""

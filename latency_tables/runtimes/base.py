@@ -40,8 +40,13 @@ class LayerTensors:
     other: Array | None
 
 
-def layer_tensors(layer: Layer, rng: np.random.Generator) -> LayerTensors:
-    """Return random tensors for ``layer``; outputs have about unit variance, so no denormals slow it down."""
+def _unit(rng: np.random.Generator, *size: int) -> Array:
+    """Return uniform numbers with mean 0 and variance 1."""
+    return (rng.random(size, dtype=np.float32) - np.float32(0.5)) * np.float32(12**0.5)
+
+
+def layer_weights(layer: Layer, rng: np.random.Generator) -> tuple[Array, Array | None]:
+    """Return a random weight and bias (see :class:`LayerTensors`); inputs of unit variance keep it."""
     own = layer.c_in // layer.groups
     if layer.kind == "deconv":
         shape = (layer.c_in, layer.c_out // layer.groups, layer.kernel, layer.kernel)
@@ -49,17 +54,16 @@ def layer_tensors(layer: Layer, rng: np.random.Generator) -> LayerTensors:
     else:
         shape = (layer.c_out, own, layer.kernel, layer.kernel)
         fan = own * layer.kernel**2
+    weight = _unit(rng, *shape) / np.float32(np.sqrt(max(fan, 1.0)))
+    return weight, _unit(rng, layer.c_out) if layer.bias or layer.norm else None
 
-    def unit(*size: int) -> Array:
-        """Uniform with mean 0 and variance 1."""
-        return (rng.random(size, dtype=np.float32) - np.float32(0.5)) * np.float32(12**0.5)
 
-    return LayerTensors(
-        x=unit(1, layer.c_in, layer.h_in, layer.w_in),
-        weight=unit(*shape) / np.float32(np.sqrt(max(fan, 1.0))),
-        bias=unit(layer.c_out) if layer.bias or layer.norm else None,
-        other=unit(1, layer.c_out, layer.h_out, layer.w_out) if layer.add else None,
-    )
+def layer_tensors(layer: Layer, rng: np.random.Generator) -> LayerTensors:
+    """Return random tensors for ``layer``; outputs have about unit variance, so no denormals slow it down."""
+    x = _unit(rng, 1, layer.c_in, layer.h_in, layer.w_in)
+    weight, bias = layer_weights(layer, rng)
+    other = _unit(rng, 1, layer.c_out, layer.h_out, layer.w_out) if layer.add else None
+    return LayerTensors(x, weight, bias, other)
 
 
 def conv_padding(layer: Layer) -> tuple[int, int]:
@@ -103,16 +107,23 @@ class Step:
 class Program:
     """A layer or a block with its numbers: what every runtime translates into a network of its own.
 
+    Whole networks are programs too (:func:`latency_tables.networks.network_program`); they are written to
+    files, which :meth:`Runtime.prepare_model` takes.
+
     Attributes
     ----------
     inputs
         Arrays of shape (1, C, H, W): the layer's input (and what it adds), or the input of every branch.
     steps
-        The layers in order; the last one's output is the program's.
+        The layers in order. Where a value is larger than the step that reads it takes, the step reads its
+        upper left part.
+    outputs
+        Numbers of the values that it returns; () stands for the last step's alone, as in every piece.
     """
 
     inputs: tuple[Array, ...]
     steps: tuple[Step, ...]
+    outputs: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, piece: Piece, rng: np.random.Generator | None = None) -> Program:
@@ -141,8 +152,13 @@ class Program:
 
     @property
     def output(self) -> Layer:
-        """The layer whose output is the program's."""
+        """The layer whose output is a piece's."""
         return self.steps[-1].layer
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """Numbers of the values that it returns."""
+        return self.outputs or (len(self.inputs) + len(self.steps) - 1,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from latency_tables.runtimes.base import (
     Array,
@@ -126,6 +127,7 @@ class _Graph:
         self._constants: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
+        self.scope: str | None = None  # what nodes are called by, before their operator
 
     def input(self, name: str, shape: Sequence[int]) -> str:
         self._inputs.append(_tensor_info(name, shape))
@@ -134,7 +136,7 @@ class _Graph:
     def output(self, name: str, shape: Sequence[int]) -> None:
         self._outputs.append(_tensor_info(name, shape))
 
-    def constant(self, array: Array) -> str:
+    def constant(self, array: npt.NDArray[Any]) -> str:
         from onnx import numpy_helper
 
         name = f"constant{len(self._constants)}"
@@ -144,7 +146,7 @@ class _Graph:
     def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         from onnx import helper
 
-        name = f"{operator}{len(self._nodes)}"
+        name = f"{operator}{len(self._nodes)}" if self.scope is None else f"{self.scope}/{operator}"
         self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
@@ -201,6 +203,30 @@ def program_model(program: Program, *, neighbours: bool = True) -> tuple[onnx.Mo
         y = graph.node("Conv", [y, ones], kernel_shape=[1, 1], group=last.c_out)
     graph.output(y, (1, last.c_out, last.h_out, last.w_out))
     return graph.model(), frozenset(bare)
+
+
+def named_model(program: Program, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a piece's or a network's model, without neighbours, whose nodes tell which layer they belong to.
+
+    ``names`` are those of the steps; the nodes of one called ``stem/0`` are ``stem/0/Conv``, ``stem/0/Clip``.
+    """
+    graph = _Graph()
+    values = [graph.input(f"x{number}", array.shape) for number, array in enumerate(program.inputs)]
+    sizes = [array.shape[2:] for array in program.inputs]
+    for step, name in zip(program.steps, names, strict=True):
+        graph.scope = name
+        layer, read = step.layer, list(values)
+        size = (layer.h_in, layer.w_in)
+        if sizes[step.x] != size:
+            ends, axes = np.array(size, dtype=np.int64), np.array([2, 3], dtype=np.int64)
+            start = np.zeros(2, dtype=np.int64)
+            read[step.x] = graph.node("Slice", [values[step.x], *map(graph.constant, (start, ends, axes))])
+        values.append(_add_layer(graph, step, read))
+        sizes.append((layer.h_out, layer.w_out))
+    for number in program.results:
+        layer = program.steps[number - len(program.inputs)].layer
+        graph.output(values[number], (1, layer.c_out, layer.h_out, layer.w_out))
+    return graph.model()
 
 
 def _add_layer(graph: _Graph, step: Step, values: Sequence[str]) -> str:

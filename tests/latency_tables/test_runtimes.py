@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from latency_tables import RUNTIMES, Runtime, get_runtime, measure_model
 from latency_tables.runtimes import Program, Step, onnx_runtime
+from latency_tables.runtimes.tflite_writer import write_relu
 from latency_tables.timing import take_samples
 from search_spaces import (
     InputError,
@@ -112,7 +113,10 @@ def layer_reference(step: Step, x: Array, other: Array | None) -> Array:
 
 @pytest.fixture(params=sorted(RUNTIMES))
 def runtime(request: pytest.FixtureRequest) -> Runtime:
-    return RUNTIMES[request.param]
+    found = RUNTIMES[request.param]
+    if (reason := found.unavailable()) is not None:
+        pytest.skip(reason)
+    return found
 
 
 @pytest.mark.parametrize("key", [*KEYS, *BLOCKS])
@@ -229,6 +233,9 @@ def save_doubler(runtime: str, path: Path) -> None:
     if runtime == "torch":
         torch.export.save(torch.export.export(Doubler().eval(), (torch.zeros(1, 3, 8, 12),)), path)
         return
+    if runtime == "litert":
+        path.write_bytes(write_relu((1, 8, 12, 3), doubled=True))
+        return
     nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Add", ["r", "r"], ["y"])]
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 8, "width"]) for n in "xy")
     graph = helper.make_graph(nodes, "network", [x], [y])
@@ -239,9 +246,11 @@ def save_doubler(runtime: str, path: Path) -> None:
 def doublers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A network that doubles what is positive, 1x3x8x12, in each runtime's own format."""
     folder = tmp_path_factory.mktemp("networks")
-    paths = {"torch": folder / "network.pt2", "onnxruntime": folder / "network.onnx"}
+    suffixes = {"torch": ".pt2", "onnxruntime": ".onnx", "litert": ".tflite"}
+    paths = {name: folder / f"network{suffix}" for name, suffix in suffixes.items()}
     for name, path in paths.items():
-        save_doubler(name, path)
+        if RUNTIMES[name].unavailable() is None:
+            save_doubler(name, path)
     return paths
 
 
@@ -300,8 +309,10 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(
 ) -> None:
     find_spec = importlib.util.find_spec
 
+    package = {"litert": "ai_edge_litert"}.get(runtime.name, runtime.name)
+
     def without(name: str, *args: Any) -> ModuleSpec | None:
-        return None if name == runtime.name else find_spec(name, *args)
+        return None if name == package else find_spec(name, *args)
 
     assert runtime.unavailable() is None
     monkeypatch.setattr(importlib.util, "find_spec", without)
@@ -310,5 +321,5 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(
 
 
 def test_a_precision_that_is_not_offered_is_refused(runtime: Runtime) -> None:
-    with pytest.raises(UnavailableError, match=r"fp32, not in 'int8'"):
-        runtime.check(1, "int8")
+    with pytest.raises(UnavailableError, match=r"fp32.*, not in 'int3'"):
+        runtime.check(1, "int3")

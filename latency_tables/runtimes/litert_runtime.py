@@ -1,0 +1,215 @@
+"""LiteRT (TensorFlow Lite) on the CPU, through its interpreter with the XNNPACK delegate.
+
+Pieces and whole networks are written as TensorFlow Lite files by this package itself (see
+:mod:`latency_tables.runtimes.tflite_writer`), for converting them from PyTorch takes ``litert-torch``, which
+pulls JAX and other releases of what is pinned here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_tables.runtimes.base import Array, Prepared, Program, Runtime
+from latency_tables.runtimes.tflite_writer import (
+    Quantisation,
+    nhwc,
+    range_quantisation,
+    value_name,
+    write_relu,
+    write_tflite,
+)
+from search_spaces.errors import InputError
+from search_spaces.files import write_bytes
+from search_spaces.layers import Piece
+
+__all__ = ["LiteRuntime", "write_network"]
+
+
+class LiteRuntime(Runtime):
+    """LiteRT's interpreter with its default delegate, XNNPACK, batch 1, activations (N, H, W, C).
+
+    Worker threads are those of the interpreter. In int8 weights, activations, inputs and outputs are int8;
+    the ranges of activations come from a run in fp32 on the program's own inputs. A file is timed in the
+    precision that it has; nothing is converted when it is read.
+
+    Depthwise kernels of more than 25 weights are slow in LiteRT 2.3.0 on x86: 96 channels at 64x64 took
+    0.7 ms with 5x5 and 29 to 60 ms with 7x7, one thread of a busy machine. That is the delegate's doing
+    (LiteRT's kernels without it took 10 ms), and what an application gets by default, so it is what is timed.
+    """
+
+    name: ClassVar[str] = "litert"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    install: ClassVar[str] = "install it with: pip install ai-edge-litert"
+
+    def unavailable(self) -> str | None:
+        for package in ("ai_edge_litert", "flatbuffers"):
+            if importlib.util.find_spec(package) is None:
+                return f"the package '{package.replace('_', '-')}' is not installed"
+        return None
+
+    def version(self) -> str:
+        from importlib.metadata import version
+
+        return version("ai-edge-litert")
+
+    @contextmanager
+    def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
+        program = piece if isinstance(piece, Program) else Program.of(piece)
+        yield _prepared(_interpreter(_written(program, precision), threads), program.inputs)
+
+    @contextmanager
+    def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
+        x = np.ones((1, 1, 1, 1), dtype=np.float32)
+        yield _prepared(_interpreter(write_relu(x.shape), threads), [x])
+
+    @contextmanager
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
+    ) -> Iterator[Prepared]:
+        self.check(threads, precision)
+        if not path.is_file():
+            raise InputError(f"the network '{path}' does not exist")
+        content = path.read_bytes()
+        _check_file(path, content)
+        try:
+            interpreter = _interpreter(content, threads)
+        except (ValueError, RuntimeError) as error:  # operators that it does not know, shapes that do not fit
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the network '{path}' does not run in LiteRT: {line}") from None
+        _check_picture_input(path, interpreter, size, precision)
+        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        yield _prepared(interpreter, [x])
+
+
+def write_network(program: Program, path: Path, precision: str = "fp32") -> Path:
+    """Write a piece or a whole network as a ``.tflite`` file; return its path.
+
+    In int8 the ranges of activations come from a run in fp32 on the program's own inputs: enough for timing,
+    too little for accuracy.
+
+    Raises
+    ------
+    UnavailableError
+        Naming a layer that TensorFlow Lite has no operators for; or if LiteRT is not installed, or does not
+        offer the precision.
+    """
+    LiteRuntime().check(1, precision)
+    write_bytes(path, _written(program, precision))
+    return path
+
+
+def _written(program: Program, precision: str) -> bytes:
+    return write_tflite(program, None if precision == "fp32" else _ranges(program))
+
+
+def _ranges(program: Program) -> dict[str, Quantisation]:
+    """Return the quantisation of every value, from its range when the program runs in fp32."""
+    interpreter = _interpreter(write_tflite(program, every=True), 1)
+    for detail, x in zip(interpreter.get_input_details(), program.inputs, strict=True):
+        interpreter.set_tensor(detail["index"], nhwc(x))
+    interpreter.invoke()
+    found = {value_name(i): range_quantisation(x.min(), x.max()) for i, x in enumerate(program.inputs)}
+    for detail in interpreter.get_output_details():
+        y = interpreter.get_tensor(detail["index"])
+        found[detail["name"]] = range_quantisation(float(y.min()), float(y.max()))
+    return found
+
+
+def _interpreter(content: bytes, threads: int) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with _quiet():
+        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def _prepared(interpreter: Any, inputs: Sequence[Array]) -> Prepared:
+    """Return a prepared interpreter whose inputs hold the (N, C, H, W) arrays."""
+    given, results = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def set_input(detail: dict[str, Any], x: Array) -> None:
+        stored: npt.NDArray[Any] = nhwc(x)
+        if detail["dtype"] == np.int8:
+            stored = _quantisation(detail).store(nhwc(x))
+        interpreter.set_tensor(detail["index"], stored)
+
+    for detail, x in zip(given, inputs, strict=True):
+        set_input(detail, x)
+    run: Callable[[], None] = interpreter.invoke
+    run()  # the delegate packs weights when it first runs
+
+    def fetch() -> tuple[Array, ...]:
+        return tuple(_real(interpreter.get_tensor(detail["index"]), detail) for detail in results)
+
+    def outputs() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    return Prepared(run, outputs, lambda x: set_input(given[0], x), fetch)
+
+
+def _real(y: npt.NDArray[Any], detail: dict[str, Any]) -> Array:
+    """Return an output as fp32, (N, C, H, W) if it is a map."""
+    real: Array = _quantisation(detail).real(y) if y.dtype == np.int8 else y.astype(np.float32)
+    return np.ascontiguousarray(real.transpose(0, 3, 1, 2)) if real.ndim == 4 else real
+
+
+def _quantisation(detail: dict[str, Any]) -> Quantisation:
+    scale, zero_point = detail["quantization"]
+    return Quantisation(float(scale), int(zero_point))
+
+
+def _check_file(path: Path, content: bytes) -> None:
+    """Raise unless the content is a whole TensorFlow Lite file: on less the interpreter would crash."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        if content[4:8] != b"TFL3":
+            raise ValueError
+        schema.ModelT.InitFromPackedBuf(content)
+    except Exception:  # whatever reading beyond the end, or at a wrong place, comes to
+        raise InputError(f"the network '{path}' is no TensorFlow Lite file, or a damaged one") from None
+
+
+def _check_picture_input(path: Path, interpreter: Any, size: tuple[int, int], precision: str) -> None:
+    """Raise :class:`InputError` unless the network takes exactly one picture of that size and format."""
+    details = interpreter.get_input_details()
+    shapes = [tuple(int(n) for n in detail["shape"]) for detail in details]
+    if shapes != [(1, *size, 3)]:
+        found = "; ".join("x".join(map(str, shape)) for shape in shapes) or "nothing"
+        raise InputError(
+            f"the network '{path}' takes {found}, not one picture of 1x{size[0]}x{size[1]}x3: state its size"
+        )
+    kind = np.dtype(details[0]["dtype"]).name
+    if kind != {"fp32": "float32", "int8": "int8"}[precision]:
+        raise InputError(
+            f"the network '{path}' takes {kind}, so it is not timed in '{precision}': nothing is converted"
+            " when a file is read"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the interpreter's own notes, which it writes past Python, off standard error."""
+    sys.stderr.flush()
+    with contextlib.ExitStack() as stack:
+        saved = os.dup(2)
+        stack.callback(os.close, saved)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nowhere)
+        os.dup2(nowhere, 2)
+        stack.callback(os.dup2, saved, 2)
+        yield

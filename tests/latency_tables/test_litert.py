@@ -1,0 +1,290 @@
+"""LiteRT beyond the runtimes' contract: the operators written, int8, whole networks, bad files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latency_tables import RUNTIMES, measure_model
+from latency_tables.networks import Weights, network_program
+from latency_tables.runtimes import Program
+from latency_tables.runtimes.litert_runtime import write_network
+from latency_tables.runtimes.tflite_writer import Quantisation, range_quantisation, write_tflite
+from search_spaces import InputError, Layer, UnavailableError, layers_of, litepose_extended, piece_from_key
+from search_spaces.arch import Arch
+from search_spaces.litepose import litepose_arch
+from supernet.export import fold_batchnorm
+from supernet.registry import build_network
+from tests.latency_tables.test_runtimes import BLOCKS, KEYS, reference
+
+LITERT = RUNTIMES["litert"]
+pytestmark = pytest.mark.skipif(LITERT.unavailable() is not None, reason="LiteRT is not installed")
+
+SMALL = litepose_arch(64, 8, (16, 16, 24, 24), (16, 8, 8), depths=(2, 1, 2, 1), kernels=3)
+
+
+def operators(content: bytes) -> list[str]:
+    """Return the operators of a file, in order."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    model = schema.ModelT.InitFromPackedBuf(content)
+    return [names[model.operatorCodes[op.opcodeIndex].builtinCode] for op in model.subgraphs[0].operators]
+
+
+# -- the operators -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("conv_k3_s1_g1_8x9x8_8+bn+relu6", ["CONV_2D"]),
+        ("conv_k3_s2_g1_8x9x9_8+bn", ["CONV_2D"]),
+        ("conv_k3_s2_g1_8x9x8_8+bn", ["PAD", "CONV_2D"]),
+        ("conv_k4_s2_g1_8x8x8_8+bn", ["CONV_2D"]),
+        ("conv_k1_s2_g1_8x8x8_8", ["CONV_2D"]),
+        ("conv_k1_s1_g1_8x8x8_8+add+relu", ["CONV_2D", "ADD"]),
+        ("dwconv_k7_s2_g8_8x8x8_8", ["PAD", "DEPTHWISE_CONV_2D"]),
+        ("deconv_k4_s2_g1_8x5x5_8", ["TRANSPOSE_CONV"]),
+        ("deconv_k2_s2_g1_8x5x5_8", ["TRANSPOSE_CONV"]),
+        ("deconv_k3_s2_g1_8x5x5_8+add+relu", ["TRANSPOSE_CONV", "SLICE", "ADD"]),
+    ],
+)
+def test_padding_is_the_operators_own_where_it_is_the_same(key: str, wanted: list[str]) -> None:
+    assert operators(write_tflite(Program.of(piece_from_key(key)))) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["conv", "dwconv", "deconv"]),
+    kernel=st.integers(1, 6),
+    stride=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    epilogue=st.sampled_from(["", "+bias", "+bn+relu6", "+add+relu"]),
+)
+def test_any_geometry_is_computed_or_refused_by_name(
+    kind: str, kernel: int, stride: int, size: tuple[int, int], epilogue: str
+) -> None:
+    groups = 4 if kind == "dwconv" else 1
+    key = f"{kind}_k{kernel}_s{stride}_g{groups}_4x{size[0]}x{size[1]}_4{epilogue}"
+    program = Program.of(piece_from_key(key), np.random.default_rng(0))
+    if kind == "deconv" and stride > kernel:
+        with pytest.raises(UnavailableError, match=key.replace("+", r"\+")):
+            write_tflite(program)
+        return
+    with LITERT.prepare(program, 1) as prepared:
+        (y,) = prepared.outputs()
+    np.testing.assert_allclose(y, reference(program), rtol=1e-4, atol=5e-5)
+
+
+def test_a_grouped_transposed_convolution_is_refused_by_name() -> None:
+    layer = Layer.from_key("deconv_k4_s2_g2_8x5x5_8")
+    with (
+        pytest.raises(UnavailableError, match="groups, so deconv_k4_s2_g2_8x5x5_8"),
+        LITERT.prepare(layer, 1),
+    ):
+        pass  # pragma: no cover
+
+
+def test_everything_runs_in_the_delegate() -> None:
+    """XNNPACK takes all of a block; nothing is left to slower kernels."""
+    from latency_tables.runtimes.litert_runtime import _interpreter, _written
+
+    for key in BLOCKS:
+        for precision in ("fp32", "int8"):
+            program = Program.of(piece_from_key(key))
+            interpreter = _interpreter(_written(program, precision), 1)
+            names = [detail["op_name"] for detail in interpreter._get_ops_details()]
+            assert names.count("DELEGATE") == 1
+            assert names[-1] == "DELEGATE"  # appended behind all that it replaces
+
+
+# -- int8 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [*KEYS, *BLOCKS])
+def test_int8_computes_the_piece_to_a_few_steps_of_its_scale(key: str) -> None:
+    program = Program.of(piece_from_key(key), np.random.default_rng(1))
+    with LITERT.prepare(program, 1, "int8") as prepared:
+        (y,) = prepared.outputs()
+    wanted = reference(program)
+    step = (max(wanted.max(), 0) - min(wanted.min(), 0)) / 255
+    # Each layer rounds once, and an addition has a scale of its own: measured, 3.2 steps at most.
+    assert np.abs(y - wanted).max() < 5 * step
+    assert np.sqrt(np.mean((y - wanted) ** 2)) < 1.5 * step
+    # It is int8: no more than 256 values, all of them whole steps apart.
+    assert len(np.unique(y)) <= 256
+
+
+def test_int8_weights_have_a_scale_per_channel() -> None:
+    """One loud channel does not drown the others."""
+    program = Program.of(Layer.from_key("conv_k1_s1_g1_16x8x8_8"), np.random.default_rng(0))
+    (step,) = program.steps
+    step.weight[0] *= 100
+    with LITERT.prepare(program, 1, "int8") as prepared:
+        (y,) = prepared.outputs()
+    wanted = reference(program)
+    output_step = np.ptp(wanted) / 255
+    assert np.abs(y - wanted)[:, 1:].max() < 0.75 * output_step
+
+
+@given(low=st.floats(-1e3, 1e3), high=st.floats(-1e3, 1e3))
+def test_a_range_is_held_with_zero_exact(low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    quantisation = range_quantisation(low, high)
+    ends = np.array([low, 0.0, high], dtype=np.float32)
+    held = quantisation.real(quantisation.store(ends))
+    assert held[1] == 0
+    assert np.abs(held - ends).max() <= quantisation.scale * 0.5001 + 1e-6 * np.abs(ends).max()
+
+
+def test_storing_saturates() -> None:
+    stored = Quantisation(0.5, 3).store(np.array([-1e6, 0.0, 1.0, 1e6], dtype=np.float32))
+    assert stored.tolist() == [-128, 3, 5, 127]
+
+
+# -- whole networks ------------------------------------------------------------------------------------
+
+
+def weights_of(net: Any, arch: Arch) -> Weights:
+    """Return a torch network's numbers, normalisation folded."""
+    folded = fold_batchnorm(net)
+    found = {}
+    for layer in arch.layers(net.joints):
+        conv = folded.get_submodule(layer.name)
+        bias = None if conv.bias is None else conv.bias.detach().numpy()
+        found[layer.name] = (conv.weight.detach().numpy(), bias)
+    return found
+
+
+def run(path: Path, size: tuple[int, int], precision: str = "fp32") -> tuple[Any, ...]:
+    with LITERT.prepare_model(path, size, 1, precision) as prepared:
+        return prepared.outputs()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (75, 90)])  # odd sizes are cropped in the head
+@pytest.mark.parametrize("deconv_kernel", [4, 3, 2])
+def test_the_written_network_is_the_torch_network(
+    tmp_path: Path, size: tuple[int, int], deconv_kernel: int
+) -> None:
+    values = SMALL.as_dict() | {f"head.deconv{i}.kernel": deconv_kernel for i in range(3)}
+    arch = SMALL.family.arch(values)
+    net = build_network(arch, 5, torch.Generator().manual_seed(0)).eval()
+    program = network_program(arch, 5, size, weights=weights_of(net, arch))
+    path = write_network(program, tmp_path / "network.tflite")
+    # prepare_model's picture is that of a generator seeded with 0, as is the program's.
+    outputs = run(path, size)
+    with torch.no_grad():
+        wanted = [y.numpy() for y in net(torch.from_numpy(program.inputs[0]))]
+    assert [y.shape for y in outputs] == [y.shape for y in wanted]
+    for y, expected in zip(outputs, wanted, strict=True):
+        np.testing.assert_allclose(y, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_a_whole_network_in_int8(tmp_path: Path) -> None:
+    program = network_program(SMALL, 5)
+    paths = {p: write_network(program, tmp_path / f"{p}.tflite", p) for p in ("fp32", "int8")}
+    assert paths["int8"].stat().st_size < 0.6 * paths["fp32"].stat().st_size
+    for y, wanted in zip(run(paths["int8"], SMALL.size, "int8"), run(paths["fp32"], SMALL.size), strict=True):
+        # Random weights through some thirty roundings: like, not equal.
+        assert np.corrcoef(y.ravel(), wanted.ravel())[0, 1] > 0.98
+    for held, asked in (("fp32", "int8"), ("int8", "fp32")):
+        with pytest.raises(InputError, match=rf"'{asked}': nothing is converted"):
+            measure_model(LITERT, paths[held], SMALL.size, 1, asked)
+
+
+def test_the_program_has_the_operators_and_macs_of_the_network() -> None:
+    net = build_network(SMALL, 5, torch.Generator().manual_seed(0))
+    kinds = Counter(type(module) for module in net.modules())
+    program = network_program(SMALL, 5)
+    own = Counter(operators(write_tflite(program)))
+    assert own["CONV_2D"] + own["DEPTHWISE_CONV_2D"] == kinds[torch.nn.Conv2d] == 29
+    assert own["TRANSPOSE_CONV"] == kinds[torch.nn.ConvTranspose2d] == 6
+    # Three residuals, three deconv steps, two outputs; even maps and kernels of 4 need no cut.
+    assert (own["ADD"], own["SLICE"]) == (3 + 3 + 2, 0)
+    # The stem and the first block of three stages halve an even map with an odd kernel.
+    assert own["PAD"] == 4
+    assert sum(own.values()) == 29 + 6 + 8 + 4
+    assert sum(step.layer.macs for step in program.steps) == SMALL.cost(5).macs
+
+
+def test_every_step_reads_what_it_takes() -> None:
+    """In any network of a space: channels agree, and maps are at least as large as what is read of them."""
+    space = litepose_extended(joints=3, resolutions=(75,))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        arch = space.sample(rng)
+        program = network_program(arch, 3, rng=rng)
+        assert [step.layer for step in program.steps] == list(arch.layers(3))
+        shapes = [(3, 75, 75)] + [
+            (layer.c_out, layer.h_out, layer.w_out) for layer in (step.layer for step in program.steps)
+        ]
+        for number, step in enumerate(program.steps, 1):
+            layer = step.layer
+            channels, *size = shapes[step.x]
+            assert step.x < number
+            assert channels == layer.c_in
+            assert size[0] - layer.h_in in (0, 1)
+            assert size[1] - layer.w_in in (0, 1)
+            assert (step.other is not None) == layer.add
+            if step.other is not None:
+                assert shapes[step.other] == shapes[number]
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    weights = weights_of(build_network(SMALL, 5, torch.Generator().manual_seed(0)).eval(), SMALL)
+    lacking = {name: value for name, value in weights.items() if name != "stage2.block0.expand"}
+    with pytest.raises(InputError, match=r"lack the layer 'stage2\.block0\.expand'"):
+        network_program(SMALL, 5, weights=lacking)
+    weight, bias = weights["stem.conv"]
+    with pytest.raises(InputError, match=r"weight of the layer 'stem.conv' is 32x3x3x3, not 31x3x3x3"):
+        network_program(SMALL, 5, weights={**weights, "stem.conv": (weight[1:], bias)})
+    with pytest.raises(InputError, match=r"bias of the layer 'stem.conv' is 32, not none"):
+        network_program(SMALL, 5, weights={**weights, "stem.conv": (weight, None)})
+
+
+# -- files ---------------------------------------------------------------------------------------------
+
+
+def test_damaged_files_are_refused_and_do_not_crash(tmp_path: Path) -> None:
+    content = write_network(network_program(SMALL, 5), tmp_path / "whole.tflite").read_bytes()
+    path = tmp_path / "network.tflite"
+    rng = np.random.default_rng(0)
+    for damaged in (b"", b"TFL3", b"\0" * 64, *(content[:n] for n in rng.integers(8, len(content) - 1, 12))):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            InputError, match=r"network\.tflite' is no TensorFlow Lite file, or a damaged one"
+        ):
+            measure_model(LITERT, path, SMALL.size, 1)
+
+
+def test_an_unknown_operator_is_told(tmp_path: Path) -> None:
+    from latency_tables.runtimes.tflite_writer import _Graph
+
+    graph = _Graph(None)
+    x, y = (graph.value(name, (1, 8, 8, 3)) for name in "xy")
+    graph.operator("RELU", [x], y, version=99)
+    path = tmp_path / "network.tflite"
+    path.write_bytes(graph.file([x], [y]))
+    with pytest.raises(InputError, match=r"does not run in LiteRT: .*RELU") as caught:
+        measure_model(LITERT, path, (8, 8), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_are_all_translated() -> None:
+    """Of a whole space, whatever kernels and depths it holds."""
+    space = litepose_extended(joints=3, resolutions=(64,))
+    rng = np.random.default_rng(0)
+    blocks = space.distinct_blocks()
+    for i in rng.permutation(len(blocks))[:60]:
+        content = write_tflite(Program.of(blocks[i]))
+        counted = Counter(operators(content))
+        convolutions = counted["CONV_2D"] + counted["DEPTHWISE_CONV_2D"] + counted["TRANSPOSE_CONV"]
+        assert convolutions == len(layers_of(blocks[i]))
