@@ -36,6 +36,7 @@ from latency_tables.runtimes.base import (
     Program,
     Runtime,
     Step,
+    check_picture_input,
     conv_padding,
     deconv_padding,
 )
@@ -97,9 +98,7 @@ class OnnxRuntime(Runtime):
     @contextmanager
     def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        graph = _Graph()
-        graph.output(graph.node("Relu", [graph.input("x", (1,))]), (1,))
-        yield _session(graph.model().SerializeToString(), threads, [np.ones(1, dtype=np.float32)])
+        yield _session(empty_model().SerializeToString(), threads, [np.ones(1, dtype=np.float32)])
 
     @contextmanager
     def prepare_model(
@@ -108,7 +107,7 @@ class OnnxRuntime(Runtime):
         self.check(threads, precision)
         if not path.is_file():
             raise InputError(f"the network '{path}' does not exist")
-        _check_picture_input(path, size)
+        check_picture_input(path, size)
         x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
         try:
             prepared = _session(str(path), threads, [x])
@@ -161,6 +160,13 @@ def _tensor_info(name: str, shape: Sequence[int]) -> Any:
     from onnx import TensorProto, helper
 
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
+
+def empty_model() -> onnx.ModelProto:
+    """Return the least model that can be run: one number, made positive."""
+    graph = _Graph()
+    graph.output(graph.node("Relu", [graph.input("x", (1,))]), (1,))
+    return graph.model()
 
 
 def program_model(program: Program, *, neighbours: bool = True) -> tuple[onnx.ModelProto, frozenset[str]]:
@@ -355,22 +361,3 @@ def _session(model: bytes | str, threads: int, inputs: Sequence[Array]) -> Prepa
         return tuple(np.array(value.numpy(), dtype=np.float32) for value in results)
 
     return Prepared(run, computed)
-
-
-def _check_picture_input(path: Path, size: tuple[int, int]) -> None:
-    """Raise :class:`InputError` unless the model takes exactly one float picture of that size."""
-    import onnx
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # protobuf's own error class is not public
-        raise InputError(f"the network '{path}' is no ONNX file, or a damaged one") from None
-    constants = {constant.name for constant in graph.initializer}
-    inputs = [info for info in graph.input if info.name not in constants]
-    shapes = [[d.dim_value or None for d in info.type.tensor_type.shape.dim] for info in inputs]
-    wanted = (1, 3, *size)
-    if len(shapes) != 1 or len(shapes[0]) != 4 or any(h not in (None, w) for h, w in zip(shapes[0], wanted)):
-        found = "; ".join("x".join(str(d or "?") for d in shape) for shape in shapes) or "nothing"
-        raise InputError(
-            f"the network '{path}' takes {found}, not one picture of 1x3x{size[0]}x{size[1]}: state its size"
-        )
