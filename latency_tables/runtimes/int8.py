@@ -1,15 +1,15 @@
 """int8 models: an ONNX model's convolutions and additions in 8 bits, calibrated on given inputs.
 
-The scheme is the one that ONNX Runtime advises for processors, static quantisation with Q/DQ nodes: activations
-in unsigned, weights in signed 8 bits, one scale for each output channel, ranges from the least and the largest
-value seen. Transposed convolutions stay in 32-bit floats, for which ONNX Runtime has no 8-bit kernel.
+The scheme is the one that ONNX Runtime advises for processors, static quantisation with Q/DQ nodes:
+activations in unsigned, weights in signed 8 bits, one scale for each output channel, ranges from the least and
+the largest value seen. Transposed convolutions compute in 32-bit floats: ONNX Runtime has no 8-bit kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,12 @@ class Scale:
 
     def numbers(self, values: Array) -> npt.NDArray[np.uint8]:
         """Return real values as 8-bit numbers, those beyond the range at its ends."""
-        return np.clip(np.rint(values / self.step) + self.zero, 0, 255).astype(np.uint8)
+        found: npt.NDArray[np.uint8] = np.clip(np.rint(values / self.step) + self.zero, 0, 255).astype(
+            np.uint8
+        )
+        return found
 
-    def values(self, numbers: npt.NDArray[np.uint8]) -> Array:
+    def values(self, numbers: npt.NDArray[Any]) -> Array:
         """Return what 8-bit numbers stand for."""
         return (numbers.astype(np.float32) - np.float32(self.zero)) * np.float32(self.step)
 

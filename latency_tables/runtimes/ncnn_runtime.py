@@ -45,12 +45,13 @@ _FLOAT32 = np.zeros(1, dtype="<u4").tobytes()
 
 
 class NcnnRuntime(Runtime):
-    """ncnn, CPU, 32-bit floats stored and computed, packed layouts, convolution algorithms as ncnn picks them.
+    """ncnn on the CPU: 32-bit floats stored and computed, packed layouts, algorithms as ncnn picks them.
 
     Without being told otherwise, ncnn computes in 16 bits wherever a processor can; that is switched off, so
     that fp32 is fp32. Activations come from pools, as in ncnn's own benchmark.
 
-    Whole networks are ``.param`` files with their ``.bin`` beside them, or ``.onnx`` files, which pnnx converts.
+    Whole networks are ``.param`` files with their ``.bin`` beside them, or ``.onnx`` files, which pnnx
+    converts.
     int8 is not offered: what would quantise a network for ncnn is not in its Python package.
     """
 
@@ -88,29 +89,30 @@ class NcnnRuntime(Runtime):
         self.check(threads, precision)
         if not path.is_file():
             raise InputError(f"the network '{path}' does not exist")
+        numbers: bytes | Path
         if path.suffix == ".onnx":
             text, numbers = _converted(path, size)
         elif path.suffix == ".param":
             text, numbers = path.read_text(encoding="utf-8", errors="replace"), path.with_suffix(".bin")
-            if not numbers.is_file():
-                raise InputError(f"the network '{path}' has no '{numbers.name}' beside it, its numbers")
+            if not path.with_suffix(".bin").is_file():
+                raise InputError(f"the network '{path}' has no '{path.stem}.bin' beside it, its numbers")
         else:
             raise InputError(f"ncnn times .param files (with their .bin) and .onnx files, not '{path}'")
         x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
         try:
             with _network(text, numbers, threads) as net:
                 if len(net.input_names()) != 1:
-                    raise _Refused(f"it has {len(net.input_names())} inputs, not one")
+                    raise _RefusedError(f"it has {len(net.input_names())} inputs, not one")
                 prepared = _prepared(net, [_mat(x)], packed=False)
                 prepared.run()
                 yield prepared
-        except _Refused as error:
+        except _RefusedError as error:
             raise InputError(
                 f"the network '{path}' does not run in ncnn on one picture of {size[0]}x{size[1]}: {error}"
             ) from None
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """ncnn does not take a network; the reason in its words."""
 
 
@@ -198,7 +200,7 @@ def _network(text: str, numbers: bytes | Path, threads: int) -> Iterator[ncnn.Ne
 
     Raises
     ------
-    _Refused
+    _RefusedError
         If ncnn cannot load it.
     """
     import ncnn
@@ -215,14 +217,16 @@ def _network(text: str, numbers: bytes | Path, threads: int) -> Iterator[ncnn.Ne
     options.blob_allocator, options.workspace_allocator = blobs, workspace
     try:
         with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
+            file = Path(folder) / "network.bin"
             if isinstance(numbers, bytes):
-                numbers, given = Path(folder) / "network.bin", numbers
-                numbers.write_bytes(given)
+                file.write_bytes(numbers)
+            else:
+                file = numbers
             heard: list[str] = []
             with _hearing(Path(folder) / "heard", heard):
-                failed = net.load_param_mem(text) or net.load_model(str(numbers))
+                failed = net.load_param_mem(text) or net.load_model(str(file))
             if failed:
-                raise _Refused(heard[0] if heard else "it cannot be loaded")
+                raise _RefusedError(heard[0] if heard else "it cannot be loaded")
         yield net
     finally:
         net.clear()
@@ -260,7 +264,7 @@ def _prepared(net: ncnn.Net, feeds: Sequence[ncnn.Mat], *, packed: bool) -> Prep
         for name in names:
             failed, mat = extractor.extract(name, kind)
             if failed:
-                raise _Refused(f"its output '{name}' cannot be computed")
+                raise _RefusedError(f"its output '{name}' cannot be computed")
             found.append(mat)
         return found
 
@@ -321,4 +325,3 @@ def _converter() -> Path:
         "ncnn times .onnx files after pnnx has converted them, and the package 'pnnx' is not installed;"
         " install it with: pip install pnnx"
     )
-

@@ -16,8 +16,8 @@ another's before the next conversion. A layer with at most 4 input channels read
 neighbour before it; one whose output channels are no multiple of 4 has no blocked consumer (it is a
 network's output), so it pays for turning its output into the plain layout.
 
-In 8 bits (see :mod:`latency_tables.runtimes.int8`) activations lie with their channels last, in unsigned bytes,
-and transposed convolutions compute in floats: a layer is handed bytes by its neighbour, and hands over bytes.
+In 8 bits (see :mod:`latency_tables.runtimes.int8`) activations are unsigned bytes, channels last, and
+transposed convolutions compute in floats: a layer is handed bytes by its neighbour, and hands over bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PICTURE_CHANNELS = 4
 """A layer that reads at most so many channels reads the picture, in the plain layout."""
 
 CONSUMER_CHANNELS = 4
-"""A layer whose output channels are no multiple of this gives an output of the network, in the plain layout."""
+"""A layer whose output channels are no multiple of this gives a network's output, in the plain layout."""
 
 _BLOCKED = "com.microsoft.nchwc"
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -374,9 +374,7 @@ def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Cut:
             if forward or not transposed or node.op_type != "DequantizeLinear":
                 return _Edge()
             dropped.add(node.output[0])
-            info.CopyFrom(
-                tensor_info(node.input[0], (batch, channels, height, width), TensorProto.UINT8)
-            )
+            info.CopyFrom(tensor_info(node.input[0], (batch, channels, height, width), TensorProto.UINT8))
             return _Edge(scale=Scale.of(model, *node.input[1:3]))
         dropped.add(node.output[0])
         while node.op_type not in ("Conv", "QLinearConv"):

@@ -1,11 +1,12 @@
 """OpenVINO on the CPU, layers and blocks in the memory layout that whole networks run in.
 
 Within a network OpenVINO keeps activations with their channels last, where that suits the processor, and
-converts at the edges. Measured for LitePose-XS, the conversions at the edges of its blocks take ten times as long
-as the network's own. So a piece is handed its input with channels last, which costs nothing, and of its output a
-single pixel is copied out, the rest stays where the layer wrote it. Where another layout is used, which cannot be
-handed over, inputs are converted at the piece's expense. A picture is handed over in the plain layout, and a
-network's outputs (a number of channels that is no multiple of 4) are turned into it, as in a network.
+converts at the edges. Measured for LitePose-XS, the conversions at the edges of its blocks take ten times as
+long as the network's own. So a piece is handed its input with channels last, which costs nothing, and of its
+output a single pixel is copied out, the rest stays where the layer wrote it. Where another layout is used,
+which cannot be handed over, inputs are converted at the piece's expense. A picture is handed over in the plain
+layout, and a network's outputs (a number of channels that is no multiple of 4) are turned into it, as in a
+network.
 
 In 8 bits (see :mod:`latency_tables.runtimes.int8`) what is handed over are bytes.
 """
@@ -41,10 +42,11 @@ _TELEMETRY = "openvino_telemetry"
 
 
 class OpenvinoRuntime(Runtime):
-    """OpenVINO's CPU plugin, set for latency: one stream with the given threads, computing in 32-bit floats.
+    """OpenVINO's CPU plugin, set for latency: one stream with the given threads.
 
-    On processors with bfloat16 instructions OpenVINO would compute in those unless told otherwise; it is told.
-    Calls are synchronous, inputs and outputs keep their memory. Whole networks are ``.onnx`` or ``.xml`` files.
+    On processors with bfloat16 instructions OpenVINO would compute in those unless told otherwise; it is told
+    to compute in 32-bit floats. Calls are synchronous, inputs and outputs keep their memory. Whole networks are
+    ``.onnx`` or ``.xml`` files.
     """
 
     name: ClassVar[str] = "openvino"
@@ -197,7 +199,7 @@ def _source(program: Program, precision: str) -> _Source:
 
 
 def _read(source: bytes, inner: Sequence[bool], *, whole: bool) -> Any:
-    """Return the model with some inputs channels last; unless ``whole``, one pixel of the output comes out."""
+    """Return the model, some inputs channels last; unless ``whole``, one pixel of its output comes out."""
     openvino = _openvino()
     model = _core().read_model(source)
     if not whole:
