@@ -206,6 +206,7 @@ def measure_model(
     size: tuple[int, int],
     threads: int,
     *,
+    precision: str = "fp32",
     seconds: float = 2.0,
     min_runs: int = 10,
     clock: Clock = time.perf_counter,
@@ -217,10 +218,10 @@ def measure_model(
     InputError
         If the file is missing or is no network that takes such a picture.
     UnavailableError
-        If the runtime is not installed.
+        If the runtime is not installed, or does not offer the precision.
     """
-    runtime.check(threads)
-    with runtime.prepare_model(Path(path), size, threads) as network:
+    runtime.check(threads, precision)
+    with runtime.prepare_model(Path(path), size, threads, precision) as network:
         samples = take_samples(network.run, seconds=seconds, min_runs=min_runs, clock=clock)
     return summarise(samples.ms, len(samples.ms) * samples.loop)
 

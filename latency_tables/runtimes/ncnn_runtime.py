@@ -73,14 +73,14 @@ class NcnnRuntime(Runtime):
         text, numbers = program_network(program)
         with _network(text, numbers, threads) as net:
             feeds = [_packed(x, net.opt) for x in program.inputs]
-            yield _prepared(net, feeds, packed=True)
+            yield _prepared(net, feeds)
 
     @contextmanager
     def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
         text = _text(["Input in0 0 1 in0", "ReLU relu 1 1 in0 out0"])
         with _network(text, b"", threads) as net:
-            yield _prepared(net, [_mat(np.ones((1, 1, 1, 1), dtype=np.float32))], packed=True)
+            yield _prepared(net, [_mat(np.ones((1, 1, 1, 1), dtype=np.float32))])
 
     @contextmanager
     def prepare_model(
@@ -103,9 +103,8 @@ class NcnnRuntime(Runtime):
             with _network(text, numbers, threads) as net:
                 if len(net.input_names()) != 1:
                     raise _RefusedError(f"it has {len(net.input_names())} inputs, not one")
-                prepared = _prepared(net, [_mat(x)], packed=False)
-                prepared.run()
-                yield prepared
+                with _prepared_network(net, x) as prepared:
+                    yield prepared
         except _RefusedError as error:
             raise InputError(
                 f"the network '{path}' does not run in ncnn on one picture of {size[0]}x{size[1]}: {error}"
@@ -250,28 +249,62 @@ def _hearing(path: Path, heard: list[str]) -> Iterator[None]:
             heard += [line.strip() for line in lines if line.strip()]
 
 
-def _prepared(net: ncnn.Net, feeds: Sequence[ncnn.Mat], *, packed: bool) -> Prepared:
-    """Return the network ready to run; with ``packed`` its outputs are not unpacked when it is timed."""
-    inputs = list(zip(net.input_names(), feeds, strict=True))
-    names = list(net.output_names())
-    as_it_is = int(packed)
-
-    def extracted(kind: int) -> list[ncnn.Mat]:
-        extractor = net.create_extractor()
-        for name, feed in inputs:
-            extractor.input(name, feed)
-        found = []
-        for name in names:
-            failed, mat = extractor.extract(name, kind)
-            if failed:
-                raise _RefusedError(f"its output '{name}' cannot be computed")
-            found.append(mat)
-        return found
+def _prepared(net: ncnn.Net, feeds: Sequence[ncnn.Mat]) -> Prepared:
+    """Return a piece ready to run; its outputs stay packed when it is timed."""
 
     def run() -> None:
-        extracted(as_it_is)
+        _extracted(net, feeds, packed=True)
 
-    return Prepared(run, lambda: tuple(np.array(mat, dtype=np.float32)[None] for mat in extracted(0)))
+    def outputs() -> tuple[Array, ...]:
+        return tuple(np.array(mat, dtype=np.float32)[None] for mat in _extracted(net, feeds, packed=False))
+
+    return Prepared(run, outputs)
+
+
+def _extracted(net: ncnn.Net, feeds: Sequence[ncnn.Mat], *, packed: bool) -> list[ncnn.Mat]:
+    """Run the network once; return its outputs, as the layers left them if ``packed``."""
+    extractor = net.create_extractor()
+    for name, feed in zip(net.input_names(), feeds, strict=True):
+        extractor.input(name, feed)
+    found = []
+    for name in net.output_names():
+        failed, mat = extractor.extract(name, int(packed))
+        if failed:
+            raise _RefusedError(f"its output '{name}' cannot be computed")
+        found.append(mat)
+    return found
+
+
+@contextmanager
+def _prepared_network(net: ncnn.Net, x: Array) -> Iterator[Prepared]:
+    """Yield a network ready to run on pictures like ``x``; its outputs are unpacked, as users want them.
+
+    Raises
+    ------
+    _RefusedError
+        If it cannot be run.
+    """
+    feeds = [_mat(x)]
+    last: list[ncnn.Mat] = []
+
+    def feed(array: Array) -> None:
+        feeds[0] = _mat(array)
+
+    def run() -> None:
+        last[:] = _extracted(net, feeds, packed=False)
+
+    def fetch() -> tuple[Array, ...]:
+        return tuple(np.array(mat, dtype=np.float32)[None] for mat in last)
+
+    def outputs() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    try:
+        run()
+        yield Prepared(run, outputs, feed, fetch)
+    finally:
+        last.clear()  # their memory belongs to the network's pools
 
 
 def _mat(array: Array) -> ncnn.Mat:

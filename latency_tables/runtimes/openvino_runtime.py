@@ -4,9 +4,9 @@ Within a network OpenVINO keeps activations with their channels last, where that
 converts at the edges. Measured for LitePose-XS, the conversions at the edges of its blocks take ten times as
 long as the network's own. So a piece is handed its input with channels last, which costs nothing, and of its
 output a single pixel is copied out, the rest stays where the layer wrote it. Where another layout is used,
-which cannot be handed over, inputs are converted at the piece's expense. A picture is handed over in the plain
-layout, and a network's outputs (a number of channels that is no multiple of 4) are turned into it, as in a
-network.
+which cannot be handed over, inputs are converted at the piece's expense. A picture is handed over in the
+plain layout, and a network's outputs (a number of channels that is no multiple of 4) are turned into it, as in
+a network.
 
 In 8 bits (see :mod:`latency_tables.runtimes.int8`) what is handed over are bytes.
 """
@@ -45,8 +45,8 @@ class OpenvinoRuntime(Runtime):
     """OpenVINO's CPU plugin, set for latency: one stream with the given threads.
 
     On processors with bfloat16 instructions OpenVINO would compute in those unless told otherwise; it is told
-    to compute in 32-bit floats. Calls are synchronous, inputs and outputs keep their memory. Whole networks are
-    ``.onnx`` or ``.xml`` files.
+    to compute in 32-bit floats. Calls are synchronous, inputs and outputs keep their memory. Whole networks
+    are ``.onnx`` or ``.xml`` files.
     """
 
     name: ClassVar[str] = "openvino"
@@ -244,13 +244,21 @@ def _compiled(model: Any, threads: int, inputs: Sequence[npt.NDArray[Any]]) -> P
     """Return the model compiled, its inputs set."""
     openvino = _openvino()
     request = _compile(model, threads).create_infer_request()
-    for place, array in enumerate(inputs):
-        request.set_input_tensor(place, openvino.Tensor(array, shared_memory=False))
+    tensors = [openvino.Tensor(array, shared_memory=False) for array in inputs]
+    for place, tensor in enumerate(tensors):
+        request.set_input_tensor(place, tensor)
 
     def run() -> None:
         request.infer(share_outputs=True)
 
-    def outputs() -> tuple[Array, ...]:
-        return tuple(np.array(y) for y in request.infer().values())
+    def feed(array: Array) -> None:
+        tensors[0].data[:] = array
 
-    return Prepared(run, outputs)
+    def fetch() -> tuple[Array, ...]:
+        return tuple(np.array(tensor.data) for tensor in request.output_tensors)
+
+    def outputs() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    return Prepared(run, outputs, feed, fetch)
