@@ -5,8 +5,8 @@ converts at the edges. Measured for LitePose-XS, the conversions at the edges of
 long as the network's own. So a piece is handed its input with channels last, which costs nothing, and of its
 output a single pixel is copied out, the rest stays where the layer wrote it. Where another layout is used,
 which cannot be handed over, inputs are converted at the piece's expense. A picture is handed over in the
-plain layout, and a network's outputs (a number of channels that is no multiple of 4) are turned into it, as in
-a network.
+plain layout, and a network's outputs (a number of channels that is no multiple of 4) are turned into it, as
+in a network.
 
 In 8 bits (see :mod:`latency_tables.runtimes.int8`) what is handed over are bytes.
 """
