@@ -8,7 +8,8 @@ which cannot be handed over, inputs are converted at the piece's expense. A pict
 plain layout, and a network's outputs (a number of channels that is no multiple of 4) are turned into it, as
 in a network.
 
-In 8 bits (see :mod:`latency_tables.runtimes.int8`) what is handed over are bytes.
+In 8 bits (see :mod:`latency_tables.runtimes.int8`) what is handed over are bytes. Only a piece that does not
+add its input to its output is handed floats, and turns them into bytes at its own expense.
 """
 
 from __future__ import annotations
@@ -178,13 +179,16 @@ def _source(program: Program, precision: str) -> _Source:
     model = quantised(model, observed_ranges(model, program.inputs))
     graph = model.graph
     inputs: list[Scale | None] = []
-    for info, x in zip(graph.input, program.inputs, strict=True):
+    for place, info in enumerate(graph.input):
         first = [node for node in graph.node if info.name in node.input]
-        if x.shape[1] <= PICTURE_CHANNELS or [node.op_type for node in first] != ["QuantizeLinear"]:
+        # OpenVINO computes a layer that alone reads a network's bytes in floats, unless it makes them itself.
+        added = any(step.other == place for step in program.steps)
+        if not added or [node.op_type for node in first] != ["QuantizeLinear"]:
             inputs.append(None)
             continue
         inputs.append(Scale.of(model, *first[0].input[1:3]))
-        info.CopyFrom(tensor_info(first[0].output[0], x.shape, TensorProto.UINT8))
+        shape = program.inputs[place].shape
+        info.CopyFrom(tensor_info(first[0].output[0], shape, TensorProto.UINT8))
         graph.node.remove(first[0])
     (end,) = graph.output
     (final,) = (node for node in graph.node if end.name in node.output)
