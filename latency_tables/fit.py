@@ -10,7 +10,7 @@ the measured pieces of that form, in the logarithms of channels and sizes, by ra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ Form = tuple[object, ...]
 """What pieces have in common that are compared: branches, and each layer's kind."""
 
 FEWEST_PIECES = 20
+_FEWEST_CHECKS = 10
 _FEWEST_OF_A_FORM = 6
 _NEIGHBOURS = 24
 _SMOOTHING = 0.05
@@ -99,6 +100,9 @@ class PieceFit:
     ----------
     rows
         Milliseconds of each measured layer or block; at least 20.
+    checks
+        Those of them that are a random sample of all pieces to be priced: the errors are told of these alone
+        (of all, where there are fewer than 10).
 
     Attributes
     ----------
@@ -116,7 +120,7 @@ class PieceFit:
         If there are too few rows, or a time is not positive.
     """
 
-    def __init__(self, rows: Mapping[Piece, float]) -> None:
+    def __init__(self, rows: Mapping[Piece, float], checks: Collection[Piece] = ()) -> None:
         if len(rows) < FEWEST_PIECES:
             raise InputError(
                 f"a fit needs at least {FEWEST_PIECES} measured layers or blocks, not {len(rows)}"
@@ -133,6 +137,9 @@ class PieceFit:
             if left:
                 errors[left] = np.log(self.ms([pieces[i] for i in left]) / times[left])
         told = errors[np.isfinite(errors)]
+        among = np.array([piece in checks for piece in pieces])
+        if (among & np.isfinite(errors)).sum() >= _FEWEST_CHECKS:
+            told = errors[among & np.isfinite(errors)]
         self._fit(pieces, times)
         self.samples = len(pieces)
         self.median_error = float(np.median(np.abs(np.expm1(told)))) if len(told) else math.inf

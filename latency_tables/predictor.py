@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import optimize
 
 from latency_tables.fit import FEWEST_PIECES, PieceFit
+from latency_tables.selection import random_part
 from latency_tables.table import Calibration, LatencyTable, Provenance, Row, weakest
 from search_spaces.errors import InputError, MissingLayerError
 from search_spaces.layers import Block, Piece, layers_of
@@ -99,10 +100,13 @@ class LatencyPredictor:
         The table; its calibration is used if it has one, else a = 0 and b = 1.
     strict
         Refuse what is not measured: pieces without a row, and rows that were fitted.
+    priced
+        All pieces that will be asked for, where that is known; by default those that the table has rows for.
+        The interval of fits comes from measured pieces that are a random sample of these.
     """
 
-    def __init__(self, table: LatencyTable, *, strict: bool = False) -> None:
-        self.table, self.strict = table, strict
+    def __init__(self, table: LatencyTable, *, strict: bool = False, priced: Iterable[Piece] = ()) -> None:
+        self.table, self.strict, self._all = table, strict, tuple(priced)
         self._prices: dict[Piece, _Price] = {}
 
     @property
@@ -121,9 +125,12 @@ class LatencyPredictor:
         rows = {piece: row for piece, row in self.table.rows.items() if not is_fitted(row)}
         blocks = {piece: row for piece, row in rows.items() if isinstance(piece, Block)}
         chosen = blocks or rows
+        kinds = {type(piece) for piece in chosen}
         if len(chosen) < FEWEST_PIECES:
             return None
-        return PieceFit({piece: row.median_ms for piece, row in chosen.items()})
+        every = dict.fromkeys(self._all or self.table.rows)
+        checks = set(random_part((piece for piece in every if type(piece) in kinds), chosen))
+        return PieceFit({piece: row.median_ms for piece, row in chosen.items()}, checks)
 
     def predict(self, pieces: Iterable[Piece]) -> Prediction:
         """Return the prediction for a network that executes these blocks (or layers).
@@ -296,12 +303,13 @@ def fill_table(table: LatencyTable, pieces: Iterable[Piece]) -> LatencyTable:
     MissingLayerError
         If the table knows too little, or nothing of a piece's form.
     """
+    pieces = tuple(pieces)
     measured = replace(table, rows={piece: row for piece, row in table.rows.items() if not is_fitted(row)})
     former = [piece for piece, row in table.rows.items() if is_fitted(row)]
     lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if measured.answers(piece) is None]
     if not lacking:
         return measured
-    predictor = LatencyPredictor(measured)
+    predictor = LatencyPredictor(measured, priced=(*former, *pieces))
     prices = predictor._priced(lacking)
     fit = predictor._fit
     told = "" if fit is None else f"{fit.samples} measured pieces, median error {fit.median_error:.1%}"

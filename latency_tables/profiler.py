@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -192,9 +192,17 @@ def profile(
         journal.write("start", facts={"date": _now(), "command": command, **bench.machine()})
         _measure(journal, bench, todo, settings, progress)
         drift = _check_drift(journal, former, settings)
-        table = _table(journal.found, target, bench, settings, drift, whole)
-        if former is not None:
-            table = _measured_part(former).merge(table)
+        rows, measured, session = _results(journal.found, bench, settings, drift, whole)
+        if former is None:
+            table = LatencyTable(target, rows, (session,), networks=measured)
+        else:
+            kept = {piece: row for piece, row in former.rows.items() if piece.key in known}
+            table = replace(
+                former,
+                rows={**rows, **kept},
+                sessions=(*former.sessions, session),
+                networks=(*former.networks, *measured),
+            )
         table.save(path)
         journal.remove()
     return table
@@ -257,12 +265,6 @@ def _measured_keys(table: LatencyTable) -> frozenset[str]:
     return frozenset((*rows, *map(_network_key, table.networks)))
 
 
-def _measured_part(table: LatencyTable) -> LatencyTable:
-    """Return a table without its estimates, unless it holds nothing else."""
-    rows = {piece: row for piece, row in table.rows.items() if row.provenance != "calibrated-estimate"}
-    return replace(table, rows=rows) if rows else table
-
-
 def _measure(
     journal: Journal,
     bench: Bench,
@@ -313,15 +315,17 @@ def _measure(
 def _spread(found: Measurements, key: str, before: int) -> float:
     """Return the standard error of the median over the rounds before this one, as a share of the median.
 
-    It is that of normally distributed rounds, 1.2533 times their deviation over the root of their number,
-    the deviation taken from the median absolute one (times 1.4826), which single bad rounds do not bend.
+    It is that of normally distributed rounds, 1.2533 times their deviation over the root of their number, the
+    deviation taken as half the distance from the 16th to the 84th percentile: a single bad round counts while
+    there are few, and no longer when there are many.
     """
     rounds = [
         float(np.median(visits[key].ms)) for i, visits in found.visits.items() if i < before and key in visits
     ]
     middle = float(np.median(rounds))
-    deviation = 1.4826 * float(np.median(np.abs(np.array(rounds) - middle)))
-    return 1.2533 * deviation / math.sqrt(len(rounds)) / middle
+    low, high = np.percentile(rounds, (16, 84)).tolist()
+    deviation = (high - low) / 2
+    return float(1.2533 * deviation / math.sqrt(len(rounds)) / middle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,17 +377,17 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     return drift
 
 
-def _table(
+def _results(
     found: Measurements,
-    target: Target,
     bench: Bench,
     settings: ProfileSettings,
     drift: _Drift,
     whole: Mapping[str, NetworkJob],
-) -> LatencyTable:
-    """Return the table of all that every round has visited, net of the cost of calling the runtime.
+) -> tuple[dict[Piece, Row], tuple[MeasuredNetwork, ...], dict[str, Any]]:
+    """Return rows and networks of all that every round has visited, and the session's circumstances.
 
-    Whole networks are called as they are here, so their times are gross.
+    Rows are net of the cost of calling the runtime. Whole networks are called as they are here, so their
+    times are gross.
     """
     rounds = range(settings.rounds)
     overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
@@ -417,7 +421,7 @@ def _table(
         "drift": round(drift.worst, 4),
         "drifted": drift.worst > settings.max_drift,
     }
-    return LatencyTable(target=target, rows=rows, sessions=(session,), networks=tuple(networks))
+    return rows, tuple(networks), session
 
 
 def _row(timing: Timing, source: str) -> Row:

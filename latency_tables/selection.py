@@ -5,12 +5,17 @@ blocks that many networks execute, that take long, and that are far from any blo
 block's weight is how often a random network executes it times how long it takes, and the next one to be
 measured is the one with the largest weight times distance to the nearest measured block of its form: farthest
 point sampling (Gonzalez, 1985), weighted.
+
+A fifth of the measured blocks is drawn at random instead. They are what the fit's interval is found from
+(:func:`random_part`): blocks chosen for their distance are no sample of those that were not chosen.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -19,11 +24,12 @@ from latency_tables.fit import Form, distances, form_of
 from search_spaces.errors import InputError
 from search_spaces.layers import Piece, layers_of
 
-__all__ = ["select_pieces"]
+__all__ = ["random_order", "random_part", "select_pieces"]
 
 PieceT = TypeVar("PieceT", bound=Piece)
 
 _LEAST_OF_A_FORM = 4
+_RANDOM_SHARE = 0.2
 
 
 def select_pieces(
@@ -50,15 +56,27 @@ def select_pieces(
     if not weights:
         raise InputError("there is nothing to select from")
     wanted = math.ceil(share * len(weights))
+    drawn = random_order(weights)[: math.ceil(_RANDOM_SHARE * wanted)]
+    taken = {*measured, *drawn}
     by_form: dict[Form, list[PieceT]] = {}
     for piece in sorted(weights, key=lambda piece: piece.key):
         by_form.setdefault(form_of(piece), []).append(piece)
     ranked: list[tuple[float, str, PieceT]] = []
     for pieces in by_form.values():
-        ranked += _ranked(pieces, weights, measured)
+        ranked += _ranked(pieces, weights, taken)
     ranked.sort(key=lambda each: (-each[0], each[1]))
-    chosen = [piece for _, _, piece in ranked]
+    chosen = [piece for piece in drawn if piece not in measured] + [piece for _, _, piece in ranked]
     return tuple(chosen[: max(0, wanted - sum(piece in measured for piece in weights))])
+
+
+def random_order(pieces: Iterable[PieceT]) -> list[PieceT]:
+    """Return pieces in an order that has nothing to do with what they are, the same everywhere."""
+    return sorted(pieces, key=lambda piece: hashlib.sha256(piece.key.encode()).digest())
+
+
+def random_part(pieces: Iterable[PieceT], measured: Collection[Piece]) -> list[PieceT]:
+    """Return the measured pieces that are a random sample: the random order up to the first unmeasured."""
+    return list(itertools.takewhile(lambda piece: piece in measured, random_order(pieces)))
 
 
 def _ranked(

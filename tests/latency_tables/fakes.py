@@ -24,7 +24,7 @@ OVERHEAD_MS = 0.004
 
 LAYERS = tuple(Layer("conv", 8 * (i + 1), 16, 1, 1, 1, 8, 8, norm=True) for i in range(40))
 
-QUICK = ProfileSettings(seconds_per_layer=0.06, rounds=3, min_runs=3)
+QUICK = ProfileSettings(seconds_per_layer=0.06, rounds=3, max_rounds=3, min_runs=3)
 
 
 def true_ms(piece: Piece) -> float:

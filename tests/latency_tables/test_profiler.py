@@ -7,15 +7,19 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from latency_tables import LatencyTable, ProfileSettings, get_runtime, local_target, profile
+from latency_tables import LatencyTable, NetworkJob, ProfileSettings, Row, get_runtime, local_target, profile
 from latency_tables.profiler import CANARY
+from latency_tables.runtimes import Prepared
 from latency_tables.timing import summarise, take_samples
-from search_spaces import InputError, Layer, RunError, UnavailableError
+from search_spaces import InputError, Layer, RunError, UnavailableError, get_arch
 from tests.latency_tables.fakes import LAYERS, OVERHEAD_MS, QUICK, TARGET, FakeRuntime, true_ms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -328,3 +332,105 @@ def test_a_real_runtime_is_profiled(tmp_path: Path, name: str, precision: str) -
     assert table.latency_ms(layers) > 0
     assert table.provenance == "measured-here"
     assert LatencyTable.load(tmp_path / f"{target.name}.csv") == table
+
+
+# -- blocks, whole networks, further rounds -----------------------------------------------------------------
+
+ARCH = get_arch("litepose-xs")
+BLOCKS = ARCH.blocks(14, (64, 64))[:6]
+
+
+class Networks(FakeRuntime):
+    """A fake that also runs whole networks: the n-th file takes n milliseconds."""
+
+    @contextmanager
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
+    ) -> Iterator[Prepared]:
+        assert size == (256, 256)
+        self.order.append(path.name)
+        yield self._takes(float(path.name) * self._slowdown(len(self.order)))
+
+
+def jobs(asked: list[int]) -> list[NetworkJob]:
+    def model(number: int) -> Path:
+        asked.append(number)
+        return Path(str(number))
+
+    return [NetworkJob(ARCH, 10 + n, partial(model, n)) for n in (1, 2, 3)]
+
+
+def test_blocks_and_networks_are_timed_in_the_same_rounds_and_kept(tmp_path: Path) -> None:
+    runtime, asked = Networks(), []
+    table = profile(TARGET, BLOCKS, out=tmp_path, networks=jobs(asked), settings=QUICK, bench=runtime.bench())
+    assert {p.key: row.median_ms for p, row in table.rows.items()} == pytest.approx(
+        {block.key: true_ms(block) for block in BLOCKS}
+    )
+    assert {(n.arch, n.joints): n.row.median_ms for n in table.networks} == pytest.approx(
+        {(ARCH, 10 + n): float(n) for n in (1, 2, 3)}
+    )
+    per_round = len(set(BLOCKS)) + 3
+    for start in range(0, 3 * per_round, per_round):
+        assert len(set(runtime.order[start : start + per_round])) == per_round, "once in every round"
+    assert LatencyTable.load(tmp_path / CSV) == table
+    assert table.sessions[0]["networks"] == 3
+    # A second call measures what is new alone, and keeps the rest.
+    again = Networks()
+    more = [*jobs([]), NetworkJob(ARCH, 20, lambda: Path("4"))]
+    table = profile(TARGET, BLOCKS, out=tmp_path, networks=more, settings=QUICK, bench=again.bench())
+    assert set(again.order) == {"4"} and len(table.networks) == 4 and len(table.rows) == len(set(BLOCKS))
+    # Nothing new: nothing is measured.
+    last = Networks()
+    assert profile(TARGET, BLOCKS, out=tmp_path, networks=more, bench=last.bench()) == table
+    assert not last.order
+
+
+def test_estimates_do_not_count_as_measured(tmp_path: Path) -> None:
+    table = profile(TARGET, BLOCKS[:3], out=tmp_path, settings=QUICK, bench=FakeRuntime().bench())
+    guess = Row(9.0, 8.0, 10.0, 0, "calibrated-estimate", "fitted on a whim")
+    replace(table, rows={**table.rows, BLOCKS[4]: guess}).save(tmp_path / CSV)
+    runtime = FakeRuntime()
+    found = profile(TARGET, BLOCKS, out=tmp_path, settings=QUICK, bench=runtime.bench())
+    assert set(runtime.order) == {block.key for block in BLOCKS[3:]}
+    assert found.rows[BLOCKS[4]].median_ms == pytest.approx(true_ms(BLOCKS[4]))
+
+
+def test_what_is_loose_is_visited_again_and_nothing_else(tmp_path: Path) -> None:
+    """One layer's time jumps from round to round; it alone gets further rounds, up to the most."""
+    wild = LAYERS[7].key
+
+    class Jumping(FakeRuntime):
+        def jump(self, visit: int) -> float:
+            return 1.0 + 0.5 * (self.visits[wild] % 2) if self.order and self.order[-1] == wild else 1.0
+
+    runtime = Jumping()
+    runtime._slowdown = runtime.jump
+    settings = replace(QUICK, rounds=4, max_rounds=9, tightness=0.02, max_drift=9.0)
+    run(tmp_path, runtime, settings=settings)
+    counts = {key: n for key, n in runtime.visits.items() if key != CANARY.key}
+    assert counts.pop(wild) == 9
+    assert set(counts.values()) == {4}
+
+
+def test_further_rounds_are_resumed(tmp_path: Path) -> None:
+    class Jumping(FakeRuntime):
+        def jump(self, visit: int) -> float:
+            return 1.0 + 0.3 * (visit % 2)
+
+    settings = replace(QUICK, rounds=2, max_rounds=6, max_drift=9.0)
+    whole = Jumping()
+    whole._slowdown = whole.jump
+    run(tmp_path / "whole", whole, LAYERS[:5], settings)
+    visits = len(whole.order)
+    assert visits > 2 * 5
+    cut = Jumping()
+    cut._slowdown = cut.jump
+
+    def stop(done: int, total: int, text: str) -> None:
+        if len(cut.order) == visits - 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(TARGET, LAYERS[:5], out=tmp_path / "cut", settings=settings, bench=cut.bench(), progress=stop)
+    run(tmp_path / "cut", cut, LAYERS[:5], settings)
+    assert cut.order == whole.order

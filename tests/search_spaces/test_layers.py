@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces import Cost, InputError, Layer
+from search_spaces import Block, Cost, InputError, Layer, layers_of, litepose_extended, piece_from_key
 
 sizes = st.integers(1, 300)
 
@@ -83,3 +83,45 @@ def test_bad_layers_name_the_field(change, culprit):
     }
     with pytest.raises(InputError, match=culprit):
         Layer(**{**values, **change})
+
+
+# -- blocks ------------------------------------------------------------------------------------------------
+
+EXPAND = "conv_k1_s1_g1_8x9x7_48+bn+relu6"
+DEPTHWISE = "dwconv_k7_s2_g48_48x9x7_48+bn+relu6"
+
+
+def test_every_block_of_a_space_is_told_by_its_key() -> None:
+    for block in litepose_extended(joints=17, resolutions=(96,)).distinct_blocks()[::7]:
+        found = Block.from_key(block.key, block.name)
+        assert (found, found.branches, found.name) == (block, block.branches, block.name)
+        assert piece_from_key(block.key) == block
+        assert layers_of(block) == block.layers
+    layer = Layer.from_key(EXPAND)
+    assert piece_from_key(EXPAND) == layer and layers_of(layer) == (layer,)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (f"{EXPAND}>dwconv_k7_s2_g24_24x9x7_24", "hands over 48x9x7, which dwconv.* does not take"),
+        (f"{EXPAND}>{DEPTHWISE}>conv_k1_s1_g1_48x5x4_8+add+bn", "must add its input, 8x9x7"),
+        ("conv_k1_s1_g1_8x9x7_8+add>conv_k1_s1_g1_8x9x7_8", "only the last layer adds"),
+        ("deconv_k4_s2_g1_24x5x6_16|deconv_k4_s2_g1_32x5x6_16", "must add the other branch, 16x10x12"),
+        ("deconv_k4_s2_g1_24x5x6_16|deconv_k4_s2_g1_32x5x6_8+add", "must add the other branch, 16x10x12"),
+        (f"{EXPAND}|{EXPAND}|{EXPAND}", "one or two branches"),
+        (f"{EXPAND}>", "'' is not a layer key"),
+        ("|", "'' is not a layer key"),
+    ],
+)
+def test_blocks_that_do_not_fit_together_are_refused(key: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as told:
+        piece_from_key(key)
+    assert "\n" not in str(told.value)
+
+
+def test_branches_hold_all_layers() -> None:
+    layer = Layer.from_key(EXPAND)
+    for branches in ((2,), (1, 0), (0, 1)):
+        with pytest.raises(InputError, match="one or two branches of at least one layer each"):
+            Block("block", (layer,), branches)

@@ -1,0 +1,236 @@
+"""What was not measured: the fit, which blocks are measured for it, and predictions that rest on it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latency_tables import (
+    LatencyPredictor,
+    LatencyTable,
+    MeasuredNetwork,
+    Row,
+    Target,
+    calibrate,
+    fill_table,
+    select_pieces,
+)
+from latency_tables.fit import FEWEST_PIECES, PieceFit, distances, form_of
+from latency_tables.predictor import is_fitted
+from latency_tables.selection import random_order, random_part
+from search_spaces import Block, InputError, MissingLayerError, Piece, layers_of, litepose_native
+
+SPACE = litepose_native(joints=14, resolutions=(128, 192, 256))
+WEIGHTS = SPACE.block_frequencies()
+BLOCKS = tuple(WEIGHTS)
+PI = Target("raspberry-pi-4", "Cortex-A72", "ncnn", threads=4)
+
+
+def true_ms(piece: Piece) -> float:
+    """A device that likes multiples of 16 channels and depthwise convolutions less than others."""
+    found = 0.01
+    for x in layers_of(piece):
+        speed = (3.0 if x.kind == "dwconv" else 9.0) * (1.15 if x.c_out % 16 == 0 else 1.0)
+        found += x.macs / 1e6 / speed + (x.c_in * x.h_in * x.w_in) / 4e6
+    return found
+
+
+def make_row(ms: float) -> Row:
+    return Row(ms, 0.97 * ms, 1.05 * ms, 20, "measured-here", "ncnn 1")
+
+
+def table_of(pieces: tuple[Piece, ...]) -> LatencyTable:
+    return LatencyTable(PI, {piece: make_row(true_ms(piece)) for piece in pieces})
+
+
+MEASURED = select_pieces(WEIGHTS, 0.3)
+PART = table_of(MEASURED)
+ARCH = SPACE.decode(SPACE.sample_genotypes(np.random.default_rng(5), 1)[0])
+"""A network some of whose blocks were not measured."""
+
+
+# -- selection ------------------------------------------------------------------------------------------
+
+
+def test_frequencies_are_the_mean_over_all_networks() -> None:
+    space = litepose_native(joints=17, resolutions=(64, 96), multipliers=(1, 0.5))
+    genotypes = space.genotypes()
+    counts = Counter(block for genes in genotypes for block in space.blocks(space.decode(genes)))
+    assert space.block_frequencies() == pytest.approx(
+        {block: count / len(genotypes) for block, count in counts.items()}
+    )
+
+
+def test_every_form_is_measured_and_the_share_is_kept() -> None:
+    assert len(MEASURED) == math.ceil(0.3 * len(BLOCKS)) == len(set(MEASURED))
+    forms = Counter(map(form_of, BLOCKS))
+    chosen = Counter(map(form_of, MEASURED))
+    assert all(chosen[form] >= min(4, count) for form, count in forms.items())
+    assert set(select_pieces(WEIGHTS, 1.0)) == set(BLOCKS)
+    for share in (0.0, 1.1, float("nan")):
+        with pytest.raises(InputError, match="share of blocks to measure lies above 0"):
+            select_pieces(WEIGHTS, share)
+    with pytest.raises(InputError, match="nothing to select"):
+        select_pieces({}, 0.5)
+
+
+def test_selection_goes_on_from_what_is_measured() -> None:
+    rest = select_pieces(WEIGHTS, 0.5, set(MEASURED))
+    assert len(rest) + len(MEASURED) == math.ceil(0.5 * len(BLOCKS))
+    assert not set(rest) & set(MEASURED)
+    assert select_pieces(WEIGHTS, 0.2, set(MEASURED)) == ()
+
+
+def test_a_fifth_is_drawn_at_random_and_the_rest_lies_apart() -> None:
+    part = random_part(WEIGHTS, set(MEASURED))
+    assert part == random_order(reversed(BLOCKS))[: len(part)]
+    assert random_part(WEIGHTS, set(BLOCKS)) == random_order(BLOCKS)
+    form = form_of(next(p for p in BLOCKS if p.name == "head.deconv1"))
+    own = [p for p in BLOCKS if form_of(p) == form]
+    chosen = [p for p in MEASURED if form_of(p) == form]
+    at_random = random_order(own)[: len(chosen)]
+
+    def missed(measured: list[Block]) -> float:
+        """Mean work of a network in blocks, each times its distance to the nearest measured one."""
+        gaps = distances(own, measured).min(axis=1)
+        work = [WEIGHTS[p] * sum(layer.macs for layer in p.layers) for p in own]
+        return float(np.average(gaps, weights=work))
+
+    assert missed(chosen) < missed(at_random)
+
+
+# -- the fit --------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_measured_is_within_the_interval() -> None:
+    checks = random_part(WEIGHTS, set(MEASURED))
+    assert 0.15 * len(MEASURED) < len(checks) < 0.5 * len(MEASURED)
+    fit = PieceFit({piece: true_ms(piece) for piece in MEASURED}, checks)
+    rest = [block for block in BLOCKS if block not in set(MEASURED)]
+    errors = np.log(fit.ms(rest) / np.array([true_ms(block) for block in rest]))
+    assert np.median(np.abs(errors)) < 0.04
+    assert (np.abs(errors) <= fit.half_width).mean() > 0.8
+    assert (fit.samples, fit.coverage) == (len(MEASURED), 0.9)
+    same = PieceFit({piece: true_ms(piece) for piece in reversed(MEASURED)}, checks)
+    np.testing.assert_array_equal(same.ms(rest), fit.ms(rest))
+
+
+def test_measured_pieces_are_met_better_than_by_the_roofline_alone() -> None:
+    fit = PieceFit({piece: true_ms(piece) for piece in MEASURED})
+    errors = np.abs(np.log(fit.ms(MEASURED) / np.array([true_ms(piece) for piece in MEASURED])))
+    assert np.median(errors) < fit.median_error
+
+
+def test_a_form_that_was_never_measured_has_no_time() -> None:
+    bottlenecks = [p for p in MEASURED if "deconv" not in p.key]
+    fit = PieceFit({piece: true_ms(piece) for piece in bottlenecks})
+    deconv = next(p for p in BLOCKS if "deconv" in p.key)
+    assert not fit.knows(deconv)
+    with pytest.raises(InputError, match=r"nothing of the form of deconv.* was measured"):
+        fit.ms([bottlenecks[0], deconv])
+
+
+def test_a_fit_needs_enough_positive_times() -> None:
+    few = {piece: true_ms(piece) for piece in MEASURED[: FEWEST_PIECES - 1]}
+    with pytest.raises(InputError, match=f"at least {FEWEST_PIECES} measured"):
+        PieceFit(few)
+    with pytest.raises(InputError, match="positive"):
+        PieceFit(dict.fromkeys(MEASURED, 0.0))
+
+
+# -- predictions that rest on it ------------------------------------------------------------------------
+
+
+def networks(n: int, seed: int = 0) -> tuple[MeasuredNetwork, ...]:
+    rng = np.random.default_rng(seed)
+    archs = [SPACE.decode(genes) for genes in SPACE.sample_genotypes(rng, n)]
+    return tuple(
+        MeasuredNetwork(a, 14, make_row(0.3 + 1.1 * sum(map(true_ms, SPACE.blocks(a))))) for a in archs
+    )
+
+
+def test_fitted_rows_say_so_and_are_fitted_anew() -> None:
+    filled = fill_table(PART, WEIGHTS)
+    assert set(filled.rows) == set(BLOCKS)
+    made = {piece: row for piece, row in filled.rows.items() if is_fitted(row)}
+    assert set(made) == set(BLOCKS) - set(MEASURED)
+    one = next(iter(made.values()))
+    assert (one.runs, one.provenance) == (0, "calibrated-estimate")
+    assert one.source.startswith(f"fitted on {len(MEASURED)} measured pieces, median error ")
+    assert one.p10_ms < one.median_ms < one.p90_ms
+    assert fill_table(filled, WEIGHTS) == filled
+    further = next(iter(made))
+    more = replace(filled, rows={**filled.rows, further: make_row(true_ms(further))})
+    assert not is_fitted(fill_table(more, ()).rows[further])
+    assert fill_table(more, ()).rows.keys() == filled.rows.keys()
+    assert fill_table(table_of(BLOCKS), WEIGHTS).rows.keys() == set(BLOCKS)
+
+
+def test_predictions_that_rest_on_fits_are_wider_and_say_how_much() -> None:
+    whole = calibrate(replace(table_of(BLOCKS), networks=networks(20)))
+    part = calibrate(replace(fill_table(PART, WEIGHTS), networks=networks(20)))
+    arch = ARCH
+    exact, rough = (LatencyPredictor(table).predict(SPACE.blocks(arch)) for table in (whole, part))
+    assert exact.fitted == 0 and exact.provenance == "measured-here"
+    assert 0 < rough.fitted < 1 and rough.provenance == "calibrated-estimate"
+    assert rough.ms == pytest.approx(exact.ms, rel=0.1)
+    assert part.calibration is not None
+    assert rough.high_ms / rough.ms > math.exp(part.calibration.half_width)
+    assert rough.low_ms < exact.ms < rough.high_ms
+
+
+def test_many_networks_have_the_prices_of_each_alone() -> None:
+    genotypes = SPACE.sample_genotypes(np.random.default_rng(3), 50)
+    for table in (PART, calibrate(replace(PART, networks=networks(12)))):
+        many = LatencyPredictor(table).predict_genotypes(SPACE, genotypes)
+        alone = LatencyPredictor(table)
+        for i, genes in enumerate(genotypes):
+            one = alone.predict(SPACE.blocks(SPACE.decode(genes)))
+            assert (many.ms[i], many.low_ms[i], many.high_ms[i]) == pytest.approx(
+                (one.ms, one.low_ms, one.high_ms)
+            )
+
+
+def test_strict_predictions_take_measurements_alone() -> None:
+    blocks = SPACE.blocks(ARCH)
+    with pytest.raises(MissingLayerError, match=r"lacks \d+ of the \d+ distinct blocks needed"):
+        LatencyPredictor(PART, strict=True).predict(blocks)
+    filled = fill_table(PART, WEIGHTS)
+    assert LatencyPredictor(filled).predict(blocks).fitted > 0
+    with pytest.raises(MissingLayerError, match=r"has fits instead of measurements for .* --share 1"):
+        LatencyPredictor(filled, strict=True).predict(blocks)
+    assert LatencyPredictor(table_of(BLOCKS), strict=True).predict(blocks).fitted == 0
+
+
+def test_an_unknown_form_is_an_error_that_names_it() -> None:
+    table = table_of(tuple(p for p in MEASURED if "deconv" not in p.key))
+    with pytest.raises(MissingLayerError, match="deconv_k4_s2"):
+        LatencyPredictor(table).predict(SPACE.blocks(SPACE.largest()))
+    with pytest.raises(MissingLayerError, match="deconv_k4_s2"):
+        LatencyPredictor(table).latency_ms(SPACE, SPACE.encode(SPACE.largest()))
+
+
+def test_a_block_is_the_sum_of_its_layers_where_only_they_were_measured() -> None:
+    layers = SPACE.distinct_layers()
+    table = table_of(layers)
+    block = next(b for b in BLOCKS if b.name.startswith("stage"))
+    assert LatencyPredictor(table).predict([block]).ms == pytest.approx(sum(map(true_ms, block.layers)))
+    absent = block.layers[1]
+    rest = table_of(tuple(layer for layer in layers if layer != absent))
+    found = LatencyPredictor(rest).predict([block])
+    assert found.ms == pytest.approx(sum(map(true_ms, block.layers)), rel=0.25)
+    assert 0 < found.fitted < 1
+    with pytest.raises(MissingLayerError, match="lacks 1 of the 1 distinct layers"):
+        LatencyPredictor(rest, strict=True).predict([block])
+    both = LatencyTable(PI, {**table.rows, block: make_row(7.0)})
+    assert LatencyPredictor(both).predict([block]).ms == 7.0
+
+
+def test_blocks_are_what_they_hold_not_where_they_stand() -> None:
+    block = BLOCKS[5]
+    assert replace(block, name="elsewhere") == block and hash(replace(block, name="x")) == hash(block)
+    assert Block.from_key(block.key) == block
