@@ -23,9 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $(STAMP)
 
-# What tests, linters and Ray need besides; the demo does without.
+# What tests, linters, Ray and the other runtimes need besides; the demo does without.
 $(DEV_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,litert,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,litert,ncnn,openvino,ray]'
 	@touch $(DEV_STAMP)
 
 demo: $(STAMP)

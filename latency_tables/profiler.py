@@ -215,6 +215,7 @@ def measure_model(
     threads: int,
     precision: str = "fp32",
     *,
+    precision: str = "fp32",
     seconds: float = 2.0,
     min_runs: int = 10,
     clock: Clock = time.perf_counter,

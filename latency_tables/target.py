@@ -120,8 +120,10 @@ def processor_name() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
-def local_target(runtime: str, threads: int | None = None, device: str = _LOCAL_DEVICE) -> Target:
-    """Return the target that this very machine is, at fp32.
+def local_target(
+    runtime: str, threads: int | None = None, device: str = _LOCAL_DEVICE, precision: str = "fp32"
+) -> Target:
+    """Return the target that this very machine is.
 
     Parameters
     ----------
@@ -131,6 +133,8 @@ def local_target(runtime: str, threads: int | None = None, device: str = _LOCAL_
         Threads per network; by default all that this process may use.
     device
         Name to give the machine.
+    precision
+        Number format.
 
     Raises
     ------
@@ -138,7 +142,7 @@ def local_target(runtime: str, threads: int | None = None, device: str = _LOCAL_
         If there are fewer processors than threads: timings would measure the queue.
     """
     most = available_threads()
-    target = Target(device, processor_name(), runtime, "fp32", most if threads is None else threads)
+    target = Target(device, processor_name(), runtime, precision, most if threads is None else threads)
     if target.threads > most:
         raise InputError(
             f"this process may use {most} processors, so a target here has at most {most} threads,"

@@ -486,7 +486,15 @@ def profile(
         ),
     ] = None,
     joints: Joints = 14,
-    runtime: Annotated[str, typer.Option(help="onnxruntime, torch or litert.")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, ncnn, litert or torch.")
+    ] = "onnxruntime",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, or int8 (onnxruntime, openvino, litert): weights and activations in 8 bits."
+        ),
+    ] = "fp32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all processors.")] = None,
     networks: Annotated[
         int,
@@ -531,6 +539,7 @@ def profile(
         space or ["litepose-native"],
         joints=joints,
         runtime=runtime,
+        precision=precision,
         threads=threads,
         networks=networks,
         folder=output,

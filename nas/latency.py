@@ -229,12 +229,16 @@ def _recipe_space(recipe: Any) -> SearchSpace:
 
 def is_here(target: Target) -> bool:
     """Return whether the target is this very machine."""
-    return target.threads <= available_threads() and target == local_target(target.runtime, target.threads)
+    return target.threads <= available_threads() and target == local_target(
+        target.runtime, target.threads, precision=target.precision
+    )
 
 
 def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: float = 2.0) -> dict[str, float]:
     """Return the measured milliseconds of a whole network on this machine: median, p10, p90, runs."""
-    timing = measure_model(get_runtime(target.runtime), path, size, target.threads, seconds=seconds)
+    timing = measure_model(
+        get_runtime(target.runtime), path, size, target.threads, precision=target.precision, seconds=seconds
+    )
     return {
         "median_ms": timing.median_ms,
         "p10_ms": timing.p10_ms,
@@ -362,6 +366,7 @@ def run_profile(
     threads: int | None,
     networks: int,
     folder: Path,
+    precision: str = "fp32",
     share: float = 1.0,
     settings: ProfileSettings | None = None,
 ) -> dict[str, Any]:
@@ -372,10 +377,10 @@ def run_profile(
     InputError
         If the target or what is to be profiled is unknown.
     UnavailableError
-        If the runtime is not installed.
+        If the runtime is not installed, or does not offer the precision.
     """
     if target == "this-machine":
-        described = local_target(runtime, threads)
+        described = local_target(runtime, threads, precision=precision)
     elif Path(target).suffix in (".yaml", ".yml"):
         described = read_target(target)
     else:

@@ -82,6 +82,25 @@ def deconv_padding(layer: Layer) -> tuple[int, int]:
     return padding, 2 * padding - surplus
 
 
+def check_picture_input(path: Path, size: tuple[int, int]) -> None:
+    """Raise :class:`InputError` unless an ONNX file takes one float picture of ``size`` (height, width)."""
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # protobuf's own error class is not public
+        raise InputError(f"the network '{path}' is no ONNX file, or a damaged one") from None
+    constants = {constant.name for constant in graph.initializer}
+    inputs = [info for info in graph.input if info.name not in constants]
+    shapes = [[d.dim_value or None for d in info.type.tensor_type.shape.dim] for info in inputs]
+    wanted = (1, 3, *size)
+    if len(shapes) != 1 or len(shapes[0]) != 4 or any(h not in (None, w) for h, w in zip(shapes[0], wanted)):
+        found = "; ".join("x".join(str(d or "?") for d in shape) for shape in shapes) or "nothing"
+        raise InputError(
+            f"the network '{path}' takes {found}, not one picture of 1x3x{size[0]}x{size[1]}: state its size"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One layer of a program; values are numbered, inputs first, then the outputs of the steps in order.

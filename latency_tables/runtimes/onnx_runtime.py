@@ -15,6 +15,9 @@ for turning its input into the plain layout, as in a network; its output is not 
 another's before the next conversion. A layer with at most 4 input channels reads the picture, so it has no
 neighbour before it; one whose output channels are no multiple of 4 has no blocked consumer (it is a
 network's output), so it pays for turning its output into the plain layout.
+
+In 8 bits (see :mod:`latency_tables.runtimes.int8`) activations are unsigned bytes, channels last, and
+transposed convolutions compute in floats: a layer is handed bytes by its neighbour, and hands over bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +40,11 @@ from latency_tables.runtimes.base import (
     Program,
     Runtime,
     Step,
+    check_picture_input,
     conv_padding,
     deconv_padding,
 )
+from latency_tables.runtimes.int8 import Range, Scale, observed_ranges, quantised
 from search_spaces.errors import InputError
 from search_spaces.layers import Layer, Piece
 
@@ -47,9 +52,14 @@ if TYPE_CHECKING:
     import onnx
 
 _OPSET, _IR_VERSION = 18, 10
+
+PICTURE_CHANNELS = 4
+"""A layer that reads at most so many channels reads the picture, in the plain layout."""
+
+CONSUMER_CHANNELS = 4
+"""A layer whose output channels are no multiple of this gives a network's output, in the plain layout."""
+
 _BLOCKED = "com.microsoft.nchwc"
-_PICTURE_CHANNELS = 4
-_CONSUMER_CHANNELS = 4
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -62,6 +72,7 @@ class OnnxRuntime(Runtime):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
     install: ClassVar[str] = "install it with: pip install onnx onnxruntime"
 
     def unavailable(self) -> str | None:
@@ -79,18 +90,14 @@ class OnnxRuntime(Runtime):
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
         program = piece if isinstance(piece, Program) else Program.of(piece)
-        model, bare = program_model(program)
-        cut = _cut_edges(_optimised(model), bare)
-        prepared = _session(
-            cut.model.SerializeToString(),
-            threads,
-            [_to_blocks(a) if b else a for a, b in zip(program.inputs, cut.blocked_inputs, strict=True)],
-        )
+        cut = _timed_piece(program, precision)
+        feeds = [edge.hand_over(x) for x, edge in zip(program.inputs, cut.inputs, strict=True)]
+        prepared = _session(cut.model.SerializeToString(), threads, feeds)
 
         def outputs() -> tuple[Array, ...]:
             return tuple(
-                _from_blocks(y, program.output.c_out) if blocked else y
-                for y, blocked in zip(prepared.outputs(), cut.blocked_outputs, strict=True)
+                edge.take(y, program.output.c_out)
+                for y, edge in zip(prepared.outputs(), cut.outputs, strict=True)
             )
 
         yield Prepared(prepared.run, outputs)
@@ -98,9 +105,7 @@ class OnnxRuntime(Runtime):
     @contextmanager
     def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        graph = _Graph()
-        graph.output(graph.node("Relu", [graph.input("x", (1,))]), (1,))
-        yield _session(graph.model().SerializeToString(), threads, [np.ones(1, dtype=np.float32)])
+        yield _session(empty_model().SerializeToString(), threads, [np.ones(1, dtype=np.float32)])
 
     @contextmanager
     def prepare_model(
@@ -109,10 +114,11 @@ class OnnxRuntime(Runtime):
         self.check(threads, precision)
         if not path.is_file():
             raise InputError(f"the network '{path}' does not exist")
-        _check_picture_input(path, size)
+        check_picture_input(path, size)
         x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
         try:
-            prepared = _session(str(path), threads, [x])
+            model = str(path) if precision == "fp32" else int8_network(path, x).SerializeToString()
+            prepared = _session(model, threads, [x])
         except Exception as error:  # the engine's error classes have no common public base
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"the network '{path}' does not run in ONNX Runtime: {line}") from None
@@ -130,11 +136,11 @@ class _Graph:
         self.scope: str | None = None  # what nodes are called by, before their operator
 
     def input(self, name: str, shape: Sequence[int]) -> str:
-        self._inputs.append(_tensor_info(name, shape))
+        self._inputs.append(tensor_info(name, shape))
         return name
 
     def output(self, name: str, shape: Sequence[int]) -> None:
-        self._outputs.append(_tensor_info(name, shape))
+        self._outputs.append(tensor_info(name, shape))
 
     def constant(self, array: npt.NDArray[Any]) -> str:
         from onnx import numpy_helper
@@ -159,10 +165,18 @@ class _Graph:
         )
 
 
-def _tensor_info(name: str, shape: Sequence[int]) -> Any:
+def tensor_info(name: str, shape: Sequence[int], kind: int | None = None) -> Any:
+    """Return a tensor's description, of 32-bit floats unless ``kind`` names another of ONNX's types."""
     from onnx import TensorProto, helper
 
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+    return helper.make_tensor_value_info(name, kind or TensorProto.FLOAT, list(shape))
+
+
+def empty_model() -> onnx.ModelProto:
+    """Return the least model that can be run: one number, made positive."""
+    graph = _Graph()
+    graph.output(graph.node("Relu", [graph.input("x", (1,))]), (1,))
+    return graph.model()
 
 
 def program_model(program: Program, *, neighbours: bool = True) -> tuple[onnx.ModelProto, frozenset[str]]:
@@ -190,13 +204,13 @@ def program_model(program: Program, *, neighbours: bool = True) -> tuple[onnx.Mo
         adding = [step.layer for step in program.steps if step.other == number]
         reading = [step for step in program.steps if step.x == number]
         plain = not reading and all(layer.kind == "deconv" for layer in adding)
-        picture = bool(reading) and array.shape[1] <= _PICTURE_CHANNELS
+        picture = bool(reading) and array.shape[1] <= PICTURE_CHANNELS
         make = before if neighbours and not plain and not picture else alone
         values.append(make(f"x{number}", array.shape))
     for step in program.steps:
         values.append(_add_layer(graph, step, values))
     last, y = program.output, values[-1]
-    if not neighbours or last.kind == "deconv" or last.c_out % _CONSUMER_CHANNELS:
+    if not neighbours or last.kind == "deconv" or last.c_out % CONSUMER_CHANNELS:
         bare.add(y)
     else:
         ones = graph.constant(np.ones((last.c_out, 1, 1, 1), dtype=np.float32))
@@ -284,50 +298,135 @@ def _optimised(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A model to be timed, and which of its inputs and outputs are in the blocked layout."""
+class _Edge:
+    """How a tensor looks that a neighbour hands over or takes.
+
+    Attributes
+    ----------
+    layout
+        ``plain`` (N, C, H, W), ``blocked`` (see :func:`_to_blocks`) or ``last`` (N, H, W, C).
+    scale
+        Of its 8-bit numbers; None for 32-bit floats.
+    """
+
+    layout: Literal["plain", "blocked", "last"] = "plain"
+    scale: Scale | None = None
+
+    def hand_over(self, array: Array) -> npt.NDArray[Any]:
+        """Return an (1, C, H, W) array as it looks here."""
+        if self.layout == "blocked":
+            array = _to_blocks(array)
+        elif self.layout == "last":
+            array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+        return array if self.scale is None else self.scale.numbers(array)
+
+    def take(self, found: npt.NDArray[Any], channels: int) -> Array:
+        """Return what was found here as an (1, C, H, W) array."""
+        array = found if self.scale is None else self.scale.values(found)
+        if self.layout == "blocked":
+            return _from_blocks(array, channels)
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2)) if self.layout == "last" else array
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A model to be timed, and how its inputs and outputs look."""
 
     model: onnx.ModelProto
-    blocked_inputs: tuple[bool, ...]
-    blocked_outputs: tuple[bool, ...]
+    inputs: tuple[_Edge, ...]
+    outputs: tuple[_Edge, ...]
 
 
-def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Piece:
-    """Return the optimised model without the neighbours and the layout conversions around them.
+def _timed_piece(program: Program, precision: str) -> _Cut:
+    """Return the program as ONNX Runtime would execute it within a network."""
+    model, bare = program_model(program)
+    if precision == "int8":
+        model = quantised(model, _ranges_with_neighbours(program, model, bare))
+    return _cut_edges(_optimised(model), bare)
+
+
+def _ranges_with_neighbours(
+    program: Program, model: onnx.ModelProto, bare: frozenset[str]
+) -> dict[str, Range]:
+    """Return the ranges of a program's values on its own inputs, by their names in its model with neighbours.
+
+    A neighbour before hands over the program's input; the one after changes nothing.
+    """
+    alone, _ = program_model(program, neighbours=False)
+    seen = observed_ranges(alone, program.inputs)
+    inputs = [info.name for info in model.graph.input]
+    nodes = iter(model.graph.node)
+    ranges = {name: seen[name] for name in inputs}
+    ranges |= {next(nodes).output[0]: seen[name] for name in inputs if name not in bare}
+    for node in alone.graph.node:
+        ranges[next(nodes).output[0]] = seen[node.output[0]]
+    for node in nodes:
+        ranges[node.output[0]] = seen[alone.graph.output[0].name]
+    return ranges
+
+
+def int8_network(path: Path, x: Array) -> onnx.ModelProto:
+    """Return the network in a file in 8 bits, calibrated on a picture; one that is quantised as it is."""
+    import onnx
+
+    model = onnx.load(path)
+    if any(node.op_type in ("DequantizeLinear", "QLinearConv", "ConvInteger") for node in model.graph.node):
+        return model
+    return quantised(model, observed_ranges(model, [x]))
+
+
+def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Cut:
+    """Return the optimised model without the neighbours and the conversions around them.
 
     From each input the chain of nodes up to and including the neighbour is dropped, likewise from the output
-    backwards; inputs and outputs named in ``bare`` have no neighbour and stay as they are.
+    backwards; inputs and outputs named in ``bare`` have no neighbour and stay as they are, but for a
+    transposed convolution's 8-bit output, which the layer that reads it turns into floats.
     """
+    from onnx import TensorProto
+
     graph = model.graph
-    padded = {constant.name: constant.dims[0] for constant in graph.initializer if constant.dims}
+    constants = {constant.name: constant.dims for constant in graph.initializer}
     producer = {name: node for node in graph.node for name in node.output}
     consumer = {name: node for node in graph.node for name in node.input}
+    transposed = any(node.op_type == "ConvTranspose" for node in graph.node)
     dropped: set[str] = set()
 
-    def cut(info: Any, forward: bool) -> bool:
-        """Replace one input or output by the tensor beyond its neighbour; return whether it is blocked."""
-        if info.name in bare:
-            return False
+    def cut(info: Any, forward: bool) -> _Edge:
+        """Replace one input or output by the tensor beyond its neighbour; return how that looks."""
+        batch, channels, height, width = (d.dim_value for d in info.type.tensor_type.shape.dim)
         node = consumer[info.name] if forward else producer[info.name]
+        if info.name in bare:
+            if forward or not transposed or node.op_type != "DequantizeLinear":
+                return _Edge()
+            dropped.add(node.output[0])
+            info.CopyFrom(tensor_info(node.input[0], (batch, channels, height, width), TensorProto.UINT8))
+            return _Edge(scale=Scale.of(model, *node.input[1:3]))
         dropped.add(node.output[0])
-        while node.op_type != "Conv":
+        while node.op_type not in ("Conv", "QLinearConv"):
             node = consumer[node.output[0]] if forward else producer[node.input[0]]
             dropped.add(node.output[0])
-        batch, _, height, width = (d.dim_value for d in info.type.tensor_type.shape.dim)
+        eight = node.op_type == "QLinearConv"
         beyond = node.output[0] if forward else node.input[0]
         # Both neighbours' weights have one row per channel of the layer, padded to whole blocks if blocked.
-        info.CopyFrom(_tensor_info(beyond, (batch, padded[node.input[1]], height, width)))
-        return bool(node.domain == _BLOCKED)
+        (padded, *_) = constants[node.input[3 if eight else 1]]
+        if not eight:
+            info.CopyFrom(tensor_info(beyond, (batch, padded, height, width)))
+            return _Edge("blocked" if node.domain == _BLOCKED else "plain")
+        last = any(a.name == "channels_last" and a.i for a in node.attribute)
+        shape = (batch, height, width, padded) if last else (batch, padded, height, width)
+        info.CopyFrom(tensor_info(beyond, shape, TensorProto.UINT8))
+        scale = Scale.of(model, *(node.input[6:8] if forward else node.input[1:3]))
+        return _Edge("last" if last else "plain", scale)
 
-    blocked_inputs = tuple(cut(info, True) for info in graph.input)
-    blocked_outputs = tuple(cut(info, False) for info in graph.output)
+    inputs = tuple(cut(info, True) for info in graph.input)
+    outputs = tuple(cut(info, False) for info in graph.output)
     kept = [node for node in graph.node if node.output[0] not in dropped]
     used = {name for node in kept for name in node.input}
-    constants = [constant for constant in graph.initializer if constant.name in used]
+    needed = [constant for constant in graph.initializer if constant.name in used]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
-    graph.initializer.extend(constants)
-    return _Piece(model, blocked_inputs, blocked_outputs)
+    graph.initializer.extend(needed)
+    return _Cut(model, inputs, outputs)
 
 
 @cache
@@ -358,7 +457,7 @@ def _from_blocks(array: Array, channels: int) -> Array:
     return np.ascontiguousarray(blocks.reshape(1, padded, height, width)[:, :channels])
 
 
-def _session(model: bytes | str, threads: int, inputs: Sequence[Array]) -> Prepared:
+def _session(model: bytes | str, threads: int, inputs: Sequence[npt.NDArray[Any]]) -> Prepared:
     """Return a session of ``model`` (bytes, or a path) with its inputs and outputs bound to fixed memory."""
     import onnxruntime
 
@@ -381,29 +480,10 @@ def _session(model: bytes | str, threads: int, inputs: Sequence[Array]) -> Prepa
         given[names[0]].update_inplace(np.ascontiguousarray(array))
 
     def fetch() -> tuple[Array, ...]:
-        return tuple(np.array(value.numpy(), dtype=np.float32) for value in results)
+        return tuple(np.array(value.numpy()) for value in results)
 
     def computed() -> tuple[Array, ...]:
         run()
         return fetch()
 
     return Prepared(run, computed, feed, fetch)
-
-
-def _check_picture_input(path: Path, size: tuple[int, int]) -> None:
-    """Raise :class:`InputError` unless the model takes exactly one float picture of that size."""
-    import onnx
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # protobuf's own error class is not public
-        raise InputError(f"the network '{path}' is no ONNX file, or a damaged one") from None
-    constants = {constant.name for constant in graph.initializer}
-    inputs = [info for info in graph.input if info.name not in constants]
-    shapes = [[d.dim_value or None for d in info.type.tensor_type.shape.dim] for info in inputs]
-    wanted = (1, 3, *size)
-    if len(shapes) != 1 or len(shapes[0]) != 4 or any(h not in (None, w) for h, w in zip(shapes[0], wanted)):
-        found = "; ".join("x".join(str(d or "?") for d in shape) for shape in shapes) or "nothing"
-        raise InputError(
-            f"the network '{path}' takes {found}, not one picture of 1x3x{size[0]}x{size[1]}: state its size"
-        )

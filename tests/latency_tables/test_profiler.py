@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latency_tables import LatencyTable, NetworkJob, ProfileSettings, Row, local_target, profile
+from latency_tables import LatencyTable, NetworkJob, ProfileSettings, Row, get_runtime, local_target, profile
 from latency_tables.profiler import CANARY
 from latency_tables.runtimes import Prepared
 from latency_tables.timing import summarise, take_samples
@@ -317,10 +317,16 @@ def test_wrong_settings_are_named(wrong: dict[str, float]) -> None:
         replace(QUICK, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
-def test_a_real_runtime_is_profiled(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("torch", "fp32"), ("ncnn", "fp32")],
+)
+def test_a_real_runtime_is_profiled(tmp_path: Path, name: str, precision: str) -> None:
+    if reason := get_runtime(name).unavailable():
+        pytest.skip(reason)
     layers = (Layer("conv", 16, 96, 1, 1, 1, 16, 16, norm=True), Layer("deconv", 16, 8, 4, 2, 1, 8, 8))
-    target = local_target(name, threads=1)
+    target = local_target(name, threads=1, precision=precision)
+    assert target.name == f"this-machine-{name}-{precision}-1t"
     settings = ProfileSettings(seconds_per_layer=0.02, rounds=2, min_runs=4, on_drift="warn")
     table = profile(target, layers, out=tmp_path, settings=settings)
     assert table.latency_ms(layers) > 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -114,8 +117,8 @@ def layer_reference(step: Step, x: Array, other: Array | None) -> Array:
 @pytest.fixture(params=sorted(RUNTIMES))
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     found = RUNTIMES[request.param]
-    if (reason := found.unavailable()) is not None:
-        pytest.skip(reason)
+    if reason := found.unavailable():
+        pytest.skip(f"{reason}; {found.install}")
     return found
 
 
@@ -165,6 +168,26 @@ def test_times_are_positive_and_larger_for_what_is_much_larger(runtime: Runtime)
         assert min(samples.ms) > 0
         fastest.append(min(samples.ms))
     assert fastest[1] > fastest[0]
+
+
+@pytest.fixture(params=[name for name in sorted(RUNTIMES) if "int8" in RUNTIMES[name].precisions])
+def quantising(request: pytest.FixtureRequest) -> Runtime:
+    found = RUNTIMES[request.param]
+    if reason := found.unavailable():
+        pytest.skip(f"{reason}; {found.install}")
+    return found
+
+
+def needs(*packages: str) -> None:
+    """Skip the test unless the packages are there; none is imported."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package '{package}' is not installed")
+
+
+def decibels(wanted: Array, found: npt.NDArray[Any]) -> float:
+    """Signal to noise."""
+    return float(10 * np.log10(np.square(wanted).mean() / np.square(wanted - found).mean()))
 
 
 def test_thread_settings_hold_inside_and_are_restored(runtime: Runtime) -> None:
@@ -246,11 +269,11 @@ def save_doubler(runtime: str, path: Path) -> None:
 def doublers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A network that doubles what is positive, 1x3x8x12, in each runtime's own format."""
     folder = tmp_path_factory.mktemp("networks")
-    suffixes = {"torch": ".pt2", "onnxruntime": ".onnx", "litert": ".tflite"}
-    paths = {name: folder / f"network{suffix}" for name, suffix in suffixes.items()}
-    for name, path in paths.items():
+    suffixes = {"torch": ".pt2", "litert": ".tflite"}
+    paths = {name: folder / f"network{suffixes.get(name, '.onnx')}" for name in RUNTIMES}
+    for name in ("torch", "onnxruntime", "litert"):
         if RUNTIMES[name].unavailable() is None:
-            save_doubler(name, path)
+            save_doubler(name, paths[name])
     return paths
 
 
@@ -262,8 +285,13 @@ def network(runtime: Runtime, doublers: dict[str, Path], tmp_path: Path) -> Path
 def test_it_runs_whole_networks(runtime: Runtime, network: Path) -> None:
     with runtime.prepare_model(network, (8, 12), 1) as prepared:
         (y,) = prepared.outputs()
-    assert y.shape == (1, 3, 8, 12)
-    assert y.min() == 0 < y.max()
+        assert y.shape == (1, 3, 8, 12)
+        assert y.min() == 0 < y.max()
+        assert prepared.feed is not None
+        assert prepared.fetch is not None
+        prepared.feed(np.full((1, 3, 8, 12), 2, dtype=np.float32))
+        prepared.run()
+        np.testing.assert_array_equal(prepared.fetch()[0], np.full((1, 3, 8, 12), 4))
     timing = measure_model(runtime, network, (8, 12), 1, seconds=0.02, min_runs=5)
     assert 0 < timing.p10_ms <= timing.median_ms <= timing.p90_ms
     assert timing.runs >= 5
@@ -321,5 +349,199 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(
 
 
 def test_a_precision_that_is_not_offered_is_refused(runtime: Runtime) -> None:
-    with pytest.raises(UnavailableError, match=r"fp32.*, not in 'int3'"):
-        runtime.check(1, "int3")
+    offered = ", ".join(runtime.precisions)
+    with pytest.raises(UnavailableError, match=rf"{offered}, not in 'int4'"):
+        runtime.check(1, "int4")
+
+
+@pytest.mark.parametrize("name", ["ncnn", "torch"])
+def test_int8_is_refused_where_there_is_none(name: str) -> None:
+    if reason := RUNTIMES[name].unavailable():
+        pytest.skip(reason)
+    with pytest.raises(UnavailableError, match=r"timed in fp32, not in 'int8'"):
+        RUNTIMES[name].check(1, "int8")
+
+
+# -- int8 ----------------------------------------------------------------------------------------------
+
+_FEWEST_DECIBELS = 35.0
+"""8 bits give about 6 dB each, less what rounding costs at every layer and the peaks that set the ranges."""
+
+
+@pytest.mark.parametrize("key", [*KEYS, *BLOCKS])
+def test_int8_is_close_to_what_was_asked(quantising: Runtime, key: str) -> None:
+    program = Program.of(piece_from_key(key), np.random.default_rng(1))
+    with quantising.prepare(program, 1, "int8") as prepared:
+        (y,) = prepared.outputs()
+    wanted = reference(program)
+    assert y.shape == wanted.shape
+    assert decibels(wanted, y) > _FEWEST_DECIBELS
+    if "deconv" not in key:  # those compute in floats
+        assert decibels(wanted, y) < 60, "this is not 8 bits"
+
+
+@pytest.mark.parametrize("key", [key for key in (*KEYS, *BLOCKS) if "deconv" not in key])
+def test_int8_runs_in_integers(key: str) -> None:
+    """All that ONNX Runtime executes of a piece computes in bytes; nothing is converted at a neighbour."""
+    piece = piece_from_key(key)
+    cut = onnx_runtime._timed_piece(Program.of(piece), "int8")
+    operators = [node.op_type for node in cut.model.graph.node]
+    assert operators.count("QLinearConv") == len(layers_of(piece))
+    first, last = layers_of(piece)[0], layers_of(piece)[-1]
+    allowed = {"QLinearConv"} | ({"QLinearAdd"} if last.add else set())
+    if first.c_in <= 3:
+        allowed |= {"QuantizeLinear", "Transpose"}
+    if last.c_out % 4:
+        allowed |= {"DequantizeLinear", "Transpose"}
+    assert set(operators) <= allowed
+
+
+def test_a_network_is_quantised_and_a_quantised_one_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    model, _ = onnx_runtime.program_model(Program.of(piece_from_key(BLOCKS[0])), neighbours=False)
+    onnx.save(model, path)
+    x = np.random.default_rng(0).standard_normal((1, 3, 16, 24), dtype=np.float32)
+    quantised = onnx_runtime.int8_network(path, x)
+    operators = [node.op_type for node in onnx_runtime._optimised(quantised).graph.node]
+    assert operators.count("QLinearConv") == 3
+    assert "Conv" not in operators
+    onnx.save(quantised, path)
+    assert onnx_runtime.int8_network(path, x) == quantised
+
+
+def test_quantised_networks_run(quantising: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    model, _ = onnx_runtime.program_model(Program.of(piece_from_key(BLOCKS[0])), neighbours=False)
+    onnx.save(model, path)
+    found = []
+    for precision in ("fp32", "int8"):
+        with quantising.prepare_model(path, (16, 24), 1, precision) as prepared:
+            found += prepared.outputs()
+    assert _FEWEST_DECIBELS < decibels(found[0].astype(np.float64), found[1]) < 60
+    with pytest.raises(InputError, match="17x24"), quantising.prepare_model(path, (17, 24), 1, "int8"):
+        pass  # pragma: no cover
+
+
+# -- OpenVINO ------------------------------------------------------------------------------------------
+
+
+def test_openvino_does_not_call_home_when_it_is_imported(tmp_path: Path) -> None:
+    needs("openvino")
+    code = """
+import sys
+seen = []
+def hook(event, arguments):
+    if event.startswith("socket.") or event in ("os.mkdir", "subprocess.Popen"):
+        seen.append(event)
+sys.addaudithook(hook)
+from latency_tables import get_runtime
+print(get_runtime("openvino").version())
+assert "openvino_telemetry" not in sys.modules and not seen, seen
+"""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("key", [*BLOCKS[1:3], BLOCKS[4]])
+def test_openvino_times_no_conversion_at_the_edges(precision: str, key: str) -> None:
+    needs("openvino")
+    from latency_tables.runtimes import openvino_runtime
+
+    if not openvino_runtime._channels_last(precision):
+        pytest.skip("OpenVINO does not keep channels last on this processor")
+    program = Program.of(piece_from_key(key))
+    source, inner = openvino_runtime._source(program, precision), [True] * len(program.inputs)
+    core = openvino_runtime._core()
+    core.set_property("CPU", {"PERF_COUNT": True})
+    try:
+        compiled = openvino_runtime._compile(openvino_runtime._read(source.model, inner, whole=False), 1)
+    finally:
+        core.set_property("CPU", {"PERF_COUNT": False})
+    request = compiled.create_infer_request()
+    request.infer()
+    infos = [info for info in request.profiling_info if "EXECUTED" in str(info.status)]
+    ran = {info.node_name: (info.node_type, info.exec_type) for info in infos}
+    kernels = [kernel for kind, kernel in ran.values() if "Convolution" in kind]
+    assert len(kernels) == len(program.steps)
+    assert all(kernel.endswith("f32") == (precision == "fp32") for kernel in kernels), kernels
+    # The pixel that is copied out may still be turned; nothing else is.
+    conversions = [name for name, (kind, _) in ran.items() if kind in ("Reorder", "Transpose", "Convert")]
+    assert not [name for name in conversions if name.startswith("x")], ran
+
+
+def test_openvino_refuses_ir_files_in_int8(tmp_path: Path) -> None:
+    needs("openvino")
+    path = tmp_path / "network.xml"
+    path.write_text("<net/>")
+    with pytest.raises(InputError, match=r"\.onnx networks in int8"):
+        measure_model(RUNTIMES["openvino"], path, (8, 12), 1, precision="int8")
+    with pytest.raises(InputError, match="does not run in OpenVINO"):
+        measure_model(RUNTIMES["openvino"], path, (8, 12), 1)
+
+
+# -- ncnn ----------------------------------------------------------------------------------------------
+
+
+def test_ncnn_blocks_are_the_layers_that_its_converter_writes(tmp_path: Path) -> None:
+    """Operators and parameters of a block alone are those of the same block within a converted network."""
+    needs("ncnn", "pnnx")
+    from latency_tables.runtimes import ncnn_runtime
+
+    for key in (BLOCKS[0], BLOCKS[1], BLOCKS[3]):
+        program = Program.of(piece_from_key(key))
+        built, numbers = ncnn_runtime.program_network(program)
+        path = tmp_path / "network.onnx"
+        model, _ = onnx_runtime.program_model(program, neighbours=False)
+        onnx.save(model, path)
+        shapes = ",".join(f"[1,{x.shape[1]},{x.shape[2]},{x.shape[3]}]" for x in program.inputs)
+        command = [str(ncnn_runtime._converter()), path.name, f"inputshape={shapes}", "fp16=0"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        converted = (tmp_path / "network.ncnn.param").read_text()
+        assert parameters(built) == parameters(converted)
+        assert len(numbers) == (tmp_path / "network.ncnn.bin").stat().st_size
+
+
+def parameters(text: str) -> list[tuple[str, list[str]]]:
+    """The layers of an ncnn network, sorted: operator, and its parameters but for defaults."""
+    rows = [line.split() for line in text.splitlines()[2:]]
+    default = {"11", "12", "13", "14", "15", "16", "18=0", "19=0", "2=1", "5=0", "1=6.000000e+00", "0=0"}
+    found = []
+    for operator, _, inputs, outputs, *rest in rows:
+        given = [word.replace("6.000000e+00", "6.0") for word in rest[int(inputs) + int(outputs) :]]
+        kept = [w for w in given if w not in default and w.partition("=")[0] not in default]
+        found.append((operator, sorted(kept)))
+    return sorted(found)
+
+
+def test_ncnn_times_its_own_files(tmp_path: Path) -> None:
+    needs("ncnn")
+    from latency_tables.runtimes import ncnn_runtime
+
+    program = Program.of(piece_from_key(BLOCKS[0]))
+    text, numbers = ncnn_runtime.program_network(program)
+    path = tmp_path / "network.param"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"'network\.bin' beside it"):
+        measure_model(RUNTIMES["ncnn"], path, (16, 24), 1)
+    path.with_suffix(".bin").write_bytes(numbers)
+    assert measure_model(RUNTIMES["ncnn"], path, (16, 24), 1, seconds=0.02).median_ms > 0
+    path.write_text(text.replace("ConvolutionDepthWise", "Nonsense"))
+    with pytest.raises(InputError, match=r"does not run in ncnn.*Nonsense"):
+        measure_model(RUNTIMES["ncnn"], path, (16, 24), 1)
+    with pytest.raises(InputError, match=r"\.param files.*\.onnx"):
+        path.rename(tmp_path / "network.mnn")
+        measure_model(RUNTIMES["ncnn"], tmp_path / "network.mnn", (16, 24), 1)
+
+
+def test_ncnn_without_its_converter_says_how_to_get_it(
+    doublers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("ncnn")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pnnx" else find_spec(name))
+    with pytest.raises(UnavailableError, match="pip install pnnx"):
+        measure_model(RUNTIMES["ncnn"], doublers["ncnn"], (8, 12), 1)

@@ -1,0 +1,113 @@
+"""int8 models: an ONNX model's convolutions and additions in 8 bits, calibrated on given inputs.
+
+The scheme is the one that ONNX Runtime advises for processors, static quantisation with Q/DQ nodes:
+activations in unsigned, weights in signed 8 bits, one scale for each output channel, ranges from the least
+and the largest value seen. Transposed convolutions compute in 32-bit floats: ONNX Runtime
+has no 8-bit kernel for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_tables.runtimes.base import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+_QUANTISED = ["Conv", "Add", "Relu", "Clip"]
+_TYPED = 1  # onnx.TensorProto.FLOAT
+
+Range = tuple[float, float]
+"""Least and largest value of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How 8-bit numbers stand for real ones: ``real = step * (number - zero)``."""
+
+    step: float
+    zero: int
+
+    def numbers(self, values: Array) -> npt.NDArray[np.uint8]:
+        """Return real values as 8-bit numbers, those beyond the range at its ends."""
+        found: npt.NDArray[np.uint8] = np.clip(np.rint(values / self.step) + self.zero, 0, 255).astype(
+            np.uint8
+        )
+        return found
+
+    def values(self, numbers: npt.NDArray[Any]) -> Array:
+        """Return what 8-bit numbers stand for."""
+        return (numbers.astype(np.float32) - np.float32(self.zero)) * np.float32(self.step)
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, step: str, zero: str) -> Scale:
+        """Return the scale that two constants of a model hold, by their names."""
+        from onnx import numpy_helper
+
+        held = {c.name: c for c in model.graph.initializer if c.name in (step, zero)}
+        return cls(
+            float(numpy_helper.to_array(held[step]).item()), int(numpy_helper.to_array(held[zero]).item())
+        )
+
+
+def observed_ranges(model: onnx.ModelProto, inputs: Sequence[Array]) -> dict[str, Range]:
+    """Return the range of every tensor of a model when it runs on ``inputs``, by the tensors' names."""
+    import onnxruntime
+    from onnx import helper
+
+    copy = type(model)()
+    copy.CopyFrom(model)
+    given = {info.name for info in copy.graph.output}
+    every = [name for node in copy.graph.node for name in node.output if name]
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, _TYPED, None) for name in every if name not in given
+    )
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {info.name: x for info, x in zip(session.get_inputs(), inputs, strict=True)}
+    seen = {**feeds, **dict(zip(every, session.run(every, feeds), strict=True))}
+    return {name: (float(values.min()), float(values.max())) for name, values in seen.items()}
+
+
+def quantised(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.ModelProto:
+    """Return the model with Q/DQ nodes around what runs in 8 bits; ``ranges`` holds every activation's."""
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QDQQuantizer,
+        QuantType,
+        TensorData,
+        TensorsData,
+    )
+
+    copy = type(model)()
+    copy.CopyFrom(model)
+    data = {
+        name: TensorData(lowest=np.float32(least), highest=np.float32(largest))
+        for name, (least, largest) in ranges.items()
+    }
+    quantizer = QDQQuantizer(
+        copy,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=_QUANTISED,
+        extra_options={},
+    )
+    quantizer.quantize_model()
+    found: onnx.ModelProto = quantizer.model.model
+    return found

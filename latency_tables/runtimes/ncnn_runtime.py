@@ -1,0 +1,360 @@
+"""ncnn on the CPU, at fp32; layers and blocks get and hand over their activations packed, as in a network.
+
+ncnn keeps 4, 8 or 16 channels of a pixel side by side (*packs* them) where the number of channels allows it,
+and every layer decides for itself, so that a block runs alone as it runs in a network once its input comes
+packed. A program is written as the text and the numbers of an ncnn network, with the layers that ncnn's own
+converter, pnnx, would write.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from latency_tables.runtimes.base import (
+    Array,
+    Prepared,
+    Program,
+    Runtime,
+    Step,
+    check_picture_input,
+    conv_padding,
+    deconv_padding,
+)
+from search_spaces.errors import InputError, UnavailableError
+from search_spaces.layers import Layer, Piece
+
+if TYPE_CHECKING:
+    import ncnn
+
+_MAGIC = 7767517
+"""First line of every ncnn network."""
+
+_FLOAT32 = np.zeros(1, dtype="<u4").tobytes()
+"""What precedes weights that are stored as 32-bit floats."""
+
+
+class NcnnRuntime(Runtime):
+    """ncnn on the CPU: 32-bit floats stored and computed, packed layouts, algorithms as ncnn picks them.
+
+    Without being told otherwise, ncnn computes in 16 bits wherever a processor can; that is switched off, so
+    that fp32 is fp32. Activations come from pools, as in ncnn's own benchmark.
+
+    Whole networks are ``.param`` files with their ``.bin`` beside them, or ``.onnx`` files, which pnnx
+    converts.
+    int8 is not offered: what would quantise a network for ncnn is not in its Python package.
+    """
+
+    name: ClassVar[str] = "ncnn"
+    install: ClassVar[str] = "install it with: pip install ncnn pnnx"
+
+    def unavailable(self) -> str | None:
+        return None if importlib.util.find_spec("ncnn") else "the package 'ncnn' is not installed"
+
+    def version(self) -> str:
+        import ncnn
+
+        return str(ncnn.__version__)
+
+    @contextmanager
+    def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
+        program = piece if isinstance(piece, Program) else Program.of(piece)
+        text, numbers = program_network(program)
+        with _network(text, numbers, threads) as net:
+            feeds = [_packed(x, net.opt) for x in program.inputs]
+            yield _prepared(net, feeds)
+
+    @contextmanager
+    def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        self.check(threads, precision)
+        text = _text(["Input in0 0 1 in0", "ReLU relu 1 1 in0 out0"])
+        with _network(text, b"", threads) as net:
+            yield _prepared(net, [_mat(np.ones((1, 1, 1, 1), dtype=np.float32))])
+
+    @contextmanager
+    def prepare_model(
+        self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
+    ) -> Iterator[Prepared]:
+        self.check(threads, precision)
+        if not path.is_file():
+            raise InputError(f"the network '{path}' does not exist")
+        numbers: bytes | Path
+        if path.suffix == ".onnx":
+            text, numbers = _converted(path, size)
+        elif path.suffix == ".param":
+            text, numbers = path.read_text(encoding="utf-8", errors="replace"), path.with_suffix(".bin")
+            if not path.with_suffix(".bin").is_file():
+                raise InputError(f"the network '{path}' has no '{path.stem}.bin' beside it, its numbers")
+        else:
+            raise InputError(f"ncnn times .param files (with their .bin) and .onnx files, not '{path}'")
+        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        try:
+            with _network(text, numbers, threads) as net:
+                if len(net.input_names()) != 1:
+                    raise _RefusedError(f"it has {len(net.input_names())} inputs, not one")
+                with _prepared_network(net, x) as prepared:
+                    yield prepared
+        except _RefusedError as error:
+            raise InputError(
+                f"the network '{path}' does not run in ncnn on one picture of {size[0]}x{size[1]}: {error}"
+            ) from None
+
+
+class _RefusedError(Exception):
+    """ncnn does not take a network; the reason in its words."""
+
+
+def program_network(program: Program) -> tuple[str, bytes]:
+    """Return a program as the text (``.param``) and the numbers (``.bin``) of an ncnn network.
+
+    Its inputs are called ``in0``, ``in1``, ..., its output ``out0``.
+    """
+    lines = [f"Input in{i} 0 1 in{i}" for i in range(len(program.inputs))]
+    values = [f"in{i}" for i in range(len(program.inputs))]
+    readers = Counter(n for step in program.steps for n in (step.x, step.other) if n is not None)
+    waiting: dict[str, list[str]] = {}
+
+    def read(number: int) -> str:
+        """Return the name under which the next reader finds a value; ncnn wants one name per reader."""
+        name = values[number]
+        if readers[number] > 1 and name not in waiting:
+            waiting[name] = [f"{name}_{i}" for i in range(readers[number])]
+            lines.append(f"Split split_{name} 1 {readers[number]} {name} {' '.join(waiting[name])}")
+        return waiting[name].pop(0) if name in waiting else name
+
+    numbers: list[bytes] = []
+    for place, step in enumerate(program.steps):
+        y = "out0" if step is program.steps[-1] else f"y{place}"
+        fused = step.other is None
+        end = y if fused else f"sum{place}"
+        added = None if step.other is None else read(step.other)
+        lines.append(_convolution(step, f"conv{place}", read(step.x), y if fused else f"z{place}", fused))
+        if added is not None:
+            active = step.layer.activation != "none"
+            lines.append(f"BinaryOp add{place} 2 1 {added} z{place} {end if active else y} 0=0")
+            if active:
+                operator = "ReLU" if step.layer.activation == "relu" else "Clip"
+                limits = "" if operator == "ReLU" else " 0=0.0 1=6.0"
+                lines.append(f"{operator} act{place} 1 1 {end} {y}{limits}")
+        numbers += _numbers(step)
+        values.append(y)
+    return _text(lines), b"".join(numbers)
+
+
+def _text(lines: Sequence[str]) -> str:
+    """Return the text of a network: magic number, how many layers and values it has, and the layers."""
+    values = sum(int(line.split()[3]) for line in lines)
+    return "\n".join([str(_MAGIC), f"{len(lines)} {values}", *lines, ""])
+
+
+def _convolution(step: Step, name: str, x: str, y: str, fused: bool) -> str:
+    """Return the line of a convolution, with its activation if that is ``fused`` with it."""
+    layer = step.layer
+    operator = "Deconvolution" if layer.kind == "deconv" else "Convolution"
+    given = {0: layer.c_out, 1: layer.kernel, 2: 1, 3: layer.stride, 5: int(step.bias is not None)}
+    if layer.kind == "deconv":
+        padding, extra = deconv_padding(layer)
+        given |= {4: padding, 18: extra, 19: extra}
+    else:
+        before, after = conv_padding(layer)
+        given |= {4: before, 14: before, 15: after, 16: after}
+    given[6] = step.weight.size
+    if layer.groups > 1:
+        operator += "DepthWise"
+        given[7] = layer.groups
+    words = [f"{key}={value}" for key, value in sorted(given.items())]
+    if fused and layer.activation == "relu":
+        words.append("9=1")
+    elif fused and layer.activation == "relu6":
+        words += ["9=3", "-23310=2,0.0,6.0"]
+    return f"{operator} {name} 1 1 {x} {y} {' '.join(words)}"
+
+
+def _numbers(step: Step) -> list[bytes]:
+    """Return weights and bias as ncnn stores them: output channels before input channels, group by group."""
+    layer, weight = step.layer, step.weight
+    if layer.kind == "deconv":
+        groups = weight.reshape(layer.groups, layer.c_in // layer.groups, -1, layer.kernel**2)
+        weight = groups.swapaxes(1, 2)
+    found = [_FLOAT32, np.ascontiguousarray(weight, dtype="<f4").tobytes()]
+    if step.bias is not None:
+        found.append(step.bias.astype("<f4").tobytes())
+    return found
+
+
+@contextmanager
+def _network(text: str, numbers: bytes | Path, threads: int) -> Iterator[ncnn.Net]:
+    """Yield a loaded network that computes with so many threads; at the end all its memory is given back.
+
+    Raises
+    ------
+    _RefusedError
+        If ncnn cannot load it.
+    """
+    import ncnn
+
+    net, blobs, workspace = ncnn.Net(), ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator()
+    options = net.opt
+    options.num_threads = threads
+    options.use_vulkan_compute = False
+    options.use_packing_layout = True
+    for width in ("fp16", "bf16"):
+        for part in ("packed", "storage", "arithmetic"):
+            if hasattr(options, f"use_{width}_{part}"):
+                setattr(options, f"use_{width}_{part}", False)
+    options.blob_allocator, options.workspace_allocator = blobs, workspace
+    try:
+        with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
+            file = Path(folder) / "network.bin"
+            if isinstance(numbers, bytes):
+                file.write_bytes(numbers)
+            else:
+                file = numbers
+            heard: list[str] = []
+            with _hearing(Path(folder) / "heard", heard):
+                failed = net.load_param_mem(text) or net.load_model(str(file))
+            if failed:
+                raise _RefusedError(heard[0] if heard else "it cannot be loaded")
+        yield net
+    finally:
+        net.clear()
+        blobs.clear()
+        workspace.clear()
+
+
+@contextmanager
+def _hearing(path: Path, heard: list[str]) -> Iterator[None]:
+    """Gather the lines that ncnn would write to standard error, through a file at ``path``."""
+    with path.open("w+b") as file:
+        former = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(former, 2)
+            os.close(former)
+            file.seek(0)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+            heard += [line.strip() for line in lines if line.strip()]
+
+
+def _prepared(net: ncnn.Net, feeds: Sequence[ncnn.Mat]) -> Prepared:
+    """Return a piece ready to run; its outputs stay packed when it is timed."""
+
+    def run() -> None:
+        _extracted(net, feeds, packed=True)
+
+    def outputs() -> tuple[Array, ...]:
+        return tuple(np.array(mat, dtype=np.float32)[None] for mat in _extracted(net, feeds, packed=False))
+
+    return Prepared(run, outputs)
+
+
+def _extracted(net: ncnn.Net, feeds: Sequence[ncnn.Mat], *, packed: bool) -> list[ncnn.Mat]:
+    """Run the network once; return its outputs, as the layers left them if ``packed``."""
+    extractor = net.create_extractor()
+    for name, feed in zip(net.input_names(), feeds, strict=True):
+        extractor.input(name, feed)
+    found = []
+    for name in net.output_names():
+        failed, mat = extractor.extract(name, int(packed))
+        if failed:
+            raise _RefusedError(f"its output '{name}' cannot be computed")
+        found.append(mat)
+    return found
+
+
+@contextmanager
+def _prepared_network(net: ncnn.Net, x: Array) -> Iterator[Prepared]:
+    """Yield a network ready to run on pictures like ``x``; its outputs are unpacked, as users want them.
+
+    Raises
+    ------
+    _RefusedError
+        If it cannot be run.
+    """
+    feeds = [_mat(x)]
+    last: list[ncnn.Mat] = []
+
+    def feed(array: Array) -> None:
+        feeds[0] = _mat(array)
+
+    def run() -> None:
+        last[:] = _extracted(net, feeds, packed=False)
+
+    def fetch() -> tuple[Array, ...]:
+        return tuple(np.array(mat, dtype=np.float32)[None] for mat in last)
+
+    def outputs() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    try:
+        run()
+        yield Prepared(run, outputs, feed, fetch)
+    finally:
+        last.clear()  # their memory belongs to the network's pools
+
+
+def _mat(array: Array) -> ncnn.Mat:
+    """Return an (1, C, H, W) array as a matrix that owns its memory (a borrowed one may be overwritten)."""
+    import ncnn
+
+    return ncnn.Mat(np.ascontiguousarray(array[0])).clone()
+
+
+def _packed(array: Array, options: Any) -> ncnn.Mat:
+    """Return an (1, C, H, W) array packed as a layer before would hand it over."""
+    import ncnn
+
+    mat, channels = _mat(array), array.shape[1]
+    one = Layer("conv", 1, channels, 1, 1, 1, 1, 1)
+    with _network(*program_network(Program.of(one)), options.num_threads) as neighbour:
+        extractor = neighbour.create_extractor()
+        extractor.input("in0", _mat(np.ones((1, 1, 1, 1), dtype=np.float32)))
+        _, handed = extractor.extract("out0", 1)
+        pack = handed.elempack
+        del handed, extractor
+    return mat if pack == 1 else ncnn.convert_packing(mat, pack)
+
+
+def _converted(path: Path, size: tuple[int, int]) -> tuple[str, bytes]:
+    """Return an ONNX network as ncnn's, converted by pnnx with 32-bit weights."""
+    check_picture_input(path, size)
+    with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
+        # pnnx writes a dozen files beside the one that it reads.
+        shutil.copy(path, Path(folder) / "network.onnx")
+        command = [str(_converter()), "network.onnx", f"inputshape=[1,3,{size[0]},{size[1]}]", "fp16=0"]
+        done = subprocess.run(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        text, numbers = Path(folder) / "network.ncnn.param", Path(folder) / "network.ncnn.bin"
+        if done.returncode or not text.is_file() or not numbers.is_file():
+            lines = done.stdout.decode("utf-8", errors="replace").strip().splitlines() or ["it says nothing"]
+            raise InputError(f"pnnx does not convert the network '{path}' for ncnn: {lines[-1].strip()}")
+        return text.read_text(encoding="utf-8"), numbers.read_bytes()
+
+
+def _converter() -> Path:
+    """Return pnnx's program; its Python package is not imported, for it imports torch."""
+    spec = importlib.util.find_spec("pnnx")
+    name = "pnnx.exe" if os.name == "nt" else "pnnx"
+    places: Sequence[str] = (spec.submodule_search_locations or ()) if spec else ()
+    for place in places:
+        if (program := Path(place) / name).is_file():
+            return program
+    raise UnavailableError(
+        "ncnn times .onnx files after pnnx has converted them, and the package 'pnnx' is not installed;"
+        " install it with: pip install pnnx"
+    )
