@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
-from latency_tables.table import TRUST, Calibration, LatencyTable, Row
+from latency_tables.table import TRUST, Calibration, LatencyTable, MeasuredNetwork, Row
 from latency_tables.target import Target
 from latency_tables.validate import FEWEST_RUNS
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.layers import Piece
 
@@ -248,12 +249,20 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
         for layer, row in table.rows.items():
             if layer not in winners or _worth(row) >= _worth(winners[layer][0]):
                 winners[layer] = (row, i)
+    networks: dict[tuple[Arch, int], MeasuredNetwork] = {}
+    for each in (network for table in tables for network in table.networks):
+        known = networks.get((each.arch, each.joints))
+        if known is None or _worth(each.row) >= _worth(known.row):
+            networks[each.arch, each.joints] = each
     sessions = {_text(session): session for table in tables for session in table.sessions}
     ordered = [sessions[text] for text in sorted(sessions, key=lambda text: (_when(sessions[text]), text))]
     taken = tuple(sum(source == i for _, source in winners.values()) for i in range(len(tables)))
     return Merged(
         table=LatencyTable(
-            tables[0].target, {layer: row for layer, (row, _) in winners.items()}, tuple(ordered)
+            tables[0].target,
+            {layer: row for layer, (row, _) in winners.items()},
+            tuple(ordered),
+            networks=tuple(networks.values()),
         ),
         taken=taken,
         dropped=tuple(i for i, table in enumerate(tables) if table.calibration is not None),

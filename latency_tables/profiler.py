@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,10 @@ import numpy as np
 from latency_tables.bench import Bench, LocalBench
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
-from latency_tables.table import LatencyTable, Row, csv_path
+from latency_tables.table import LatencyTable, MeasuredNetwork, Row, csv_path
 from latency_tables.target import Target
 from latency_tables.timing import Clock, Samples, Timing, summarise, take_samples
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError, RunError
 from search_spaces.layers import Layer, Piece, piece_from_key
 
@@ -35,10 +36,34 @@ CANARY = Layer("conv", 96, 96, 1, 1, 1, 32, 32, norm=True, activation="relu6", n
 
 _CANARY_EVERY = 16
 _CANARY_SECONDS = 0.03
+_FEWEST_NETWORK_RUNS = 2
 _DECIMALS = 7
 _LEAST_SHARE = 0.1
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkJob:
+    """A whole network to be timed among the layers and blocks.
+
+    Attributes
+    ----------
+    arch, joints
+        The network.
+    model
+        Returns the file of the exported network, in the form that the target's runtime reads; called when it
+        is needed.
+    """
+
+    arch: Arch
+    joints: int
+    model: Callable[[], Path]
+
+    @property
+    def key(self) -> str:
+        """What the journal calls it."""
+        return f"network {self.arch.id} {self.joints}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +73,15 @@ class ProfileSettings:
     Attributes
     ----------
     seconds_per_layer
-        Time per layer, all rounds together, warm-up included.
+        Time per layer or block in the first ``rounds`` rounds together, warm-up included.
+    seconds_per_network
+        The same for whole networks.
     rounds
-        Visits to each layer.
+        Visits to each layer, block and network.
+    max_rounds
+        Rounds at most: what is not known to ``tightness`` after ``rounds`` is visited again.
+    tightness
+        Standard error of the median over rounds, as a share of it, that ends the visits.
     min_runs
         Fewest timed runs per layer, all rounds together.
     max_drift
@@ -68,18 +99,21 @@ class ProfileSettings:
     """
 
     seconds_per_layer: float = 0.25
+    seconds_per_network: float = 1.0
     rounds: int = 5
+    max_rounds: int = 10
+    tightness: float = 0.02
     min_runs: int = 20
     max_drift: float = 0.15
     on_drift: Literal["refuse", "warn"] = "refuse"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for what in ("seconds_per_layer", "max_drift"):
+        for what in ("seconds_per_layer", "seconds_per_network", "tightness", "max_drift"):
             value = getattr(self, what)
             if not 0 < value < math.inf:
                 raise InputError(f"{what} is a positive number, not {value!r}")
-        for what, least in (("rounds", 1), ("min_runs", 1), ("seed", 0)):
+        for what, least in (("rounds", 1), ("max_rounds", 1), ("min_runs", 1), ("seed", 0)):
             value = getattr(self, what)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{what} is a whole number from {least}, not {value!r}")
@@ -92,12 +126,13 @@ def profile(
     layers: Iterable[Piece],
     *,
     out: str | Path,
+    networks: Iterable[NetworkJob] = (),
     settings: ProfileSettings | None = None,
     bench: Bench | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> LatencyTable:
-    """Time layers on this machine and return the table, which is also saved.
+    """Time layers, blocks and whole networks on a target and return the table, which is also saved.
 
     Measurements go to a journal (``NAME.partial.jsonl``) as they arrive: after Ctrl-C, kill -9 or a power cut
     the same call continues where it stopped. If the table exists, only layers that it lacks are measured.
@@ -105,11 +140,13 @@ def profile(
     Parameters
     ----------
     target
-        What is measured; must be this machine.
+        What is measured.
     layers
         The work list: layers, or blocks that are timed as a whole, e.g. ``space.distinct_blocks()``.
     out
         Folder for the table (file name: the target's name), or the path of its CSV file.
+    networks
+        Whole networks that are timed in the same rounds; they are kept in the table for a calibration.
     settings
         How thoroughly to measure.
     bench
@@ -137,10 +174,13 @@ def profile(
         raise InputError("there is nothing to profile: the work list holds no layer")
     path = csv_path(out) if Path(out).suffix == ".csv" else Path(out) / f"{target.name}.csv"
     former = _former_table(path, target, bench)
-    todo = work if former is None else tuple(piece for piece in work if piece not in former.rows)
+    whole = {job.key: job for job in networks}
+    jobs: list[Piece | NetworkJob] = [*work, *whole.values()]
+    known = frozenset[str]() if former is None else _measured_keys(former)
+    todo = [job for job in jobs if job.key not in known]
     partial = path.with_suffix(".partial.jsonl")
     if former is not None and not todo:
-        if journaled_keys(partial) <= {layer.key for layer in former.rows}:
+        if journaled_keys(partial) <= known:
             partial.unlink(missing_ok=True)  # the table was saved, then the process was killed
         return former
     header = {
@@ -152,9 +192,9 @@ def profile(
         journal.write("start", facts={"date": _now(), "command": command, **bench.machine()})
         _measure(journal, bench, todo, settings, progress)
         drift = _check_drift(journal, former, settings)
-        table = _table(journal.found, target, bench, settings, drift)
+        table = _table(journal.found, target, bench, settings, drift, whole)
         if former is not None:
-            table = former.merge(table)
+            table = _measured_part(former).merge(table)
         table.save(path)
         journal.remove()
     return table
@@ -206,17 +246,32 @@ def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | No
     return table
 
 
+def _network_key(network: MeasuredNetwork) -> str:
+    return f"network {network.arch.id} {network.joints}"
+
+
+def _measured_keys(table: LatencyTable) -> frozenset[str]:
+    """Return the keys of what a table holds measurements of; estimates do not count."""
+    rows = (piece.key for piece, row in table.rows.items() if row.provenance != "calibrated-estimate")
+    return frozenset((*rows, *map(_network_key, table.networks)))
+
+
+def _measured_part(table: LatencyTable) -> LatencyTable:
+    """Return a table without its estimates, unless it holds nothing else."""
+    rows = {piece: row for piece, row in table.rows.items() if row.provenance != "calibrated-estimate"}
+    return replace(table, rows=rows) if rows else table
+
+
 def _measure(
     journal: Journal,
     bench: Bench,
-    layers: Sequence[Piece],
+    jobs: Sequence[Piece | NetworkJob],
     settings: ProfileSettings,
     progress: Progress | None,
 ) -> None:
-    """Visit every layer once per round, skipping the visits that the journal already holds."""
+    """Visit all once per round, then what is still loose in further ones; skip what the journal holds."""
     found = journal.found
-    every = sorted(layers, key=lambda layer: layer.key)
-    seconds = settings.seconds_per_layer / settings.rounds
+    every = sorted(jobs, key=lambda job: job.key)
     min_runs = math.ceil(settings.min_runs / settings.rounds)
     done, total = 0, settings.rounds * len(every)
 
@@ -224,22 +279,48 @@ def _measure(
         journal.samples("canary", index, bench.time(CANARY, _CANARY_SECONDS, min_runs))
         journal.samples("overhead", index, bench.time(None, _CANARY_SECONDS / 3, min_runs))
 
-    for index in range(settings.rounds):
-        order = np.random.default_rng((settings.seed, index)).permutation(len(every))
+    def visit(job: Piece | NetworkJob) -> Samples:
+        if isinstance(job, NetworkJob):
+            seconds = settings.seconds_per_network / settings.rounds
+            return bench.time_model(job.model(), job.arch.size, seconds, min(min_runs, _FEWEST_NETWORK_RUNS))
+        return bench.time(job, settings.seconds_per_layer / settings.rounds, min_runs)
+
+    for index in range(max(settings.rounds, settings.max_rounds)):
+        further = index >= settings.rounds
+        wanted = every
+        if further:
+            wanted = [job for job in every if _spread(found, job.key, index) > settings.tightness]
+            total += len(wanted)
+        order = np.random.default_rng((settings.seed, index)).permutation(len(wanted))
         known = found.visits.get(index, {})
-        waiting = [every[i] for i in order if every[i].key not in known]
-        done += len(every) - len(waiting)
-        for position, layer in enumerate(waiting):
+        waiting = [wanted[i] for i in order if wanted[i].key not in known]
+        done += len(wanted) - len(waiting)
+        name = f"round {index + 1}/{settings.rounds}" + (f", {len(wanted)} still loose" if further else "")
+        for position, job in enumerate(waiting):
             if progress is not None:
-                progress(done, total, f"round {index + 1}/{settings.rounds}: {layer.key}")
+                progress(done, total, f"{name}: {job.key}")
             if position % _CANARY_EVERY == 0:
                 canary(index)
-            journal.samples("layer", index, bench.time(layer, seconds, min_runs), key=layer.key)
+            journal.samples("layer", index, visit(job), key=job.key)
             done += 1
         if waiting:
             canary(index)
     if progress is not None:
         progress(total, total, "done")
+
+
+def _spread(found: Measurements, key: str, before: int) -> float:
+    """Return the standard error of the median over the rounds before this one, as a share of the median.
+
+    It is that of normally distributed rounds, 1.2533 times their deviation over the root of their number,
+    the deviation taken from the median absolute one (times 1.4826), which single bad rounds do not bend.
+    """
+    rounds = [
+        float(np.median(visits[key].ms)) for i, visits in found.visits.items() if i < before and key in visits
+    ]
+    middle = float(np.median(rounds))
+    deviation = 1.4826 * float(np.median(np.abs(np.array(rounds) - middle)))
+    return 1.2533 * deviation / math.sqrt(len(rounds)) / middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,30 +373,36 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
 
 
 def _table(
-    found: Measurements, target: Target, bench: Bench, settings: ProfileSettings, drift: _Drift
+    found: Measurements,
+    target: Target,
+    bench: Bench,
+    settings: ProfileSettings,
+    drift: _Drift,
+    whole: Mapping[str, NetworkJob],
 ) -> LatencyTable:
-    """Return the table of all layers that every round has visited, net of the cost of calling the runtime."""
+    """Return the table of all that every round has visited, net of the cost of calling the runtime.
+
+    Whole networks are called as they are here, so their times are gross.
+    """
     rounds = range(settings.rounds)
     overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
     source = f"{bench.runtime} {bench.version()}"
     keys = sorted(set.intersection(*(set(found.visits.get(index, {})) for index in rounds)))
     rows: dict[Piece, Row] = {}
+    networks = []
     for key in keys:
-        visits = [found.visits[index][key] for index in rounds]
-        timing = _net(visits, overhead)
-        rows[piece_from_key(key)] = Row(
-            median_ms=timing.median_ms,
-            p10_ms=timing.p10_ms,
-            p90_ms=timing.p90_ms,
-            runs=timing.runs,
-            provenance="measured-here",
-            source=source,
-        )
+        visits = [visited[key] for visited in found.visits.values() if key in visited]
+        row = _row(_net(visits, 0.0 if key in whole else overhead), source)
+        if key in whole:
+            networks.append(MeasuredNetwork(whole[key].arch, whole[key].joints, row))
+        elif not key.startswith("network "):
+            rows[piece_from_key(key)] = row
     session = {
         "date": found.starts[0]["date"],
         "finished": _now(),
         "command": found.starts[-1]["command"],
         "layers": len(rows),
+        "networks": len(networks),
         "runtime_version": bench.version(),
         **{key: value for key, value in asdict(settings).items() if key != "on_drift"},
         "processes": len(found.starts),
@@ -329,7 +416,11 @@ def _table(
         "drift": round(drift.worst, 4),
         "drifted": drift.worst > settings.max_drift,
     }
-    return LatencyTable(target=target, rows=rows, sessions=(session,))
+    return LatencyTable(target=target, rows=rows, sessions=(session,), networks=tuple(networks))
+
+
+def _row(timing: Timing, source: str) -> Row:
+    return Row(timing.median_ms, timing.p10_ms, timing.p90_ms, timing.runs, "measured-here", source)
 
 
 def _net(visits: Sequence[Samples], overhead: float) -> Timing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from latency_tables.target import Target
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
 from search_spaces.files import check_keys, read_text, read_yaml, write_texts, yaml_text
 from search_spaces.layers import Block, Piece, layers_of, piece_from_key
+from search_spaces.registry import arch_from_json
 
 Provenance = Literal["measured-here", "measured-by-others", "calibrated-estimate"]
 """How far a number can be trusted, best first."""
@@ -182,26 +185,78 @@ class Calibration:
             raise InputError(f"{where}: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredNetwork:
+    """A whole network that was timed on the target: what calibrations are fitted on.
+
+    Attributes
+    ----------
+    arch, joints
+        The network.
+    row
+        Its times.
+    """
+
+    arch: Arch
+    joints: int
+    row: Row
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What it executes."""
+        return self.arch.blocks(self.joints)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as YAML holds them; the arch is a line of JSON."""
+        return {"arch": json.dumps(self.arch.to_json()), "joints": self.joints, **asdict(self.row)}
+
+    @classmethod
+    def from_dict(cls, value: object, where: str) -> MeasuredNetwork:
+        """Return the network that a mapping describes; errors (:class:`InputError`) name ``where``."""
+        names = {"arch", "joints", *(field.name for field in fields(Row))}
+        given = dict(check_keys(value, names, where))
+        for name in sorted(names - given.keys()):
+            raise InputError(f"{where} lacks '{name}'")
+        text, joints = given.pop("arch"), given.pop("joints")
+        try:
+            arch = arch_from_json(json.loads(text) if isinstance(text, str) else text, f"{where}: arch")
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: arch is no JSON ({error}): {shown(text)}") from None
+        if not isinstance(joints, int) or isinstance(joints, bool) or joints < 1:
+            raise InputError(f"{where}: joints is a whole number from 1, not {shown(joints)}")
+        for what in ("median_ms", "p10_ms", "p90_ms"):
+            if isinstance(given[what], int) and not isinstance(given[what], bool):
+                given[what] = float(given[what])
+        given["source"] = str(given["source"])
+        try:
+            return cls(arch, joints, Row(**given))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds per layer for one target.
+    """Milliseconds per layer or block for one target.
 
     Attributes
     ----------
     target
         What the numbers hold for.
     rows
-        One row per layer.
+        One row per layer or block.
     sessions
         Circumstances of each measuring session, oldest first: date, runtime version, drift, and so on.
     calibration
         The affine fit on whole networks, or None.
+    networks
+        Whole networks that were timed on the target.
     """
 
     target: Target
     rows: Mapping[Piece, Row]
     sessions: tuple[Mapping[str, Any], ...] = ()
     calibration: Calibration | None = None
+    networks: tuple[MeasuredNetwork, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -277,7 +332,7 @@ class LatencyTable:
         return math.fsum(row.median_ms for piece in wanted for row in self.answers(piece) or ())
 
     def merge(self, other: LatencyTable) -> LatencyTable:
-        """Return the rows of both; where both have a layer, this table's row stays.
+        """Return the rows of both; where both have a layer, a block or a network, this table's stays.
 
         The calibration stays too: it was fitted on this table's rows, which do not change.
 
@@ -290,7 +345,14 @@ class LatencyTable:
             raise InputError(
                 f"tables of different targets are never merged: {self.target} and {other.target}"
             )
-        return replace(self, rows={**other.rows, **self.rows}, sessions=(*self.sessions, *other.sessions))
+        known = {(network.arch, network.joints) for network in self.networks}
+        further = (each for each in other.networks if (each.arch, each.joints) not in known)
+        return replace(
+            self,
+            rows={**other.rows, **self.rows},
+            sessions=(*self.sessions, *other.sessions),
+            networks=(*self.networks, *further),
+        )
 
     # -- files ------------------------------------------------------------------------------------------
 
@@ -309,6 +371,8 @@ class LatencyTable:
         metadata: dict[str, Any] = {"format": _FORMAT, "target": self.target.to_dict()}
         if self.calibration is not None:
             metadata["calibration"] = asdict(self.calibration)
+        if self.networks:
+            metadata["networks"] = [network.to_dict() for network in self.networks]
         metadata["sessions"] = [dict(session) for session in self.sessions]
         write_texts({path.with_suffix(".yaml"): yaml_text(metadata), path: text.getvalue()})
         return path
@@ -327,7 +391,7 @@ class LatencyTable:
             raise InputError(fault.message)
         if scan.target is None:  # a scan without a fault has one
             raise InputError(f"latency table '{scan.path}' has no target")
-        return cls(scan.target, scan.rows, scan.sessions, scan.calibration)
+        return cls(scan.target, scan.rows, scan.sessions, scan.calibration, scan.networks)
 
 
 def csv_path(path: str | Path) -> Path:
@@ -376,7 +440,7 @@ class Scan:
         The rows that are sound.
     lines
         For each of them its line and its key as the file spells it.
-    target, sessions, calibration
+    target, sessions, calibration, networks
         As in :class:`LatencyTable`; None or empty where they cannot be read.
     faults
         What is wrong; a table without a fault can be loaded.
@@ -388,6 +452,7 @@ class Scan:
     target: Target | None = None
     sessions: tuple[Mapping[str, Any], ...] = ()
     calibration: Calibration | None = None
+    networks: tuple[MeasuredNetwork, ...] = ()
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -488,7 +553,7 @@ def _scan_metadata(scan: Scan) -> None:
     try:
         given = read_yaml(path, "latency table metadata")
         _check_extent(given, where)
-        check_keys(given, {"format", "target", "calibration", "sessions"}, where)
+        check_keys(given, {"format", "target", "calibration", "networks", "sessions"}, where)
     except InputError as error:
         fault("", str(error))
         return
@@ -510,6 +575,17 @@ def _scan_metadata(scan: Scan) -> None:
             scan.calibration = Calibration.from_dict(calibration, f"{where}: calibration")
     except InputError as error:
         fault("calibration", str(error), calibration)
+    networks = given.get("networks") or []
+    if not isinstance(networks, list):
+        fault("networks", f"{where}: 'networks' is a list of mappings, not {shown(networks)}", networks)
+        return
+    found = []
+    for number, network in enumerate(networks):
+        try:
+            found.append(MeasuredNetwork.from_dict(network, f"{where}: networks[{number}]"))
+        except InputError as error:
+            fault(f"networks[{number}]", str(error), network)
+    scan.networks = tuple(found)
 
 
 def _check_extent(value: object, where: str) -> None:
