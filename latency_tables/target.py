@@ -85,7 +85,10 @@ class Target:
 
 
 def read_target(path: str | Path) -> Target:
-    """Return the target described by a YAML file with the fields of :class:`Target`."""
+    """Return the target described by a YAML file with the fields of :class:`Target`.
+
+    A file that also says how to get there is read by :func:`latency_tables.links.read_linked_target`.
+    """
     return Target.from_dict(read_yaml(path, "target file"), f"target file '{path}'")
 
 

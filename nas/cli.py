@@ -465,7 +465,10 @@ def _untrained(path: Path, sets: list[str] | None) -> RunDirectory:
 @app.command()
 def profile(
     target: Annotated[
-        str, typer.Argument(help="'this-machine', or a target .yaml (device, processor, runtime, threads).")
+        str,
+        typer.Argument(
+            help="'this-machine', or a target .yaml (device, processor, runtime, threads; link to a device)."
+        ),
     ] = "this-machine",
     space: Annotated[
         list[str] | None,
@@ -496,9 +499,15 @@ def profile(
         ),
     ] = "refuse",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
+    describe: Annotated[
+        bool,
+        typer.Option(
+            "--describe", help="TARGET is ssh:user@host: only print a target .yaml for that device."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine's layer latencies (batch 1) into a table that search and cost use.
+    """Measure layer latencies (batch 1), here or on a device, into a table that search and cost use.
 
     Layers are timed in interleaved rounds with a canary measured throughout; whole networks are then measured
     to fit what a sum of layers misses. Stopped? The same command continues with what it has.
@@ -507,8 +516,11 @@ def profile(
     """
     from latency_tables import ProfileSettings
     from nas.console import print_json, show
-    from nas.latency import run_profile
+    from nas.latency import describe_target, run_profile
 
+    if describe:
+        print(describe_target(target, runtime), end="")
+        return
     report = run_profile(
         target,
         space or ["litepose-native"],

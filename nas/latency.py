@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 
 from latency_tables import (
+    Bench,
     LatencyPredictor,
     LatencyTable,
+    LocalBench,
     Prediction,
     ProfileSettings,
     Target,
@@ -26,10 +28,11 @@ from latency_tables import (
     local_target,
     measure_model,
     profile,
-    read_target,
 )
+from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
+from latency_tables.machine import available_threads
 from latency_tables.table import files_in
-from latency_tables.target import available_threads
+from latency_tables.timing import summarise
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
@@ -40,7 +43,9 @@ from supernet.export import export_onnx, fold_batchnorm
 from supernet.registry import build_network
 
 __all__ = [
+    "MODEL_WRITERS",
     "UpperEnd",
+    "describe_target",
     "is_here",
     "known_targets",
     "load_predictors",
@@ -54,6 +59,12 @@ __all__ = [
 
 _NETWORK_SHARE = 4
 """Time spent on a whole network, in times of that spent on a layer."""
+
+_NETWORK_RUNS = 10
+"""Fewest timed runs of a whole network."""
+
+MODEL_WRITERS: Mapping[str, Callable[[str], ModelWriter]] = {}
+"""By runtime: what writes pieces, at a precision, as files for the runtime's benchmark program."""
 
 
 class UpperEnd:
@@ -209,13 +220,14 @@ def profile_space(
     *,
     settings: ProfileSettings | None = None,
     network_seconds: float = 1.0,
+    bench: Bench | None = None,
 ) -> LatencyTable:
-    """Measure layers and whole networks of this machine and save the calibrated table; resumable.
+    """Measure layers and whole networks on a target and save the calibrated table; resumable.
 
     Parameters
     ----------
     target
-        This machine's.
+        What is measured.
     layers
         What the table must hold; layers that it has already are kept.
     archs
@@ -227,24 +239,28 @@ def profile_space(
         How thoroughly to measure.
     network_seconds
         Time spent on each whole network.
+    bench
+        Where it is measured; by default in this process.
     """
+    bench = bench or LocalBench(get_runtime(target.runtime), target.threads, target.precision)
     with progress_bar("layers") as bar:
         table = profile(
             target,
             layers,
             out=folder,
             settings=settings,
+            bench=bench,
             progress=lambda done, total, name: bar.update(done, total, name),
             command=" ".join(["nas", *sys.argv[1:]]),
         )
     if not archs:
         return table
-    runtime = get_runtime(target.runtime)
     measured: list[tuple[tuple[Layer, ...], float]] = []
     with tempfile.TemporaryDirectory() as scratch, progress_bar("whole networks", len(archs)) as bar:
         for i, (arch, joints) in enumerate(archs):
             path = _runnable(target.runtime, arch, joints, Path(scratch) / str(i))
-            timing = measure_model(runtime, path, arch.size, target.threads, seconds=network_seconds)
+            samples = bench.time_model(path, arch.size, network_seconds, _NETWORK_RUNS)
+            timing = summarise(samples.ms, len(samples.ms) * samples.loop)
             measured.append((arch.layers(joints), timing.median_ms))
             bar.update(i + 1)
     if len(measured) >= 5:
@@ -273,30 +289,34 @@ def run_profile(
     UnavailableError
         If the runtime is not installed.
     """
+    link: LinkDescription | None = None
     if target == "this-machine":
         described = local_target(runtime, threads)
     elif Path(target).suffix in (".yaml", ".yml"):
-        described = read_target(target)
+        described, link = read_linked_target(target)
     else:
         raise InputError(
             f"the target is 'this-machine' or a .yaml file that describes one, not '{target}';"
-            " other devices are profiled by running this command on them"
+            " nas profile ssh:user@host --describe prints one"
         )
-    get_runtime(described.runtime).check(described.threads)
+    if link is None:
+        get_runtime(described.runtime).check(described.threads, described.precision)
     layers, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
     note(f"{len(layers)} distinct layers, {len(archs)} whole networks on {described.name}")
     settings = settings or ProfileSettings()
-    table = profile_space(
-        described,
-        layers,
-        archs,
-        folder,
-        settings=settings,
-        network_seconds=_NETWORK_SHARE * settings.seconds_per_layer,
-    )
+    with _bench(described, link) as bench:
+        table = profile_space(
+            described,
+            layers,
+            archs,
+            folder,
+            settings=settings,
+            network_seconds=_NETWORK_SHARE * settings.seconds_per_layer,
+            bench=bench,
+        )
     report: dict[str, Any] = {
         "target": table.name,
         "table": str(folder / f"{table.name}.csv"),
@@ -316,3 +336,25 @@ def run_profile(
     else:
         report["calibration"] = "none: fewer than 5 whole networks; predictions are plain sums of layers"
     return report
+
+
+def _bench(target: Target, link: LinkDescription | None) -> Bench:
+    if link is None:
+        return LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    make = MODEL_WRITERS.get(target.runtime)
+    return open_bench(target, link, None if make is None else make(target.precision))
+
+
+def describe_target(device: str, runtime: str) -> str:
+    """Return a target file for a device: ``ssh:user@host``, or ``ssh:user@host:port``.
+
+    Raises
+    ------
+    InputError
+        If the device is written otherwise.
+    """
+    way, _, place = device.partition(":")
+    host, _, port = place.partition(":")
+    if way != "ssh" or not host or not (port.isdecimal() or not port):
+        raise InputError(f"--describe needs a device such as ssh:pi@kitchen.local, not '{device}'")
+    return describe_device(LinkDescription(ssh=host, port=int(port) if port else None), runtime)

@@ -236,8 +236,8 @@ def _alone(folder: Path, session: str) -> TextIO:
                 os.kill(int(holder), signal.SIGKILL)
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"another profiler measures on this device (process {holder or 'unknown'}): wait for it, or"
-                    " end it there; two at once would disturb each other"
+                    f"another profiler measures on this device (process {holder or 'unknown'}): wait for it,"
+                    " or end it there; two at once would disturb each other"
                 ) from None
             time.sleep(0.1)
     stream.truncate(0)

@@ -3,7 +3,7 @@
 ``benchmark_model`` of LiteRT (TensorFlow Lite) prints, in microseconds::
 
     count=52 first=19244 curr=19157 min=18898 max=20342 avg=19222.7 std=231
-    Inference timings in us: Init: 11203, First inference: 24120, Warmup (avg): 19411.2, Inference (avg): 19222.7
+    Inference timings in us: Init: 11203, First inference: 24120, Warmup (avg): 1.9e4, Inference (avg): 19222.7
 
 once for the warm-up and once for the measurement; newer versions append ``p5= median= p95=`` to the first
 line, ``count=1`` has no more than ``curr=``. The runs themselves are not told. So each call of the program
@@ -134,7 +134,9 @@ class BinaryBench(Bench):
         if delegate not in DELEGATES:
             raise InputError(f"a delegate is one of {', '.join(DELEGATES)}, not '{delegate}'")
         if not (binary.startswith("/") and folder.startswith("/")):
-            raise InputError(f"'binary' and 'folder' are whole paths on the device, not '{binary}', '{folder}'")
+            raise InputError(
+                f"'binary' and 'folder' are whole paths on the device, not '{binary}', '{folder}'"
+            )
         self.runtime = target.runtime
         self._link, self._target, self._writer = link, target, writer
         self._binary, self._folder, self._calls = binary, folder.rstrip("/"), calls
@@ -159,7 +161,7 @@ class BinaryBench(Bench):
             "system": facts["system"],
             "pinned": self._pinned,
             "benchmark": " ".join(self._flags),
-            "samples": "each is the median (where told, else the mean) of the runs of one call of the program",
+            "samples": "one for each call of the program: the median of its runs where told, else the mean",
         }
 
     def machine(self) -> Mapping[str, Any]:
@@ -224,12 +226,13 @@ class BinaryBench(Bench):
         name = self._link.name
         if done.code != 0:
             raise UnavailableError(
-                f"the benchmark program on {name} cannot time {what} (code {done.code}): {told(done.out + done.err)}"
+                f"the benchmark program on {name} cannot time {what} (code {done.code}):"
+                f" {told(done.out + done.err)}"
             )
         if _NOT_DELEGATED in done.out:
             raise UnavailableError(
-                f"the delegate '{self._delegate}' on {name} does not execute {what}: it would be timed without;"
-                " choose another 'delegate' in the target file"
+                f"the delegate '{self._delegate}' on {name} does not execute {what}, which would be timed"
+                " without it: choose another 'delegate' in the target file"
             )
         calls = [parse_benchmark(text) for text in done.out.split(_CALL)[1:]]
         if len(calls) != self._calls:
@@ -255,9 +258,9 @@ class BinaryBench(Bench):
         if done.code in (69, 77):
             how = "is not there" if done.code == 69 else "may not be executed"
             raise UnavailableError(
-                f"the benchmark program '{self._binary}' {how} on {name}: get LiteRT's benchmark_model for the"
-                f" device's processor, then: {self._link.by_hand('benchmark_model', self._binary)}; or name its"
-                " path as 'binary' in the target file"
+                f"the benchmark program '{self._binary}' {how} on {name}: get LiteRT's benchmark_model for"
+                f" the device's processor, then: {self._link.by_hand('benchmark_model', self._binary)}; or"
+                " name its path as 'binary' in the target file"
             )
         facts: dict[str, Any] = {"clocks": {}}
         for line in done.out.splitlines():
@@ -270,11 +273,13 @@ class BinaryBench(Bench):
                 facts[word] = rest.strip()
         if not facts.get("digest"):
             raise RunError(f"{name} does not tell what its benchmark program is: {told(done.out + done.err)}")
-        android = facts.get("android")
+        machine, android = facts["machine"], facts["android"]
         return {
             **facts,
-            "processor": " ".join(filter(None, (facts.get("model"), facts.get("soc")))) or facts["machine"],
-            "system": f"Android {android} {facts['machine']}" if android else f"{facts['kernel']} {facts['machine']}",
+            "processor": " ".join(filter(None, (facts["model"], facts["soc"]))) or machine,
+            "system": f"Android {android} {facts['machine']}"
+            if android
+            else f"{facts['kernel']} {facts['machine']}",
         }
 
     def _pin(self, cores: str) -> tuple[tuple[str, ...], str]:
@@ -283,7 +288,8 @@ class BinaryBench(Bench):
         wanted = parse_cores(cores) if cores not in ("", ALL_CORES) else tuple(clocks)
         if not set(wanted) <= set(clocks):
             raise InputError(
-                f"{self._link.name} has the processors {cores_text(clocks)}, not all of '{cores}': correct 'cores'"
+                f"{self._link.name} has the processors {cores_text(clocks)}, not all of '{cores}':"
+                " correct 'cores' in the target file"
             )
         chosen = fastest_cores(self._target.threads, {core: clocks[core] for core in wanted})
         if cores == ALL_CORES:

@@ -169,7 +169,7 @@ def describe_device(link: LinkDescription, runtime: str) -> str:
         If it cannot be reached, or has no Python that is new enough.
     """
     if link.adb:
-        raise InputError("devices are described over ssh; for a phone see the README's example of a target file")
+        raise InputError("devices are described over ssh; for a phone the README has an example to fill in")
     python, folder = link.python or "python3", link.folder or _HOME_FOLDER
     way = link.open()
     session = AgentHost(way, python, folder, 1, ALL_CORES).start()

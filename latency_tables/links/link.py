@@ -169,7 +169,7 @@ class Link(ABC):
 
 
 class LocalLink(Link):
-    """This machine, through a shell: another process of it, timed as a device is."""
+    """The same machine, through a shell: another process of it, timed as a device is."""
 
     def __init__(self, name: str = "this machine") -> None:
         self.name = name
@@ -290,7 +290,7 @@ class AdbLink(Link):
     def trouble(self, code: int, said: str) -> LitePoseNasError | None:
         if "unauthorized" in said:
             return UnavailableError(
-                f"{self.name} has not authorised this computer: unlock it and confirm the question on its screen"
+                f"{self.name} has not authorised this computer: unlock it and confirm what its screen asks"
             )
         if "more than one device" in said:
             return InputError(
@@ -298,8 +298,8 @@ class AdbLink(Link):
             )
         if re.search(r"no devices/emulators found|device '.*' not found|no devices found", said):
             return LinkDownError(
-                f"{self.name} is not attached: plug it in, switch on USB debugging, and see that 'adb devices'"
-                " lists it"
+                f"{self.name} is not attached: plug it in, switch on USB debugging, and see that"
+                " 'adb devices' lists it"
             )
         if re.search(r"device offline|error: closed|cannot connect to daemon|protocol fault", said):
             return LinkDownError(f"the ADB link to {self.name} is down ({told(said)}): plug it in again")

@@ -70,8 +70,8 @@ def insist(
         return attempt()
     except LinkDownError as error:
         raise RunError(
-            f"gave up {what} on {name} after {len(_WAITS_S) + 1} attempts: {error}; what was measured is kept:"
-            " run the same command once the device is back, it goes on from there"
+            f"gave up {what} on {name} after {len(_WAITS_S) + 1} attempts: {error}; what was measured is"
+            " kept: run the same command once the device is back, it goes on from there"
         ) from None
 
 
@@ -112,7 +112,7 @@ class AgentHost:
         LinkDownError
             If the link is down.
         """
-        name = agent_name(self._archive)
+        name, least = agent_name(self._archive), ".".join(map(str, _LEAST_PYTHON))
         folder = device_path(self.folder)
         version = f"import sys; print('{_MARK}', *sys.version_info[:3])"
         done = self.link.run(
@@ -124,14 +124,13 @@ class AgentHost:
         found = re.search(rf"{_MARK} (\d+) (\d+) (\d+)", done.out)
         if done.code != 0 or found is None:
             raise UnavailableError(
-                f"{self.link.name} has no Python as '{self.python}' ({told(done.err)}): install Python"
-                f" {'.'.join(map(str, _LEAST_PYTHON))} or newer there, and name it as 'python' in the target file"
+                f"{self.link.name} has no Python as {self.python} ({told(done.err)}): install Python"
+                f" {least} or newer there, and name it as 'python' in the target file"
             )
         if (int(found[1]), int(found[2])) < _LEAST_PYTHON:
             raise UnavailableError(
-                f"Python '{self.python}' on {self.link.name} is {'.'.join(found.groups())}, the agent needs"
-                f" {'.'.join(map(str, _LEAST_PYTHON))} or newer: install one there, and name it as 'python' in the"
-                " target file"
+                f"{self.python} on {self.link.name} is Python {'.'.join(found.groups())}, the agent needs"
+                f" {least} or newer: install one there, and name it as 'python' in the target file"
             )
         if f"{_MARK} present" not in done.out:
             with tempfile.TemporaryDirectory() as scratch:
@@ -204,13 +203,13 @@ class RemoteBench(Bench):
         return {key: str(facts[key]) for key in ("processor", "system", "python", "pinned")}
 
     def machine(self) -> Mapping[str, Any]:
-        return self._insist("asking for the machine's state", lambda: self._ask("machine", 0.0))
+        return self._insist("asking for the machine's state", lambda: self._ask("machine"))
 
     def time(self, piece: Piece | None, seconds: float, min_runs: int) -> Samples:
         key = None if piece is None else piece.key
 
         def attempt() -> Samples:
-            return _samples(self._ask("time", seconds, key=key, seconds=seconds, min_runs=min_runs))
+            return _samples(self._ask("time", key=key, seconds=seconds, min_runs=min_runs))
 
         return self._insist(f"timing {key or 'the empty call'}", attempt)
 
@@ -222,10 +221,10 @@ class RemoteBench(Bench):
         values = {"file": name, "size": list(size), "seconds": seconds, "min_runs": min_runs}
 
         def attempt() -> Samples:
-            found = self._ask("model", seconds, **values)
+            found = self._ask("model", **values)
             if "absent" in found:
                 self._host.push_model(path, name)
-                found = self._ask("model", seconds, **values)
+                found = self._ask("model", **values)
             return _samples(found)
 
         return self._insist(f"timing the network '{path.name}'", attempt)
@@ -245,11 +244,11 @@ class RemoteBench(Bench):
     def _insist(self, what: str, attempt: Callable[[], T]) -> T:
         return insist(self._link.name, what, attempt, sleep=self._sleep)
 
-    def _ask(self, op: str, seconds: float, **values: Any) -> dict[str, Any]:
+    def _ask(self, op: str, **values: Any) -> dict[str, Any]:
         """Ask the agent, which is started if there is none; after a failure there is none."""
         session = self._connected()
         try:
-            return session.ask(op, self._patience + 10 * seconds, **values)
+            return session.ask(op, self._patience + 10 * values.get("seconds", 0.0), **values)
         except LinkDownError:
             self._drop(session)
             raise
