@@ -501,9 +501,7 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
     describe: Annotated[
         bool,
-        typer.Option(
-            "--describe", help="TARGET is ssh:user@host: only print a target .yaml for that device."
-        ),
+        typer.Option("--describe", help="TARGET is ssh:user@host: only print a target .yaml for it."),
     ] = False,
     as_json: Json = False,
 ) -> None:

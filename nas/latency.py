@@ -45,6 +45,7 @@ from supernet.registry import build_network
 __all__ = [
     "MODEL_WRITERS",
     "UpperEnd",
+    "bench_of",
     "describe_target",
     "is_here",
     "known_targets",
@@ -307,7 +308,7 @@ def run_profile(
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
     note(f"{len(layers)} distinct layers, {len(archs)} whole networks on {described.name}")
     settings = settings or ProfileSettings()
-    with _bench(described, link) as bench:
+    with bench_of(described, link) as bench:
         table = profile_space(
             described,
             layers,
@@ -338,7 +339,8 @@ def run_profile(
     return report
 
 
-def _bench(target: Target, link: LinkDescription | None) -> Bench:
+def bench_of(target: Target, link: LinkDescription | None) -> Bench:
+    """Return where a target is measured: in this process, or at the other end of a link."""
     if link is None:
         return LocalBench(get_runtime(target.runtime), target.threads, target.precision)
     make = MODEL_WRITERS.get(target.runtime)

@@ -58,7 +58,7 @@ ALL_CORES = "all"
 """What ``--cores`` says where nothing is to be pinned."""
 
 _IDLE_S = 900.0
-_TAKE_OVER_S = 5.0
+_TAKE_OVER_S = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 ``benchmark_model`` of LiteRT (TensorFlow Lite) prints, in microseconds::
 
     count=52 first=19244 curr=19157 min=18898 max=20342 avg=19222.7 std=231
-    Inference timings in us: Init: 11203, First inference: 24120, Warmup (avg): 1.9e4, Inference (avg): 19222.7
+    Inference timings in us: Init: 11203, First inference: 24120, Warmup (avg): 19411, Inference (avg): 19222
 
 once for the warm-up and once for the measurement; newer versions append ``p5= median= p95=`` to the first
 line, ``count=1`` has no more than ``curr=``. The runs themselves are not told. So each call of the program
@@ -254,7 +254,7 @@ class BinaryBench(Bench):
         )
         name = self._link.name
         if done.code == 74:
-            raise self._link.refused(f"the folder '{self._folder}'", done)
+            raise self._link.refused(f"the folder '{self._folder}'", done.err or done.out)
         if done.code in (69, 77):
             how = "is not there" if done.code == 69 else "may not be executed"
             raise UnavailableError(

@@ -172,12 +172,10 @@ def describe_device(link: LinkDescription, runtime: str) -> str:
         raise InputError("devices are described over ssh; for a phone the README has an example to fill in")
     python, folder = link.python or "python3", link.folder or _HOME_FOLDER
     way = link.open()
-    session = AgentHost(way, python, folder, 1, ALL_CORES).start()
-    try:
-        facts = session.ask("describe", 60.0)
-    finally:
-        session.close()
-        way.close()
+    host = AgentHost(way, python, folder, 1, ALL_CORES)
+    host.start().close()
+    way.close()
+    facts = host.facts
     device = re.sub(r"[^a-z0-9]+", "-", str(facts["hostname"]).split(".")[0].lower()).strip("-")
     target = Target(device or "device", str(facts["processor"]), runtime, "fp32", int(facts["cores"]))
     return yaml_text({**target.to_dict(), "link": link.to_dict()})

@@ -102,7 +102,7 @@ class Link(ABC):
         script = f"cat > {part} && mv -f {part} {device_path(target)} || {{ rm -f {part}; exit 74; }}"
         done = self.run(script, timeout=self._transfer_s(source.stat().st_size), feed=source)
         if done.code != 0:
-            raise self.refused(f"'{target}'", done)
+            raise self.refused(f"'{target}'", done.err or done.out)
 
     def pull(self, source: str, target: Path) -> None:
         """Copy a file from the device.
@@ -124,14 +124,14 @@ class Link(ABC):
     def close(self) -> None:  # noqa: B027  (every command is a process of its own)
         """Let go of what is held."""
 
-    def refused(self, what: str, done: Finished) -> RunError:
-        """Return the error of a device that would not write ``what``."""
-        if "No space left" in done.err or "No space left" in done.out:
+    def refused(self, what: str, said: str) -> RunError:
+        """Return the error of a device that would not write ``what``, from what its tools said."""
+        if "No space left" in said:
             return RunError(
                 f"the disk of {self.name} is full: no room for {what}; free some, or name a folder on another"
                 " disk as 'folder' in the target file"
             )
-        return RunError(f"cannot write {what} on {self.name}: {told(done.err or done.out)}")
+        return RunError(f"cannot write {what} on {self.name}: {told(said)}")
 
     def _transfer_s(self, size: int) -> float:
         return _PATIENCE_S + size / _SLOWEST_BYTES_PER_S
@@ -246,6 +246,8 @@ class SshLink(Link):
             return LinkDownError(
                 f"{host} cannot be reached: is it on, on the net, and its SSH server running? ({told(said)})"
             )
+        if not said.strip():
+            return LinkDownError(f"the SSH connection to {host} was lost, or what ran there was killed")
         return LinkDownError(f"the SSH connection to {host} failed: {told(said)}")
 
     def by_hand(self, file: str, target: str) -> str:
@@ -280,7 +282,7 @@ class AdbLink(Link):
         size = source.stat().st_size
         done = self._finish([*self._client, "push", str(source), target], self._transfer_s(size))
         if done.code != 0:
-            raise self.refused(f"'{target}'", done)
+            raise self.refused(f"'{target}'", done.err or done.out)
 
     def pull(self, source: str, target: Path) -> None:
         done = self._finish([*self._client, "pull", source, str(target)], _PATIENCE_S)

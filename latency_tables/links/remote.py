@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import shlex
 import tempfile
 import time
@@ -17,10 +16,10 @@ from latency_tables.bench import Bench
 from latency_tables.links.agent import MODELS, PROTOCOL
 from latency_tables.links.archive import agent_archive, agent_name
 from latency_tables.links.link import Link, LinkDownError, device_path, told
-from latency_tables.links.session import Session
+from latency_tables.links.session import AgentEndedError, Session
 from latency_tables.target import Target
 from latency_tables.timing import Samples
-from search_spaces.errors import InputError, RunError, UnavailableError
+from search_spaces.errors import InputError, LitePoseNasError, RunError, UnavailableError
 from search_spaces.layers import Piece
 
 __all__ = ["PATIENCE_S", "AgentHost", "RemoteBench", "insist"]
@@ -32,7 +31,16 @@ PATIENCE_S = 180.0
 
 _WAITS_S = (1.0, 3.0, 10.0, 30.0)
 _LEAST_PYTHON = (3, 11)
-_MARK = "litepose-nas"
+_CHECK_PYTHON = (
+    f"import sys; sys.version_info < {_LEAST_PYTHON}"
+    " and (sys.stderr.write(sys.version.split()[0]), sys.exit(70))"
+)
+_ABSENT, _NO_PYTHON, _OLD_PYTHON, _NO_FOLDER = 66, 69, 70, 74
+"""Exit codes of the script that starts the agent."""
+
+_START_S = 120.0
+"""Longest wait for an agent to start, and to load its runtime."""
+
 
 _log = logging.getLogger(__name__)
 
@@ -99,53 +107,76 @@ class AgentHost:
         # The same for every agent of this process: each may end its predecessor, and nobody else's.
         self._session = uuid.uuid4().hex
         self._archive = agent_archive()
+        self.facts: dict[str, Any] = {}
 
     def start(self) -> Session:
-        """Check the device's Python, push the agent if it is absent, and start it.
+        """Start the agent, pushed first if it is absent; it has answered once when this returns.
 
         Raises
         ------
         UnavailableError
             If Python is missing or too old, or the link refuses.
         RunError
-            If the device's disk is full.
+            If the device's disk is full, or another profiler's agent runs there.
         LinkDownError
             If the link is down.
         """
-        name, least = agent_name(self._archive), ".".join(map(str, _LEAST_PYTHON))
-        folder = device_path(self.folder)
-        version = f"import sys; print('{_MARK}', *sys.version_info[:3])"
-        done = self.link.run(
-            f"mkdir -p {folder} || exit 74; {self.python} -c {shlex.quote(version)} || exit 69;"
-            f" test -f {folder}/{name} && echo {_MARK} present; exit 0"
-        )
-        if done.code == 74:
-            raise self.link.refused(f"the folder '{self.folder}'", done)
-        found = re.search(rf"{_MARK} (\d+) (\d+) (\d+)", done.out)
-        if done.code != 0 or found is None:
-            raise UnavailableError(
-                f"{self.link.name} has no Python as {self.python} ({told(done.err)}): install Python"
-                f" {least} or newer there, and name it as 'python' in the target file"
-            )
-        if (int(found[1]), int(found[2])) < _LEAST_PYTHON:
-            raise UnavailableError(
-                f"{self.python} on {self.link.name} is Python {'.'.join(found.groups())}, the agent needs"
-                f" {least} or newer: install one there, and name it as 'python' in the target file"
-            )
-        if f"{_MARK} present" not in done.out:
-            with tempfile.TemporaryDirectory() as scratch:
-                source = Path(scratch) / name
-                source.write_bytes(self._archive)
-                self.link.push(source, f"{self.folder}/{name}")
+        name = agent_name(self._archive)
+        try:
+            return self._started(name)
+        except AgentEndedError as ended:
+            if ended.code != _ABSENT:
+                raise self._explained(ended) from None
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / name
+            source.write_bytes(self._archive)
+            self.link.push(source, f"{self.folder}/{name}")
+        return self._started(name)
+
+    def _started(self, name: str) -> Session:
+        """Check, in the one connection that then is the agent's, what it needs; start it."""
         arguments = shlex.join(["--session", self._session, *self._arguments])
-        return Session(self.link, f"cd {folder} && exec {self.python} -u {name} {arguments}")
+        folder = device_path(self.folder)
+        session = Session(
+            self.link,
+            f"mkdir -p {folder} && cd {folder} || exit {_NO_FOLDER};"
+            f" {self.python} -c {shlex.quote(_CHECK_PYTHON)};"
+            f" case $? in 0) ;; {_OLD_PYTHON}) exit {_OLD_PYTHON};; *) exit {_NO_PYTHON};; esac;"
+            f" test -f {name} || exit {_ABSENT}; exec {self.python} -u {name} {arguments}",
+        )
+        try:
+            self.facts = session.ask("describe", _START_S)
+        except BaseException:
+            session.kill()
+            raise
+        return session
+
+    def _explained(self, ended: AgentEndedError) -> LitePoseNasError:
+        """Return what the checks before the agent's start have found."""
+        least, way_out = (
+            ".".join(map(str, _LEAST_PYTHON)),
+            "there, and name it as 'python' in the target file",
+        )
+        if ended.code == _NO_FOLDER:
+            return self.link.refused(f"the folder '{self.folder}'", ended.said)
+        if ended.code == _NO_PYTHON:
+            return UnavailableError(
+                f"{self.link.name} has no Python as {self.python} ({told(ended.said)}): install Python"
+                f" {least} or newer {way_out}"
+            )
+        if ended.code == _OLD_PYTHON:
+            return UnavailableError(
+                f"{self.python} on {self.link.name} is Python {told(ended.said, 1)}, the agent needs"
+                f" {least} or newer: install one {way_out}"
+            )
+        return ended
 
     def push_model(self, path: Path, name: str) -> None:
         """Push a network to where the agent looks for it."""
         folder = f"{self.folder}/{MODELS}"
         done = self.link.run(f"mkdir -p {device_path(folder)}")
         if done.code != 0:
-            raise self.link.refused(f"the folder '{folder}'", done)
+            raise self.link.refused(f"the folder '{folder}'", done.err)
         self.link.push(path, f"{folder}/{name}")
 
 
@@ -261,7 +292,7 @@ class RemoteBench(Bench):
         try:
             facts = session.ask(
                 "hello",
-                self._patience,
+                max(_START_S, self._patience),
                 runtime=target.runtime,
                 threads=target.threads,
                 precision=target.precision,

@@ -15,13 +15,21 @@ from latency_tables.links.link import Link, LinkDownError, told
 from search_spaces import errors
 from search_spaces.errors import LitePoseNasError, RunError
 
-__all__ = ["Session"]
+__all__ = ["AgentEndedError", "Session"]
 
 _REMEMBERED = 20
 _LAST_WORDS_S = 5.0
 _KINDS: Mapping[str, type[LitePoseNasError]] = {
     kind.__name__: kind for kind in (errors.InputError, errors.UnavailableError, errors.RunError)
 }
+
+
+class AgentEndedError(LinkDownError):
+    """An agent, or what should have started it, ended: with which exit code, and what was said."""
+
+    def __init__(self, name: str, code: int, said: str) -> None:
+        super().__init__(f"the agent on {name} ended with code {code}: {told(said)}")
+        self.code, self.said = code, said
 
 
 class Session:
@@ -133,11 +141,7 @@ class Session:
         code = self._process.returncode
         said = "".join(self._said)
         trouble = self._link.trouble(code, said)
-        if trouble is not None:
-            return trouble
-        return LinkDownError(
-            f"the agent on {self._link.name} ended with code {code}: {told(said or ''.join(self._noise))}"
-        )
+        return trouble or AgentEndedError(self._link.name, code, said or "".join(self._noise))
 
 
 def _quietly_close(stream: IO[bytes] | None) -> None:
