@@ -133,7 +133,7 @@ def test_the_command_describes_and_profiles(
     given |= {"device": "kitchen-pi", "threads": 1}
     given["link"] |= {"python": str(python), "folder": str(tmp_path / "there"), "cores": 0}
     (tmp_path / "kitchen.yaml").write_text(yaml.safe_dump(given))
-    recipe = tiny.recipe(tmp_path)
+    recipe = tiny.recipe(tmp_path, space__resolutions=[64], space__multipliers=[1])
     command = ["profile", str(tmp_path / "kitchen.yaml"), "--for", str(tmp_path / "tiny.yaml"), "--json"]
     quick = ["--seconds-per-layer", "0.002", "--rounds", "1", "--networks", "0", "--on-drift", "warn"]
     quick += ["-o", str(tmp_path)]
