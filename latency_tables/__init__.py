@@ -1,4 +1,4 @@
-"""Latency tables: milliseconds per layer on one target, each with its provenance.
+"""Latency tables: milliseconds per layer or block on one target, each with its provenance.
 
 Measure this machine's layers, then ask what a network takes::
 
@@ -6,20 +6,22 @@ Measure this machine's layers, then ask what a network takes::
     from search_spaces import get_arch, litepose_native
 
     space = litepose_native(joints=14, resolutions=[256])
-    table = profile(local_target("onnxruntime", threads=2), space.distinct_layers(), out="tables")
-    LatencyPredictor(table).predict(get_arch("litepose-xs").layers(joints=14))
+    table = profile(local_target("onnxruntime", threads=2), space.distinct_blocks(), out="tables")
+    LatencyPredictor(table).predict(get_arch("litepose-xs").blocks(joints=14))
 
 Importing this package imports no inference engine.
 """
 
 from latency_tables.bench import Bench, LocalBench
 from latency_tables.compare import Difference, Merged, compare_tables, merge_tables
-from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate
-from latency_tables.profiler import ProfileSettings, measure_model, profile
+from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate, fill_table
+from latency_tables.profiler import NetworkJob, ProfileSettings, measure_model, profile
 from latency_tables.runtimes import RUNTIMES, Runtime, get_runtime
+from latency_tables.selection import select_pieces
 from latency_tables.table import (
     Calibration,
     LatencyTable,
+    MeasuredNetwork,
     Provenance,
     Row,
     available_tables,
@@ -38,7 +40,9 @@ __all__ = [
     "LatencyPredictor",
     "LatencyTable",
     "LocalBench",
+    "MeasuredNetwork",
     "Merged",
+    "NetworkJob",
     "Prediction",
     "Predictions",
     "ProfileSettings",
@@ -50,6 +54,7 @@ __all__ = [
     "available_tables",
     "calibrate",
     "compare_tables",
+    "fill_table",
     "find_table",
     "get_runtime",
     "local_target",
@@ -57,6 +62,7 @@ __all__ = [
     "merge_tables",
     "profile",
     "read_target",
+    "select_pieces",
     "validate_table",
     "write_target",
 ]

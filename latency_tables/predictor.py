@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from latency_tables.table import Calibration, LatencyTable, Provenance, weakest
-from search_spaces.errors import InputError
-from search_spaces.layers import Block, Layer
+from latency_tables.fit import FEWEST_PIECES, PieceFit
+from latency_tables.table import Calibration, LatencyTable, Provenance, Row, weakest
+from search_spaces.errors import InputError, MissingLayerError
+from search_spaces.layers import Block, Piece, layers_of
 from search_spaces.space import SearchSpace
 
 Floats = npt.NDArray[np.float64]
@@ -26,6 +29,8 @@ FEWEST_NETWORKS = 5
 """Fewest measured networks for a calibration."""
 
 _COVERAGE = 0.9
+_NAMED = 5
+_DECIMALS = 7
 _SOFT_ERROR = 0.05
 
 
@@ -38,15 +43,17 @@ class Prediction:
     ms
         The expectation.
     low_ms, high_ms
-        With a calibration: a conformal interval that holds a new network with probability ``coverage``.
-        Without one: the sums of the layers' 10th and 90th percentiles, which tell the spread of the runs and
-        nothing about the error of summing.
+        With a calibration: a conformal interval that holds a new network with probability ``coverage``,
+        widened by what is fitted. Without one: the sums of the rows' 10th and 90th percentiles, which tell
+        the spread of the runs and nothing about the error of summing.
     coverage
         See above; None without a calibration.
     provenance
         The weakest among the rows used.
     calibrated
         Whether the affine fix was applied.
+    fitted
+        Share of the time that rests on fitted pieces: rows that are fits, and pieces that the table lacks.
     """
 
     ms: float
@@ -55,6 +62,7 @@ class Prediction:
     coverage: float | None
     provenance: Provenance
     calibrated: bool
+    fitted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,20 +74,36 @@ class Predictions:
     high_ms: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class _Price:
+    """What a piece takes by the table, and how much of that is fitted rather than measured."""
+
+    median: float
+    low: float
+    high: float
+    fitted: float
+    provenance: Provenance
+
+
 class LatencyPredictor:
-    """Predicts from one table; strict: a layer that the table lacks is an error that names it.
+    """Predicts from one table.
+
+    A block takes what its row says; where it has none, what the rows of its layers say together. What the
+    table lacks altogether is fitted from what it holds (:class:`latency_tables.fit.PieceFit`) if pieces of
+    that form were measured, and the interval grows accordingly; a form that the table does not know, or
+    anything that is lacking from a strict predictor's table, is an error that names it.
 
     Parameters
     ----------
     table
         The table; its calibration is used if it has one, else a = 0 and b = 1.
+    strict
+        Refuse what is not measured: pieces without a row, and rows that were fitted.
     """
 
-    def __init__(self, table: LatencyTable) -> None:
-        self.table = table
-        self._medians = {layer: row.median_ms for layer, row in table.rows.items()}
-        self._lows = {layer: row.p10_ms for layer, row in table.rows.items()}
-        self._highs = {layer: row.p90_ms for layer, row in table.rows.items()}
+    def __init__(self, table: LatencyTable, *, strict: bool = False) -> None:
+        self.table, self.strict = table, strict
+        self._prices: dict[Piece, _Price] = {}
 
     @property
     def name(self) -> str:
@@ -91,23 +115,34 @@ class LatencyPredictor:
         """Whether the table carries an affine fix fitted on whole networks."""
         return self.table.calibration is not None
 
-    def predict(self, layers: Iterable[Layer]) -> Prediction:
-        """Return the prediction for a network that executes ``layers``.
+    @cached_property
+    def _fit(self) -> PieceFit | None:
+        """The fit to what was measured, to blocks if the table has any; None if there is too little."""
+        rows = {piece: row for piece, row in self.table.rows.items() if not is_fitted(row)}
+        blocks = {piece: row for piece, row in rows.items() if isinstance(piece, Block)}
+        chosen = blocks or rows
+        if len(chosen) < FEWEST_PIECES:
+            return None
+        return PieceFit({piece: row.median_ms for piece, row in chosen.items()})
+
+    def predict(self, pieces: Iterable[Piece]) -> Prediction:
+        """Return the prediction for a network that executes these blocks (or layers).
 
         Raises
         ------
         MissingLayerError
-            Naming the layers that the table lacks.
+            Naming what the table lacks and cannot answer for.
         InputError
-            If there is no layer.
+            If there is nothing.
         """
-        wanted = tuple(layers)
+        wanted = tuple(pieces)
         if not wanted:
             raise InputError("a network has at least one layer")
-        self.table.require(wanted)
+        prices = self._priced(wanted)
+        of = [prices[piece] for piece in wanted]
         sums = [
-            np.array([math.fsum(of[layer] for layer in wanted)])
-            for of in (self._medians, self._lows, self._highs)
+            np.array([math.fsum(values)])
+            for values in zip(*((p.median, p.low, p.high, p.fitted) for p in of), strict=True)
         ]
         found = self._intervals(*sums)
         calibration = self.table.calibration
@@ -116,8 +151,9 @@ class LatencyPredictor:
             low_ms=float(found.low_ms[0]),
             high_ms=float(found.high_ms[0]),
             coverage=None if calibration is None else calibration.coverage,
-            provenance=weakest(self.table.rows[layer].provenance for layer in wanted),
+            provenance=weakest(price.provenance for price in of),
             calibrated=calibration is not None,
+            fitted=float(sums[3][0] / sums[0][0]),
         )
 
     def predict_genotypes(self, space: SearchSpace, genotypes: npt.ArrayLike) -> Predictions:
@@ -133,22 +169,23 @@ class LatencyPredictor:
         Raises
         ------
         MissingLayerError
-            Naming the layers that these genotypes execute and the table lacks.
+            Naming what these genotypes execute and the table lacks and cannot answer for.
         """
         genes = np.atleast_2d(np.asarray(genotypes))
-        needed: dict[Layer, None] = {}
-
-        def median(block: Block) -> float:
-            needed.update(dict.fromkeys(block.layers))
-            return math.fsum(self._medians.get(layer, math.nan) for layer in block.layers)
-
-        medians = space.price(genes, median)
-        self.table.require(needed)
-        if self.calibrated:
-            return self._intervals(medians, medians, medians)
-        lows = space.price(genes, lambda block: math.fsum(self._lows[layer] for layer in block.layers))
-        highs = space.price(genes, lambda block: math.fsum(self._highs[layer] for layer in block.layers))
-        return self._intervals(medians, lows, highs)
+        needed: dict[Piece, None] = {}
+        space.price(genes, lambda block: float(needed.setdefault(block) or 0.0))
+        prices = self._priced(tuple(needed))
+        columns = ["median"] if self.calibrated else ["median", "low", "high"]
+        if any(prices[block].fitted for block in needed):
+            columns.append("fitted")
+        found = {}
+        for what in columns:
+            values = {block: float(getattr(prices[block], what)) for block in needed}
+            found[what] = space.price(genes, values.__getitem__)
+        medians = found["median"]
+        return self._intervals(
+            medians, found.get("low", medians), found.get("high", medians), found.get("fitted")
+        )
 
     def latency_ms(self, space: SearchSpace, genotypes: npt.ArrayLike) -> Floats:
         """Return the expected milliseconds of many networks, shape (n,)."""
@@ -158,16 +195,127 @@ class LatencyPredictor:
         """Return the upper ends of the intervals, shape (n,): what a latency budget is held against."""
         return self.predict_genotypes(space, genotypes).high_ms
 
-    def _intervals(self, medians: Floats, lows: Floats, highs: Floats) -> Predictions:
+    def _priced(self, pieces: Sequence[Piece]) -> dict[Piece, _Price]:
+        """Return the price of each piece; what is fitted is fitted together."""
+        lacking = []
+        for piece in dict.fromkeys(pieces):
+            if piece not in self._prices:
+                rows = self._rows(piece)
+                if rows is None:
+                    lacking.append(piece)
+                else:
+                    self._prices[piece] = _sum_of(rows)
+        if lacking:
+            self._fit_in(lacking)
+        return self._prices
+
+    def _rows(self, piece: Piece) -> tuple[Row, ...] | None:
+        """Return the rows that answer for a piece; None if there are none that this predictor accepts."""
+        rows = self.table.answers(piece)
+        return None if rows is None or (self.strict and any(map(is_fitted, rows))) else rows
+
+    def _fit_in(self, lacking: Sequence[Piece]) -> None:
+        """Price pieces without a row by the fit, or raise :class:`MissingLayerError`.
+
+        Where the table holds single layers, those of a block that have a row are taken from there.
+        """
+        fit = None if self.strict else self._fit
+        parts: dict[Piece, tuple[Piece, ...]] = {
+            piece: (piece,) if fit is not None and fit.knows(piece) else layers_of(piece) for piece in lacking
+        }
+        absent = [
+            part
+            for part in dict.fromkeys(part for every in parts.values() for part in every)
+            if self._rows(part) is None
+        ]
+        unknown = [part for part in absent if fit is None or not fit.knows(part)]
+        if fit is None or unknown:
+            self.table.require([piece for piece in lacking if set(parts[piece]) & set(unknown)])
+            named = ", ".join(piece.key for piece in unknown[:_NAMED])
+            raise MissingLayerError(
+                f"the latency table '{self.name}' has fits instead of measurements for {len(unknown)} of the"
+                f" layers and blocks needed: {named}; strict predictions need a table that is measured"
+                " throughout ('nas profile --share 1')"
+            )
+        factor = math.exp(fit.half_width)
+        for part, ms in zip(absent, fit.ms(absent).tolist(), strict=True):
+            self._prices[part] = _Price(ms, ms / factor, ms * factor, ms, "calibrated-estimate")
+        for piece in lacking:
+            own = [self._prices.get(part) or _sum_of(self._rows(part) or ()) for part in parts[piece]]
+            self._prices[piece] = _Price(
+                math.fsum(price.median for price in own),
+                math.fsum(price.low for price in own),
+                math.fsum(price.high for price in own),
+                math.fsum(price.fitted for price in own),
+                weakest(price.provenance for price in own),
+            )
+
+    def _intervals(
+        self, medians: Floats, lows: Floats, highs: Floats, fitted: Floats | None = None
+    ) -> Predictions:
         calibration = self.table.calibration
         if calibration is None:
             return Predictions(medians, lows, highs)
         ms = calibration.a_ms + calibration.b * medians
-        factor = math.exp(calibration.half_width)
+        width = np.full(len(ms), calibration.half_width)
+        if fitted is not None and fitted.any():
+            # A network whose fitted blocks are all off the same way is off by their share.
+            fit = self._fit
+            width += fitted / medians * (fit.half_width if fit is not None else 0.0)
+        factor = np.exp(width)
         return Predictions(ms, ms / factor, ms * factor)
 
 
-def calibrate(table: LatencyTable, networks: Sequence[tuple[Sequence[Layer], float]]) -> LatencyTable:
+def is_fitted(row: Row) -> bool:
+    """Return whether a row was fitted from measured rows of its own table (see ``fill_table``)."""
+    return row.provenance == "calibrated-estimate" and row.source.startswith(FITTED)
+
+
+FITTED: Final = "fitted on "
+"""How the source of a fitted row begins."""
+
+
+def _sum_of(rows: Sequence[Row]) -> _Price:
+    return _Price(
+        math.fsum(row.median_ms for row in rows),
+        math.fsum(row.p10_ms for row in rows),
+        math.fsum(row.p90_ms for row in rows),
+        math.fsum(row.median_ms for row in rows if is_fitted(row)),
+        weakest(row.provenance for row in rows),
+    )
+
+
+def fill_table(table: LatencyTable, pieces: Iterable[Piece]) -> LatencyTable:
+    """Return the table with a fitted row for every piece that it lacks.
+
+    Fitted rows say so: provenance ``calibrated-estimate``, no runs, the fit's interval as 10th and 90th
+    percentile, and what they were fitted on. Rows that were fitted before are fitted anew.
+
+    Raises
+    ------
+    MissingLayerError
+        If the table knows too little, or nothing of a piece's form.
+    """
+    measured = replace(table, rows={piece: row for piece, row in table.rows.items() if not is_fitted(row)})
+    former = [piece for piece, row in table.rows.items() if is_fitted(row)]
+    lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if measured.answers(piece) is None]
+    if not lacking:
+        return measured
+    predictor = LatencyPredictor(measured)
+    prices = predictor._priced(lacking)
+    fit = predictor._fit
+    told = "" if fit is None else f"{fit.samples} measured pieces, median error {fit.median_error:.1%}"
+    rows = {}
+    for piece in lacking:
+        price = prices[piece]
+        median, low, high = (round(ms, _DECIMALS) for ms in (price.median, price.low, price.high))
+        rows[piece] = Row(median, low, high, 0, "calibrated-estimate", FITTED + told)
+    return replace(measured, rows={**measured.rows, **rows})
+
+
+def calibrate(
+    table: LatencyTable, networks: Sequence[tuple[Sequence[Piece], float]] | None = None
+) -> LatencyTable:
     """Return the table with an affine fix fitted on whole networks that were measured on its target.
 
     The fit minimises relative errors with a soft-L1 loss (scale 5%), so that a network measured in a bad
@@ -182,7 +330,8 @@ def calibrate(table: LatencyTable, networks: Sequence[tuple[Sequence[Layer], flo
     table
         The table.
     networks
-        For each network its layers and its measured milliseconds; at least 5.
+        For each network its blocks (or layers) and its measured milliseconds, at least 5; by default those
+        that the table holds.
 
     Raises
     ------
@@ -191,12 +340,15 @@ def calibrate(table: LatencyTable, networks: Sequence[tuple[Sequence[Layer], flo
     MissingLayerError
         If a network executes a layer that the table lacks.
     """
+    if networks is None:
+        networks = [(network.blocks, network.row.median_ms) for network in table.networks]
     if len(networks) < FEWEST_NETWORKS:
         raise InputError(
             f"a calibration needs at least {FEWEST_NETWORKS} measured networks, not {len(networks)};"
             " without one, predictions are plain sums and say that they are uncalibrated"
         )
-    sums = np.array([table.latency_ms(layers) for layers, _ in networks])
+    plain = LatencyPredictor(replace(table, calibration=None))
+    sums = np.array([plain.predict(pieces).ms for pieces, _ in networks])
     measured = np.array([ms for _, ms in networks], dtype=np.float64)
     if not (np.isfinite(measured).all() and (measured > 0).all()):
         raise InputError(f"measured milliseconds are positive numbers, not {measured.tolist()}")

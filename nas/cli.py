@@ -122,7 +122,8 @@ def cost(
 
     network = get_arch(arch)
     pixels = _size(size)
-    every = network.layers(joints, pixels)
+    blocks = network.blocks(joints, pixels)
+    every = [layer for block in blocks for layer in block.layers]
     found = network.cost(joints, pixels)
     height, width = pixels or network.size
     report: dict[str, Any] = {
@@ -139,7 +140,7 @@ def cost(
         from nas.latency import load_predictors, prediction_json
 
         predictors = load_predictors(latency, tables)
-        report["latency"] = {name: prediction_json(p, p.predict(every)) for name, p in predictors.items()}
+        report["latency"] = {name: prediction_json(p, p.predict(blocks)) for name, p in predictors.items()}
     if layers:
         report["layers"] = [{"name": x.name, "key": x.key, "macs": x.macs, "params": x.params} for x in every]
     if as_json:
@@ -475,7 +476,7 @@ def profile(
         typer.Option(
             "--for",
             metavar="SPACE|RECIPE|RUN|ARCH",
-            help="Whose layers are measured: a kind of space, a recipe, a run, or a named arch. Repeatable.",
+            help="Whose blocks are measured: a kind of space, a recipe, a run, or a named arch. Repeatable.",
         ),
     ] = None,
     joints: Joints = 14,
@@ -483,13 +484,19 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all processors.")] = None,
     networks: Annotated[
         int,
-        typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of layers; 0: none."),
+        typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of blocks; 0: none."),
     ] = 12,
+    share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the blocks to measure, the most telling ones; the others are fitted and marked."
+        ),
+    ] = 1.0,
     seconds_per_layer: Annotated[
-        float, typer.Option(min=0.001, help="Time spent on each layer; four times that on a network.")
+        float, typer.Option(min=0.001, help="Time spent on each block; four times that on a network.")
     ] = 0.25,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Visits to each layer, each round in another order.")
+        int, typer.Option(min=1, help="Visits to each block, each round in another order.")
     ] = 5,
     on_drift: Annotated[
         str,
@@ -505,10 +512,11 @@ def profile(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure layer latencies (batch 1), here or on a device, into a table that search and cost use.
+    """Measure how long a target takes for the blocks of networks (batch 1): a table for search and cost.
 
-    Layers are timed in interleaved rounds with a canary measured throughout; whole networks are then measured
-    to fit what a sum of layers misses. Stopped? The same command continues with what it has.
+    Blocks and some whole networks are timed in interleaved rounds with a canary measured throughout, what
+    varies in further rounds; the networks fit what a sum of blocks misses. Stopped? The same command
+    continues with what it has.
 
     Example: nas profile this-machine --for runs/synthetic --threads 2
     """
@@ -527,8 +535,13 @@ def profile(
         threads=threads,
         networks=networks,
         folder=output,
+        share=share,
         settings=ProfileSettings(
-            seconds_per_layer=seconds_per_layer, rounds=rounds, on_drift=_drift(on_drift)
+            seconds_per_layer=seconds_per_layer,
+            seconds_per_network=4 * seconds_per_layer,
+            rounds=rounds,
+            max_rounds=2 * rounds,
+            on_drift=_drift(on_drift),
         ),
     )
     if as_json:
@@ -770,6 +783,73 @@ def predict(
         raise InputError(reason)
 
 
+@app.command("time")
+def time_(
+    model: Annotated[
+        str,
+        typer.Argument(help="An emitted folder, a .safetensors, an .onnx; or a named arch (random weights)."),
+    ],
+    people: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="People in the frame; default: 0,1,2,5,10,20,30."),
+    ] = None,
+    frame: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of the frame.")] = "640x480",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="The network's input, pixels; default: the model's own."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to time too, with the model's own maps.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N pictures.")] = None,
+    latency: Annotated[
+        list[str] | None,
+        typer.Option("--latency", metavar="TARGET", help="Network's part as its table predicts. Repeatable."),
+    ] = None,
+    tables: Tables = None,
+    runtime: Annotated[str, typer.Option(help="What runs the network.")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    max_people: Annotated[int, typer.Option(min=1, help="People kept per frame: the decoder's limit.")] = 30,
+    seconds: Annotated[float, typer.Option(help="Time per stage and number of people.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Visits to each, in random order.")] = 5,
+    skeleton: ModelJoints = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for time.json, time.csv and a plot.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How long a frame takes from its file to the people in it, by how many are in it: stages, fps.
+
+    The network runs for real; the maps that are then grouped are drawn for exactly so many people.
+
+    Example: nas time mynet --people 0,1,5,20 --frame 1280x720 --threads 2
+    """
+    from nas.console import note, print_json
+    from nas.end_to_end import TimeSettings, measure_frames
+    from nas.end_to_end_report import print_report, report_json, write_report
+
+    settings = TimeSettings(
+        people=None if people is None else _counts(people),
+        frame=_frame(frame),
+        size=_size(size),
+        runtime=runtime,
+        threads=threads,
+        skeleton=skeleton,
+        max_people=max_people,
+        seconds=seconds,
+        rounds=rounds,
+        limit=limit,
+    )
+    report = measure_frames(model, settings, images=images, latency=latency or [], tables=tables)
+    if as_json:
+        print_json(report_json(report))
+    else:
+        print_report(report)
+    if output is not None:
+        for path in write_report(report, output):
+            note(f"wrote {path}")
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A LitePose checkpoint of the research code (.pth).")],
@@ -834,6 +914,24 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"--size is HEIGHTxWIDTH in pixels such as 448x448, not '{text}'")
     height, width = match.groups()
     return int(height), int(width or height)
+
+
+def _frame(text: str) -> tuple[int, int]:
+    """Return (height, width) of WIDTHxHEIGHT."""
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text.strip())
+    if match is None:
+        raise InputError(f"--frame is WIDTHxHEIGHT in pixels such as 640x480, not '{text}'")
+    width, height = match.groups()
+    return int(height), int(width)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--people are whole numbers with commas between, such as 0,1,5, not '{text}'"
+        ) from None
 
 
 def _drift(text: str) -> Literal["refuse", "warn"]:

@@ -155,14 +155,20 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
         rng = np.random.default_rng(run.recipe.seed)
         archs = [(space.sample(rng), space.joints) for _ in range(10)]
         # A demo measures quickly and says so; a table for real use takes the defaults of `nas profile`.
-        settings = ProfileSettings(seconds_per_layer=0.06, rounds=3, min_runs=10, on_drift="warn")
+        settings = ProfileSettings(
+            seconds_per_layer=0.06,
+            seconds_per_network=0.3,
+            rounds=3,
+            max_rounds=5,
+            min_runs=10,
+            on_drift="warn",
+        )
         table = profile_space(
             local_target("onnxruntime"),
-            space.distinct_layers(),
+            space.block_frequencies(),
             archs,
             run.folder / "tables",
             settings=settings,
-            network_seconds=0.3,
         )
     predictor = LatencyPredictor(table)
     max_macs, max_latency = _budgets(space, predictor)

@@ -254,8 +254,8 @@ def _priced_now(result: SearchResult, predictors: Mapping[str, LatencyPredictor]
         return result
     records = []
     for record in result.records:
-        layers = record.arch.layers(result.joints)
-        ms = {name: predictor.predict(layers).high_ms for name, predictor in predictors.items()}
+        blocks = record.arch.blocks(result.joints)
+        ms = {name: predictor.predict(blocks).high_ms for name, predictor in predictors.items()}
         records.append(replace(record, latency_ms={**record.latency_ms, **ms}))
     return replace(result, records=tuple(records), targets=(*dict.fromkeys((*result.targets, *predictors)),))
 
@@ -303,16 +303,16 @@ def emit_from_run(
         raise InputError("--arch names the network itself; leave out the budget and --study")
     with run.locked():
         predictors = load_predictors(targets, tables, run)
-        layers = arch.layers(len(opened.skeleton))
+        blocks = arch.blocks(len(opened.skeleton))
         for name in known:  # what further tables say is told where they can say it
             try:
                 further = load_predictors([name], tables, run)[name]
             except InputError as error:
                 note(f"latency table left out: {error}")
                 continue
-            if not further.table.missing(layers):
+            if not further.table.missing(blocks):
                 predictors.setdefault(name, further)
-        latencies = {n: prediction_json(p, p.predict(layers)) for n, p in predictors.items()}
+        latencies = {n: prediction_json(p, p.predict(blocks)) for n, p in predictors.items()}
         where = folder or run.folder / "emitted" / arch.id
         with progress_bar("evaluating", len(opened.val)) as bar:
             emitted = emit(

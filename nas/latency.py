@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,31 @@ from latency_tables import (
     LatencyPredictor,
     LatencyTable,
     LocalBench,
+    NetworkJob,
     Prediction,
     ProfileSettings,
     Target,
     available_tables,
     calibrate,
+    fill_table,
     find_table,
     get_runtime,
     local_target,
     measure_model,
     profile,
+    select_pieces,
 )
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
+from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
 from latency_tables.table import files_in
-from latency_tables.timing import summarise
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
 from nas.tables import given_folders
-from search_spaces import SPACES, Arch, InputError, Layer, SearchSpace, get_arch, named_archs
+from search_spaces import SPACES, Arch, Block, InputError, SearchSpace, get_arch, named_archs
 from search_spaces.errors import did_you_mean
+from supernet.base import Subnet
 from supernet.export import export_onnx, fold_batchnorm
 from supernet.registry import build_network
 
@@ -53,16 +58,12 @@ __all__ = [
     "measure_onnx",
     "prediction_json",
     "profile_space",
+    "random_network",
     "run_profile",
+    "runnable",
     "table_folders",
     "work_list",
 ]
-
-_NETWORK_SHARE = 4
-"""Time spent on a whole network, in times of that spent on a layer."""
-
-_NETWORK_RUNS = 10
-"""Fewest timed runs of a whole network."""
 
 MODEL_WRITERS: Mapping[str, Callable[[str], ModelWriter]] = {}
 """By runtime: what writes pieces, at a precision, as files for the runtime's benchmark program."""
@@ -130,8 +131,11 @@ def prediction_json(predictor: LatencyPredictor, prediction: Prediction) -> dict
 
 def work_list(
     wanted: Sequence[str], joints: int
-) -> tuple[tuple[Layer, ...], list[tuple[Arch, int]], SearchSpace | None]:
-    """Return the layers to measure, the whole networks named, and the (last) space to draw more from.
+) -> tuple[dict[Block, float], list[tuple[Arch, int]], SearchSpace | None]:
+    """Return the blocks to measure, the whole networks named, and the (last) space to draw more from.
+
+    Each block comes with how often a network executes it on average, named networks and random ones of
+    spaces counting alike.
 
     Parameters
     ----------
@@ -145,7 +149,7 @@ def work_list(
     InputError
         If something is none of these.
     """
-    layers: dict[Layer, None] = {}
+    weights: dict[Block, float] = {}
     named: list[tuple[Arch, int]] = []
     space: SearchSpace | None = None
     for text in wanted:
@@ -159,13 +163,15 @@ def work_list(
         elif text in named_archs() or path.suffix == ".json":
             arch = get_arch(text)
             named.append((arch, joints))
-            layers.update(dict.fromkeys(arch.layers(joints)))
+            for block in arch.blocks(joints):
+                weights[block] = weights.get(block, 0.0) + 1.0
             continue
         else:
             hint = did_you_mean(text, [*SPACES, *named_archs()])
             raise InputError(f"--for: '{text}' is no space, recipe, run or arch{hint}")
-        layers.update(dict.fromkeys(space.distinct_layers()))
-    return tuple(layers), named, space
+        for block, often in space.block_frequencies().items():
+            weights[block] = weights.get(block, 0.0) + often
+    return weights, named, space
 
 
 def _recipe_space(recipe: Any) -> SearchSpace:
@@ -199,75 +205,90 @@ def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: flo
     }
 
 
-def _runnable(runtime: str, arch: Arch, joints: int, stem: Path) -> Path:
-    """Write the network, with random weights, in the form that the runtime times; return the file."""
-    network = build_network(arch, joints, torch.Generator().manual_seed(0)).eval()
+def random_network(arch: Arch, joints: int) -> Subnet:
+    """Return the network with random weights, on which no layer's time depends."""
+    return build_network(arch, joints, torch.Generator().manual_seed(0))
+
+
+def runnable(runtime: str, network: Subnet, stem: Path, size: tuple[int, int] | None = None) -> Path:
+    """Write a network, for one picture of ``size`` (height, width), in the form that the runtime times.
+
+    By default the size is the arch's. Returns the file.
+    """
+    size = size or network.arch.size
     if runtime == "torch":
         folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         path = stem.with_suffix(".pt2")
-        image = torch.zeros(1, 3, *arch.size).to(memory_format=torch.channels_last)
+        image = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
         torch.export.save(torch.export.export(folded, (image,)), path)
         return path
     path = stem.with_suffix(".onnx")
-    export_onnx(network, path, tolerance=1e-2)
+    export_onnx(network, path, size, tolerance=1e-2)
     return path
+
+
+def _exported(runtime: str, arch: Arch, joints: int, folder: Path) -> Path:
+    """Write a network with random weights into a folder, in the form that the runtime times."""
+    return runnable(runtime, random_network(arch, joints), folder / f"{arch.id}-{joints}")
 
 
 def profile_space(
     target: Target,
-    layers: Sequence[Layer],
+    weights: Mapping[Block, float],
     archs: Sequence[tuple[Arch, int]],
     folder: Path,
     *,
+    share: float = 1.0,
     settings: ProfileSettings | None = None,
-    network_seconds: float = 1.0,
     bench: Bench | None = None,
 ) -> LatencyTable:
-    """Measure layers and whole networks on a target and save the calibrated table; resumable.
+    """Measure blocks and whole networks on a target and save the calibrated table; resumable.
 
     Parameters
     ----------
     target
         What is measured.
-    layers
-        What the table must hold; layers that it has already are kept.
+    weights
+        The blocks that the table must answer for, each with how often networks execute it; what the table
+        holds already is kept.
     archs
         Networks (with their joints) measured whole for the affine fix; fewer than 5 leave the table
         uncalibrated. Their weights are random: a layer's time does not depend on them.
     folder
         Where tables live.
+    share
+        Share of the blocks to measure, the most telling ones; the others get fitted rows.
     settings
         How thoroughly to measure.
-    network_seconds
-        Time spent on each whole network.
     bench
-        Where it is measured; by default in this process.
+        Where it is timed; by default in this process.
     """
-    bench = bench or LocalBench(get_runtime(target.runtime), target.threads, target.precision)
-    with progress_bar("layers") as bar:
+    path = folder / f"{target.name}.csv"
+    known = LatencyTable.load(path) if path.is_file() else None
+    measured = [p for p, row in known.rows.items() if not is_fitted(row)] if known is not None else []
+    chosen = [*select_pieces(weights, share, set(measured)), *(p for p in weights if p in set(measured))]
+    with tempfile.TemporaryDirectory() as scratch, progress_bar("blocks") as bar:
+
+        def job(arch: Arch, joints: int) -> NetworkJob:
+            export = cache(partial(_exported, target.runtime, arch, joints, Path(scratch)))
+            return NetworkJob(arch, joints, export)
+
         table = profile(
             target,
-            layers,
+            chosen,
             out=folder,
+            networks=[job(arch, joints) for arch, joints in archs],
             settings=settings,
             bench=bench,
             progress=lambda done, total, name: bar.update(done, total, name),
             command=" ".join(["nas", *sys.argv[1:]]),
         )
-    if not archs:
-        return table
-    measured: list[tuple[tuple[Layer, ...], float]] = []
-    with tempfile.TemporaryDirectory() as scratch, progress_bar("whole networks", len(archs)) as bar:
-        for i, (arch, joints) in enumerate(archs):
-            path = _runnable(target.runtime, arch, joints, Path(scratch) / str(i))
-            samples = bench.time_model(path, arch.size, network_seconds, _NETWORK_RUNS)
-            timing = summarise(samples.ms, len(samples.ms) * samples.loop)
-            measured.append((arch.layers(joints), timing.median_ms))
-            bar.update(i + 1)
-    if len(measured) >= 5:
-        table = calibrate(table, measured)
-        table.save(folder / f"{table.name}.csv")
-    return table
+    filled = fill_table(table, weights)
+    if len(filled.networks) >= FEWEST_NETWORKS:
+        filled = calibrate(filled)
+    if filled != table:
+        filled.save(path)
+    return filled
 
 
 def run_profile(
@@ -279,6 +300,7 @@ def run_profile(
     threads: int | None,
     networks: int,
     folder: Path,
+    share: float = 1.0,
     settings: ProfileSettings | None = None,
 ) -> dict[str, Any]:
     """Carry out ``nas profile``; return what it made and how far it can be believed.
@@ -302,26 +324,19 @@ def run_profile(
         )
     if link is None:
         get_runtime(described.runtime).check(described.threads, described.precision)
-    layers, archs, space = work_list(wanted, joints)
+    weights, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
-    note(f"{len(layers)} distinct layers, {len(archs)} whole networks on {described.name}")
-    settings = settings or ProfileSettings()
+    chosen = f", {share:.0%} of them measured" if share < 1 else ""
+    note(f"{len(weights)} distinct blocks{chosen}, {len(archs)} whole networks on {described.name}")
     with bench_of(described, link) as bench:
-        table = profile_space(
-            described,
-            layers,
-            archs,
-            folder,
-            settings=settings,
-            network_seconds=_NETWORK_SHARE * settings.seconds_per_layer,
-            bench=bench,
-        )
+        table = profile_space(described, weights, archs, folder, share=share, settings=settings, bench=bench)
     report: dict[str, Any] = {
         "target": table.name,
         "table": str(folder / f"{table.name}.csv"),
-        "layers": len(table),
+        "blocks": len(table),
+        "fitted": sum(map(is_fitted, table.rows.values())),
         "provenance": table.provenance,
         "processor": described.processor,
         "threads": described.threads,
@@ -335,7 +350,7 @@ def run_profile(
             "uncalibrated_median_error": round(c.raw_error, 4),
         }
     else:
-        report["calibration"] = "none: fewer than 5 whole networks; predictions are plain sums of layers"
+        report["calibration"] = "none: fewer than 5 whole networks; predictions are plain sums of blocks"
     return report
 
 

@@ -27,14 +27,14 @@ from supernet.pose.predictor import PosePredictor
 from supernet.pose.video import choose_codec, quiet_opencv
 from supernet.training import pick_device
 
-__all__ = ["PredictSettings", "failure", "predict_inputs", "time_table"]
+__all__ = ["PredictSettings", "cpu_threads", "failure", "predict_inputs", "time_table"]
 
 RESULTS: Final = "results.json"
 SUMMARY: Final = "summary.json"
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch and OpenCV use that many CPU threads meanwhile; None leaves it to them."""
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
@@ -124,7 +124,7 @@ def predict_inputs(
     RunError
         If the folder cannot be written, or holds an unfinished run with other settings.
     """
-    with quiet_opencv(), _threads(settings.threads):
+    with quiet_opencv(), cpu_threads(settings.threads):
         inputs, root = find_inputs(arguments)
         _check_output(output)
         predictor = _open_model(model, settings)

@@ -19,7 +19,7 @@ from latency_tables.compare import Difference, compare_tables, merge_tables
 from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, locate_table
 from latency_tables.validate import Finding, validate_table
 from nas.console import print_json, print_table, show
-from search_spaces import InputError, Layer, Piece
+from search_spaces import InputError, Piece
 
 __all__ = [
     "DEFAULT_FOLDER",
@@ -231,11 +231,12 @@ def run_validate(
     """
     folders = given_folders(tables)
     paths = dict.fromkeys(locate_table(name, folders) for name in names)
-    needed: tuple[Layer, ...] = ()
+    needed: tuple[Piece, ...] = ()
     if wanted:
         from nas.latency import work_list
 
-        needed, _, _ = work_list(wanted, joints)
+        weights, _, _ = work_list(wanted, joints)
+        needed = tuple(weights)
     found = {path: validate_table(path, needed) for path in paths}
     flawed = [path for path, findings in found.items() if _count(findings, "error")]
     if as_json:

@@ -374,6 +374,15 @@ class SearchSpace(ABC):
                     found.setdefault(block.layers, block)
         return tuple(found.values())
 
+    def block_frequencies(self) -> dict[Block, float]:
+        """Return how many times a network drawn at random executes each distinct block, on average."""
+        found: dict[Block, float] = {}
+        for term in self._terms:
+            for blocks in term.variants:
+                for block in blocks:
+                    found[block] = found.get(block, 0.0) + 1 / len(term.variants)
+        return found
+
     def distinct_layers(self) -> tuple[Layer, ...]:
         """Return every layer that some network of the space executes, each once: the profiler's work list."""
         found: dict[Layer, Layer] = {}

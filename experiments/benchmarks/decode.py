@@ -1,9 +1,7 @@
 """From maps to people: ours against the straightforward way, on maps of drawn crowds and of photos.
 
-The drawn maps hold what a network's hold: a Gaussian per joint with one person's tag around it, one joint in
-seven too weak to be a peak, bumps where nobody is, and a background whose values span five orders of
-magnitude. How those values are spread was read off LitePose-M's maps of photographs. The same crowd is also
-shown at the three sizes that matter: 128 (1/4 of the input), 256 (1/2) and 512 (projected to the input).
+The drawn maps are :mod:`supernet.pose.crowd`'s. The same crowd is also shown at the three sizes that matter:
+128 (1/4 of the input), 256 (1/2) and 512 (projected to the input).
 
 With ``--model`` and ``--images`` the maps of a network on the first pictures of a folder are added.
 
@@ -24,56 +22,20 @@ from _plain_decode import plain_decode
 from numpy.typing import NDArray
 
 from nas.evaluation import load_model
+from supernet.pose.crowd import crowd_maps, draw_crowd
 from supernet.pose.decode import GroupingConfig, decode
 from supernet.pose.maps import EvalConfig, predict_maps
-from supernet.pose.skeleton import COCO17, CROWDPOSE14, joint_map
-from supernet.pose.synthetic import generate
+from supernet.pose.skeleton import CROWDPOSE14
 from supernet.pose.transforms import normalise, resize_for_eval
 
 Maps = tuple[NDArray[np.float32], NDArray[np.float32]]
 People = tuple[NDArray[np.float32], NDArray[np.floating]]
 
 
-def crowd(people: int, side: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return the joints (P, 14, 2) of drawn people strewn over a square."""
-    source = joint_map(COCO17, CROWDPOSE14)
-    placed = np.zeros((people, len(CROWDPOSE14), 2))
-    for person, (_, _, drawn) in zip(placed, generate(people, seed=11, people=(1, 1)), strict=True):
-        coco = np.reshape(drawn[0]["keypoints"], (17, 3))[:, :2]
-        shoulders = coco[5:7].mean(axis=0)
-        person[:12], person[12], person[13] = coco[source[:12]], 2 * coco[0] - shoulders, shoulders
-        person -= person.min(axis=0)
-        person *= side * rng.uniform(0.25, 0.5) / person.max()
-        person += rng.uniform(0, side - 1 - person.max(axis=0))
-    return placed
-
-
 def drawn_maps(people: int, side: int, sigma: float, seed: int = 5) -> Maps:
     """Return heatmaps (14, side, side) and tags (14, side, side, 1) of a crowd."""
     rng = np.random.default_rng([seed, people, side])
-    joints = crowd(people, side, rng)
-    own = rng.permutation(people) * 12.0 / people - 6.0
-    y, x = np.mgrid[:side, :side].astype(np.float32)
-    rough = rng.normal(size=(len(CROWDPOSE14), side, side)).astype(np.float32)
-    det, tags = np.zeros_like(rough), np.zeros_like(rough)
-    for joint in range(len(det)):
-        field = cv2.GaussianBlur(rough[joint], (0, 0), sigma)
-        field = (field - field.mean()) / field.std()
-        # A sixteenth of the pixels above .0003, a sixty-fourth above .003, a few bumps above .1.
-        bumps = 3e-4 * np.exp(3.7 * (field - 1.53))
-        heat = bumps / (1 + 2.5 * bumps)
-        nearest = np.full((side, side), np.inf, np.float32)
-        for person in range(people):
-            px, py = joints[person, joint]
-            square = (x - px) ** 2 + (y - py) ** 2
-            top = rng.uniform(0.01, 0.09) if rng.random() < 1 / 7 else rng.uniform(0.3, 0.95)
-            heat = np.maximum(heat, top * np.exp(-square / (2 * sigma**2)))
-            closer = square < nearest
-            tags[joint][closer], nearest[closer] = own[person], square[closer]
-        det[joint] = heat - 1e-5
-        tags[joint] = cv2.GaussianBlur(tags[joint], (0, 0), sigma / 2)
-    tags += rng.normal(0, 0.05, tags.shape).astype(np.float32)
-    return det, tags[..., None]
+    return crowd_maps(draw_crowd(CROWDPOSE14, people, (side, side), rng), (side, side), sigma, rng)
 
 
 def photo_maps(model: Path, folder: Path, count: int, project: bool) -> tuple[list[Maps], tuple[int, ...]]:

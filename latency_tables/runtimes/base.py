@@ -156,10 +156,16 @@ class Prepared:
     outputs
         Runs it once and returns copies of its outputs as (N, C, H, W) arrays, whatever layout the runtime
         works in.
+    feed
+        Sets a network's picture, (1, 3, H, W). None for layers, and where the runtime cannot be fed anew.
+    fetch
+        Returns copies of the outputs of the last run, in the form of ``outputs``; None likewise.
     """
 
     run: Callable[[], None]
     outputs: Callable[[], tuple[Array, ...]]
+    feed: Callable[[Array], None] | None = None
+    fetch: Callable[[], tuple[Array, ...]] | None = None
 
 
 class Runtime(ABC):

@@ -341,8 +341,9 @@ def _session(model: bytes | str, threads: int, inputs: Sequence[Array]) -> Prepa
     feeds = dict(zip(names, inputs, strict=True))
     outputs = [info.name for info in session.get_outputs()]
     binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+    for name, value in given.items():
+        binding.bind_ortvalue_input(name, value)
     results = [onnxruntime.OrtValue.ortvalue_from_numpy(y) for y in session.run(outputs, feeds)]
     for name, value in zip(outputs, results, strict=True):
         binding.bind_ortvalue_output(name, value)
@@ -350,11 +351,17 @@ def _session(model: bytes | str, threads: int, inputs: Sequence[Array]) -> Prepa
     def run() -> None:
         session.run_with_iobinding(binding)
 
-    def computed() -> tuple[Array, ...]:
-        run()
+    def feed(array: Array) -> None:
+        given[names[0]].update_inplace(np.ascontiguousarray(array))
+
+    def fetch() -> tuple[Array, ...]:
         return tuple(np.array(value.numpy(), dtype=np.float32) for value in results)
 
-    return Prepared(run, computed)
+    def computed() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    return Prepared(run, computed, feed, fetch)
 
 
 def _check_picture_input(path: Path, size: tuple[int, int]) -> None:

@@ -94,7 +94,7 @@ class TorchRuntime(Runtime):
                 raise InputError(
                     f"the network '{path}' does not run on one picture of {size[0]}x{size[1]}: {line[0]}"
                 ) from None
-            yield _prepared(lambda: module(x))
+            yield _prepared(lambda: module(x), x)
 
 
 def _operation(step: Step) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
@@ -129,18 +129,32 @@ def _operation(step: Step) -> Callable[[torch.Tensor, torch.Tensor | None], torc
     return operation
 
 
-def _prepared(forward: Callable[[], Any]) -> Prepared:
+def _prepared(forward: Callable[[], Any], x: torch.Tensor | None = None) -> Prepared:
+    """Return ``forward`` ready to run; a network's picture ``x`` can be set, and its outputs read."""
     import torch
 
-    def outputs() -> tuple[Array, ...]:
-        found = forward()
+    last: list[Any] = [None]
+
+    def fetch() -> tuple[Array, ...]:
+        (found,) = last
         every = (found,) if isinstance(found, torch.Tensor) else tuple(found)
         return tuple(np.array(y.contiguous().numpy(), dtype=np.float32) for y in every)
 
     def run() -> None:
-        forward()
+        last[0] = forward()
 
-    return Prepared(run, outputs)
+    def outputs() -> tuple[Array, ...]:
+        run()
+        return fetch()
+
+    if x is None:
+        return Prepared(run, outputs)
+    picture = x
+
+    def feed(array: Array) -> None:
+        picture.copy_(torch.from_numpy(array))
+
+    return Prepared(run, outputs, feed, fetch)
 
 
 def _channels_last(array: Array) -> torch.Tensor:

@@ -30,6 +30,7 @@ __all__ = [
     "Pictures",
     "Predictions",
     "Progress",
+    "in_picture",
     "predict",
     "predict_dataset",
 ]
@@ -171,7 +172,7 @@ def _batches(
     yield from waiting.values()
 
 
-def _results(
+def in_picture(
     people: FloatArray, scores: FloatArray, back: AffineTransform, zoom: NDArray[np.float64]
 ) -> list[tuple[list[float], float]]:
     """Return keypoints (flat x, y, value in pixels of the original image) and score of each person."""
@@ -334,7 +335,7 @@ def predict(
                 if not isinstance(decoded, Decoded):
                     decoded = DecodeWorkers.result(decoded)
                 for position, back, people in zip(batch.positions, batch.back, decoded.people, strict=True):
-                    found[position] = _results(*people, back, result.zoom)
+                    found[position] = in_picture(*people, back, result.zoom)
                 seconds_network += result.seconds
                 seconds_decode += decoded.seconds
                 done += len(batch)

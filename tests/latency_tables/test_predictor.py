@@ -134,7 +134,7 @@ def test_whole_spaces_are_priced_like_single_networks(calibrated: bool) -> None:
 def test_a_missing_layer_is_an_error_only_where_a_network_needs_it() -> None:
     small = SPACE.arch({"resolution": 64})
     large = SPACE.arch({"resolution": 96})
-    predictor = LatencyPredictor(make_table(SPACE.layers(small)))
+    predictor = LatencyPredictor(make_table(SPACE.layers(small)), strict=True)
     assert predictor.latency_ms(SPACE, SPACE.encode(small)).shape == (1,)
     absent = SPACE.layers(large)[0]
     with pytest.raises(MissingLayerError) as caught:

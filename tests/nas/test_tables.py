@@ -188,7 +188,7 @@ def test_validate_for_a_network_tells_what_is_missing(tables: Path, nas_: Nas) -
     space = litepose_native(joints=14)
     findings = json.loads(told.out)["tables"][0]["findings"]
     missing = {finding["value"] for finding in findings if finding["rule"] == "missing"}
-    assert missing and missing <= {layer.key for layer in space.distinct_layers()}
+    assert missing and missing <= {block.key for block in space.distinct_blocks()}
     assert "no space, recipe, run or arch" in nas_("tables", "validate", NAME, "--for", "xs").err
 
 

@@ -142,7 +142,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterato
         extremes = [story.space.smallest(), story.space.largest()]
         costs = [story.space.cost(arch).macs for arch in extremes]
         macs = f"{sum(costs) / 2e6:.3f}M"
-        upper = [predictor.predict(arch.layers(17)).high_ms for arch in extremes]
+        upper = [predictor.predict(arch.blocks(17)).high_ms for arch in extremes]
         latency = f"{(upper[0] + max(upper)) / 2:.4f}ms@{target}"
         story.said["budgets"] = {"macs": macs, "latency": latency, "target": target}
         step("macs", "search", run, "--max-macs", macs)
@@ -180,10 +180,10 @@ def test_training_makes_a_complete_run(story: Story) -> None:
 def test_profiling_covers_the_space(story: Story) -> None:
     said = story.said["profile"]
     assert said["target"] == "this-machine-onnxruntime-fp32-1t"
-    assert said["layers"] == len(story.space.distinct_layers())
+    assert (said["blocks"], said["fitted"]) == (len(story.space.distinct_blocks()), 0)
     assert (said["provenance"], said["networks"]) == ("measured-here", 5)
     table = find_table(said["target"], [story.path("run", "tables")])
-    assert table.missing(story.space.distinct_layers()) == ()
+    assert table.missing(story.space.distinct_blocks()) == ()
 
 
 def bound(text: str) -> float:
@@ -226,7 +226,7 @@ def test_a_search_keeps_its_latency_budget_at_the_upper_end(story: Story) -> Non
     assert said["evaluated"] == story.evaluations["latency"] == 4
     result = json.loads(story.path(said["study"], "result.json").read_text())
     for record in result["records"]:
-        high = predictor.predict(story.space.arch(strip(record["arch"])).layers(17)).high_ms
+        high = predictor.predict(story.space.arch(strip(record["arch"])).blocks(17)).high_ms
         assert record["latency_ms"][predictor.name] == pytest.approx(high)
         assert (record["ap"] is not None) == (high <= upper)
 

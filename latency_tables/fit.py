@@ -1,0 +1,178 @@
+"""What layers and blocks take that nobody measured, from those of the same device that somebody did.
+
+Two steps. A roofline (:mod:`latency_tables.roofline`), whose features of a block are the sums over its
+layers, says how time grows with work and traffic. What it gets wrong (engines have kernels that like some
+shapes better than others) is alike for pieces of one *form*, so its logarithmic error is interpolated between
+the measured pieces of that form, in the logarithms of channels and sizes, by radial basis functions (SciPy's
+``RBFInterpolator``). A form that was never measured has no answer: its cost is unknown, not small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import RBFInterpolator
+
+from latency_tables.roofline import FEATURES, conformal, features, fit_coefficients
+from search_spaces.errors import InputError
+from search_spaces.layers import Block, Piece, layers_of
+
+__all__ = ["FEWEST_PIECES", "Form", "PieceFit", "distances", "form_of"]
+
+Floats = npt.NDArray[np.float64]
+
+Form = tuple[object, ...]
+"""What pieces have in common that are compared: branches, and each layer's kind."""
+
+FEWEST_PIECES = 20
+_FEWEST_OF_A_FORM = 6
+_NEIGHBOURS = 24
+_SMOOTHING = 0.05
+_FOLDS = 10
+_FURTHEST = 0.7
+"""Largest logarithmic correction of the roofline, a factor of 2."""
+
+
+def form_of(piece: Piece) -> Form:
+    """Return the form of a piece: the same for what differs in channels, sizes, kernels and strides alone."""
+    branches = piece.branches if isinstance(piece, Block) else ()
+    return (branches, *((x.kind, x.kernel > 1, x.groups > 1) for x in layers_of(piece)))
+
+
+def _shape(piece: Piece) -> list[float]:
+    """Return the logarithms of a piece's channels, sizes, kernels and strides."""
+    numbers = [n for x in layers_of(piece) for n in (x.c_in, x.c_out, x.kernel, x.stride)]
+    first = layers_of(piece)[0]
+    return [math.log(n) for n in (*numbers, first.h_in, first.w_in)]
+
+
+def distances(pieces: Sequence[Piece], others: Sequence[Piece]) -> Floats:
+    """Return how far pieces of one form are from others of it, shape (pieces, others).
+
+    The distance is the largest difference of the logarithms of channels, sizes, kernels and strides.
+    """
+    a = np.array([_shape(piece) for piece in pieces])
+    b = np.array([_shape(piece) for piece in others])
+    return np.asarray(np.abs(a[:, None] - b[None]).max(axis=2))
+
+
+@dataclass(frozen=True)
+class _Corrections:
+    """The roofline's logarithmic errors for the pieces of one form."""
+
+    mean: float
+    surface: RBFInterpolator | None
+    varying: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], errors: Floats) -> _Corrections:
+        points = np.array([_shape(piece) for piece in pieces])
+        varying = np.flatnonzero(np.ptp(points, axis=0) > 0)
+        mean = float(errors.mean())
+        if len(pieces) < max(_FEWEST_OF_A_FORM, len(varying) + 2) or not len(varying):
+            return cls(mean, None, varying)
+        surface = RBFInterpolator(
+            points[:, varying],
+            errors - mean,
+            neighbors=min(_NEIGHBOURS, len(pieces)),
+            kernel="linear",
+            degree=0,
+            smoothing=_SMOOTHING,
+        )
+        return cls(mean, surface, varying)
+
+    def __call__(self, pieces: Sequence[Piece]) -> Floats:
+        found = np.full(len(pieces), self.mean)
+        if self.surface is not None:
+            found += self.surface(np.array([_shape(piece) for piece in pieces])[:, self.varying])
+        return np.asarray(np.clip(found, -_FURTHEST, _FURTHEST))
+
+
+class PieceFit:
+    """A fit to measured pieces of one target.
+
+    Parameters
+    ----------
+    rows
+        Milliseconds of each measured layer or block; at least 20.
+
+    Attributes
+    ----------
+    samples
+        How many pieces it was fitted on.
+    median_error
+        Median of ``|predicted / measured - 1|`` of pieces left out of the fit, a tenth at a time.
+    half_width, coverage
+        A new piece of a known form takes between the estimate divided and multiplied by ``exp(half_width)``
+        with probability ``coverage``: conformal, from the left-out errors.
+
+    Raises
+    ------
+    InputError
+        If there are too few rows, or a time is not positive.
+    """
+
+    def __init__(self, rows: Mapping[Piece, float]) -> None:
+        if len(rows) < FEWEST_PIECES:
+            raise InputError(
+                f"a fit needs at least {FEWEST_PIECES} measured layers or blocks, not {len(rows)}"
+            )
+        pieces = sorted(rows, key=lambda piece: piece.key)
+        times = np.array([rows[piece] for piece in pieces], dtype=np.float64)
+        if not (np.isfinite(times).all() and (times > 0).all()):
+            raise InputError("measured milliseconds are positive numbers")
+        errors = np.full(len(pieces), np.nan)
+        for fold in range(_FOLDS):
+            out = np.arange(len(pieces)) % _FOLDS == fold
+            self._fit([p for p, o in zip(pieces, out, strict=True) if not o], times[~out])
+            left = [i for i in np.flatnonzero(out) if self.knows(pieces[i])]
+            if left:
+                errors[left] = np.log(self.ms([pieces[i] for i in left]) / times[left])
+        told = errors[np.isfinite(errors)]
+        self._fit(pieces, times)
+        self.samples = len(pieces)
+        self.median_error = float(np.median(np.abs(np.expm1(told)))) if len(told) else math.inf
+        self.half_width, self.coverage = conformal(told) if len(told) else (math.log(2.0), 0.5)
+
+    def _fit(self, pieces: Sequence[Piece], times: Floats) -> None:
+        sums = _sums(pieces)
+        self._coefficients = fit_coefficients(sums, times)
+        errors = np.log(times / np.maximum(sums @ self._coefficients, 1e-12))
+        by_form: dict[Form, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            by_form.setdefault(form_of(piece), []).append(i)
+        self._corrections = {
+            form: _Corrections.of([pieces[i] for i in of], errors[of]) for form, of in by_form.items()
+        }
+
+    def knows(self, piece: Piece) -> bool:
+        """Return whether pieces of its form were measured."""
+        return form_of(piece) in self._corrections
+
+    def ms(self, pieces: Sequence[Piece]) -> Floats:
+        """Return the estimates, milliseconds, shape (n,).
+
+        Raises
+        ------
+        InputError
+            If no piece of one's form was measured.
+        """
+        unknown = [piece for piece in pieces if not self.knows(piece)]
+        if unknown:
+            raise InputError(f"nothing of the form of {unknown[0].key} was measured, so its time is unknown")
+        found = _sums(pieces) @ self._coefficients if len(pieces) else np.zeros(0)
+        by_form: dict[Form, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            by_form.setdefault(form_of(piece), []).append(i)
+        for form, of in by_form.items():
+            found[of] *= np.exp(self._corrections[form]([pieces[i] for i in of]))
+        return np.asarray(found)
+
+
+def _sums(pieces: Iterable[Piece]) -> Floats:
+    """Return each piece's features summed over its layers, shape (n, features)."""
+    return np.array([features(layers_of(piece)).sum(axis=0) for piece in pieces]).reshape(-1, len(FEATURES))

@@ -1,0 +1,390 @@
+"""Roofline: milliseconds of any layer from what it computes and moves, with coefficients that were fitted.
+
+A table answers for the layers in it. What a layer of another shape takes is estimated from a few quantities
+that cost time on every device: multiply-accumulates by kind of layer, those that vector lanes spend on
+padding, values read and written, and the start of a layer. Their coefficients are not negative. They are
+fitted either to layers that were measured or, where nobody has measured layers, to whole networks. The model
+is the additive form of the roofline model (Williams, Waterman and Patterson, 2009): a sum where the original
+takes the larger of computing and moving, as on devices that do not overlap the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from search_spaces.errors import InputError, did_you_mean, shown
+from search_spaces.files import check_keys
+from search_spaces.layers import Layer
+
+__all__ = [
+    "FEATURES",
+    "TERMS",
+    "Roofline",
+    "conformal",
+    "features",
+    "fit_coefficients",
+    "left_out_errors",
+]
+
+Floats = npt.NDArray[np.float64]
+FittedOn = Literal["layers", "networks"]
+
+FEATURES = (
+    "dense", "pointwise", "depthwise", "deconv", "idle", "read", "weights", "written", "layers",
+)  # fmt: skip
+"""What a layer is described by. ``dense`` to ``deconv``: its multiply-accumulates (10^9), under its kind
+alone; ``idle``: those (10^9) that are spent on padding when channels (of a group) are filled up to multiples
+of 16, none for depthwise layers, whose channels are the vectors; ``read``, ``weights``, ``written``:
+activations read (those of an added tensor too), weights read, activations written (10^6 values); ``layers``:
+1."""
+
+_KINDS = FEATURES[:4]
+_MATRIX_KINDS = ("dense", "pointwise", "deconv")
+_ALWAYS = ("read", "weights", "written", "layers")
+"""Features that no layer has 0 of."""
+
+LANES = 16
+"""Channels that a device is taken to compute at once."""
+
+Terms = Sequence[Mapping[str, float]]
+
+TERMS: Terms = (MappingProxyType(dict.fromkeys((*_KINDS, "idle"), 1.0)), MappingProxyType({"read": 1.0}))
+"""Two coefficients for where a handful of networks is all there is: of padded multiply-accumulates, and of
+values read. See ``experiments/results/device-tables.md`` for what it was compared with."""
+
+FEWEST_LAYERS = 20
+FEWEST_NETWORKS = 5
+_COVERAGE = 0.9
+_FOLDS = 10
+_ROUNDS = 30
+_WIDEST = 10.0
+_TINY = 1e-6
+
+
+def features(layers: Iterable[Layer]) -> Floats:
+    """Return the features of layers, shape (n, 9), columns as in :data:`FEATURES`."""
+    every = tuple(layers)
+    column = {name: i for i, name in enumerate(FEATURES)}
+    found = np.zeros((len(every), len(FEATURES)))
+    if not every:
+        return found
+    shapes = np.array(
+        [
+            (x.c_in, x.c_out, x.groups, x.h_in * x.w_in, x.h_out * x.w_out, x.macs, x.kernel**2, x.add)
+            for x in every
+        ],
+        dtype=np.float64,
+    )
+    c_in, c_out, groups, pixels_in, pixels_out, macs, taps, add = shapes.T
+    kinds = np.array([column[_kind(layer)] for layer in every])
+    found[np.arange(len(every)), kinds] = macs / 1e9
+    own_in, own_out = c_in / groups, c_out / groups
+    padded = np.ceil(own_in / LANES) * np.ceil(own_out / LANES) * LANES**2 / (own_in * own_out)
+    found[:, column["idle"]] = np.where(kinds == column["depthwise"], 0.0, macs * (padded - 1)) / 1e9
+    found[:, column["read"]] = (c_in * pixels_in + add * c_out * pixels_out) / 1e6
+    found[:, column["weights"]] = taps * c_in * c_out / groups / 1e6
+    found[:, column["written"]] = c_out * pixels_out / 1e6
+    found[:, column["layers"]] = 1.0
+    return found
+
+
+def _kind(layer: Layer) -> str:
+    if layer.kind == "dwconv":
+        return "depthwise"
+    if layer.kind == "deconv":
+        return "deconv"
+    return "pointwise" if layer.kernel == 1 else "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Fitted coefficients, and how far they can be believed.
+
+    Attributes
+    ----------
+    coefficients
+        Milliseconds per unit of each of :data:`FEATURES`; none is negative. What is left out is 0.
+    fitted_on
+        ``layers`` or ``networks``: what was left out in turn to find the errors below.
+    samples
+        How many of them.
+    median_error
+        Median of ``|predicted / measured - 1|`` of what was left out of the fit.
+    half_width
+        What is measured lies within the prediction divided and multiplied by ``exp(half_width)``, for a share
+        ``coverage`` of new layers (or new whole networks, by ``fitted_on``): conformal, from the errors of
+        what was left out.
+    coverage
+        See above.
+
+    Raises
+    ------
+    InputError
+        On construction, naming the field that is wrong; also if the coefficients would price some layer at 0.
+    """
+
+    coefficients: Mapping[str, float]
+    fitted_on: FittedOn
+    samples: int
+    median_error: float
+    half_width: float
+    coverage: float
+
+    def __post_init__(self) -> None:
+        for name, value in self.coefficients.items():
+            if name not in FEATURES:
+                raise InputError(
+                    f"a roofline has no coefficient {shown(name)}{did_you_mean(str(name), FEATURES)}"
+                )
+            if not _is_number(value) or value < 0:
+                raise InputError(
+                    f"a roofline's coefficient '{name}' is a finite number, not negative, not {shown(value)}"
+                )
+        given = {name: float(self.coefficients.get(name, 0.0)) for name in FEATURES}
+        object.__setattr__(self, "coefficients", MappingProxyType(given))
+        if not any(given[name] for name in _ALWAYS) and not all(given[name] for name in _KINDS):
+            raise InputError(
+                f"a roofline prices every layer above 0: one of {', '.join(_ALWAYS)}, or all of"
+                f" {', '.join(_KINDS)}, are above 0, not {shown({k: v for k, v in given.items() if v})}"
+            )
+        if self.fitted_on not in get_args(FittedOn):
+            raise InputError(
+                f"a roofline's fitted_on is one of {', '.join(get_args(FittedOn))},"
+                f" not {shown(self.fitted_on)}"
+            )
+        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
+            raise InputError(f"a roofline's samples is a whole number from 1, not {shown(self.samples)}")
+        for what, most in (("median_error", math.inf), ("half_width", _WIDEST), ("coverage", 1.0)):
+            value = getattr(self, what)
+            if not _is_number(value) or not 0 <= value <= most or (what == "coverage" and value == 0):
+                rule = "not negative" if most == math.inf else f"from 0 to {most:g}"
+                raise InputError(f"a roofline's {what} is a number {rule}, not {shown(value)}")
+
+    # -- using it ---------------------------------------------------------------------------------------
+
+    def ms(self, layers: Iterable[Layer]) -> Floats:
+        """Return the milliseconds of each layer, shape (n,); all above 0."""
+        return self.ms_of(features(layers))
+
+    def ms_of(self, sums: npt.ArrayLike) -> Floats:
+        """Return the milliseconds of rows of features (of layers, or summed over networks), shape (n,)."""
+        weights = np.array([self.coefficients[name] for name in FEATURES])
+        return np.asarray(np.asarray(sums, dtype=np.float64) @ weights)
+
+    # -- fitting ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit_layers(cls, rows: Mapping[Layer, float]) -> Roofline:
+        """Return the roofline of layers that were measured.
+
+        A kind of layer that no row shows (dense, pointwise, depthwise, deconv) gets the dearest coefficient
+        of the kinds that multiply matrices too (all but depthwise), or of what there is: an estimate for it
+        rests on no measurement of its kind and is not within the interval's promise.
+
+        Parameters
+        ----------
+        rows
+            Milliseconds of each layer, e.g. a table's medians; at least 20.
+
+        Raises
+        ------
+        InputError
+            If there are too few, or a time is not positive.
+        """
+        if len(rows) < FEWEST_LAYERS:
+            raise InputError(
+                f"a roofline needs at least {FEWEST_LAYERS} measured layers, not {len(rows)};"
+                " measure more of them"
+            )
+        ordered = sorted(rows, key=lambda layer: layer.key)
+        sums, times = features(ordered), _times([rows[layer] for layer in ordered])
+        # Every fold has layers from all over the sorted keys; nothing is drawn: equal rows give equal fits.
+        folds = [i % _FOLDS for i in range(len(ordered))]
+        errors = left_out_errors(sums, times, folds=folds)
+        return cls._of(fit_coefficients(sums, times), errors, "layers")
+
+    @classmethod
+    def fit_networks(
+        cls, networks: Sequence[tuple[Sequence[Layer], float]], terms: Terms = TERMS
+    ) -> Roofline:
+        """Return the roofline of whole networks that were measured.
+
+        Parameters
+        ----------
+        networks
+            Layers and milliseconds of each; at least 5, and more than there are terms.
+        terms
+            What gets a coefficient of its own, as weights of features; few networks support few terms.
+
+        Raises
+        ------
+        InputError
+            If there are too few networks, a time is not positive, or a term names no feature.
+        """
+        sums = np.array([features(layers).sum(axis=0) for layers, _ in networks])
+        return cls.fit_sums(sums.reshape(len(networks), -1), [ms for _, ms in networks], terms)
+
+    @classmethod
+    def fit_sums(cls, sums: npt.ArrayLike, ms: Sequence[float], terms: Terms = TERMS) -> Roofline:
+        """Do the same from the networks' features summed over their layers, shape (n, 9)."""
+        fewest = max(FEWEST_NETWORKS, len(terms) + 1)
+        if len(ms) < fewest:
+            raise InputError(
+                f"a roofline of {len(terms)} terms needs at least {fewest} measured networks, not {len(ms)}"
+            )
+        matrix, times = np.asarray(sums, dtype=np.float64), _times(ms)
+        errors = left_out_errors(matrix, times, terms, range(len(times)))
+        return cls._of(fit_coefficients(matrix, times, terms), errors, "networks")
+
+    @classmethod
+    def _of(cls, coefficients: Floats, errors: Floats, fitted_on: FittedOn) -> Roofline:
+        half_width, coverage = conformal(errors)
+        return cls(
+            coefficients=dict(zip(FEATURES, coefficients.tolist(), strict=True)),
+            fitted_on=fitted_on,
+            samples=len(errors),
+            median_error=float(np.median(np.abs(np.expm1(errors)))),
+            half_width=half_width,
+            coverage=coverage,
+        )
+
+    # -- files ------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for YAML and JSON; coefficients of 0 are left out."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["coefficients"] = {name: value for name, value in self.coefficients.items() if value}
+        return given
+
+    @classmethod
+    def from_dict(cls, value: object, where: str = "roofline") -> Roofline:
+        """Return the roofline that a mapping describes; errors (:class:`InputError`) name ``where``."""
+        names = {field.name for field in fields(cls)}
+        given = check_keys(value, names, where)
+        for name in sorted(names - given.keys()):
+            raise InputError(f"{where} lacks '{name}'")
+        check_keys(given["coefficients"], set(FEATURES), f"{where}: coefficients")
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def _times(ms: Iterable[float]) -> Floats:
+    times = np.array(list(ms), dtype=np.float64)
+    wrong = times[~(np.isfinite(times) & (times > 0))]
+    if wrong.size:
+        raise InputError(f"measured milliseconds are positive numbers, not {wrong[0]}")
+    return times
+
+
+def _matrix(terms: Terms) -> Floats:
+    """Return terms as rows of weights, shape (terms, 9)."""
+    for term in terms:
+        for name in term:
+            if name not in FEATURES:
+                raise InputError(
+                    f"a term has the unknown feature {shown(name)}{did_you_mean(name, FEATURES)}"
+                )
+    return np.array([[term.get(name, 0.0) for name in FEATURES] for term in terms])
+
+
+def fit_coefficients(sums: Floats, times: Floats, terms: Terms | None = None) -> Floats:
+    """Return the coefficients of :data:`FEATURES` that fit measured times best, shape (9,).
+
+    Non-negative least squares, repeated with weights ``1 / sqrt(measured * predicted)``: what is minimised in
+    the end is ``(predicted - measured)^2 / (measured * predicted)``, which is the square of the logarithm of
+    their ratio to second order. Twice as long and half as long weigh the same; plain relative errors would
+    favour too short predictions.
+
+    Parameters
+    ----------
+    sums
+        Features of layers, or of networks (summed over their layers), shape (n, 9).
+    times
+        Milliseconds, shape (n,), positive.
+    terms
+        What shares a coefficient; by default each feature has its own.
+    """
+    basis = np.eye(len(FEATURES)) if terms is None else _matrix(terms)
+    columns = sums @ basis.T
+    weights = 1.0 / times
+    found = np.zeros(len(basis))
+    for _ in range(_ROUNDS):
+        weighted = columns * weights[:, None]
+        scale = np.abs(weighted).max(axis=0)
+        scale[scale == 0] = 1.0
+        found = np.asarray(optimize.nnls(weighted / scale, times * weights)[0]) / scale
+        predicted = np.maximum(columns @ found, _TINY * times)
+        weights = 1.0 / np.sqrt(times * predicted)
+    coefficients = np.asarray(found @ basis)
+    return _with_unseen(coefficients, sums) if terms is None else coefficients
+
+
+def _with_unseen(coefficients: Floats, sums: Floats) -> Floats:
+    """Return coefficients in which a kind of layer that no sample shows has another kind's."""
+    shown_by = {name: bool(sums[:, i].any()) for i, name in enumerate(FEATURES)}
+    matrices = [FEATURES.index(name) for name in _MATRIX_KINDS if shown_by[name]]
+    known = matrices or [FEATURES.index(name) for name in _KINDS if shown_by[name]]
+    filled = coefficients.copy()
+    for i, name in enumerate(FEATURES):
+        if name in _KINDS and not shown_by[name] and known:
+            filled[i] = coefficients[known].max()
+    return filled
+
+
+def left_out_errors(
+    sums: Floats, times: Floats, terms: Terms | None = None, folds: Sequence[Hashable] | None = None
+) -> Floats:
+    """Return ``log(predicted / measured)`` of each sample by the fit on the other folds, shape (n,).
+
+    Parameters
+    ----------
+    sums, times, terms
+        As for :func:`fit_coefficients`.
+    folds
+        Which fold each sample is in (a number, a family's name); by default each is in one of its own.
+    """
+    given = list(range(len(times)) if folds is None else folds)
+    errors = np.empty(len(times))
+    for fold in dict.fromkeys(given):
+        out = np.array([each == fold for each in given])
+        if out.all():
+            raise InputError("errors of what is left out need at least two folds")
+        predicted = sums[out] @ fit_coefficients(sums[~out], times[~out], terms)
+        errors[out] = np.log(np.maximum(predicted, _TINY * times[out]) / times[out])
+    return errors
+
+
+def conformal(errors: npt.ArrayLike) -> tuple[float, float]:
+    """Return the half width of an interval that holds what is new, and the share of it that it holds.
+
+    The half width is the k-th smallest of the n errors, k = ceil(0.9 (n + 1)); with fewer than 9 that rank
+    exceeds n, then it is the largest and the share is n / (n + 1) instead of 0.9.
+
+    Parameters
+    ----------
+    errors
+        ``log(predicted / measured)`` of what was left out of the fit, shape (n,), n at least 1.
+    """
+    scores = np.sort(np.abs(np.asarray(errors, dtype=np.float64)))
+    n = len(scores)
+    rank = math.ceil(_COVERAGE * (n + 1))
+    return float(scores[min(rank, n) - 1]), _COVERAGE if rank <= n else n / (n + 1)
