@@ -141,7 +141,7 @@ def test_the_command_describes_and_profiles(
     report = json.loads(capsys.readouterr().out)
     assert report["target"] == "kitchen-pi-onnxruntime-fp32-1t"
     table = LatencyTable.load(tmp_path / f"{report['target']}.csv")
-    assert recipe.name == "tiny" and len(table) == report["layers"] > 10
+    assert recipe.name == "tiny" and len(table) > 10
     assert table.sessions[0]["pinned"] == "processors 0"
 
 
@@ -171,15 +171,16 @@ def test_a_dropped_link_is_taken_up_again(
         elif done == 11:
             os.kill(device.agent(), signal.SIGSTOP)
 
-    table = measure(device.bench(patience=2.0), tmp_path, progress)
+    table = measure(device.bench(patience=4.0), tmp_path, progress)
     assert set(table.rows) == set(LAYERS)
     (session,) = table.sessions
     assert session["processes"] == 1
     assert len(set(agents)) == 3
-    told = " ".join(record.message for record in caplog.records)
-    assert "closed by remote host" in told
-    assert "what ran there was killed" in told
-    assert "did not answer 'time' within 2 s" in told
+    told = [record.message for record in caplog.records if "trying again" in record.message]
+    assert len(told) == 3
+    assert "device" in told[0]  # what ssh says of a cut connection depends on what it was doing
+    assert "what ran there was killed" in told[1]
+    assert "did not answer 'time' within 4 s" in told[2]
     assert not any(Path(f"/proc/{agent}").exists() for agent in agents)
 
 
