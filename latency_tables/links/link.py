@@ -7,8 +7,10 @@ is turned into errors that name the device and the way out.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,7 +20,17 @@ from typing import IO
 
 from search_spaces.errors import InputError, LitePoseNasError, RunError, UnavailableError
 
-__all__ = ["AdbLink", "Finished", "Link", "LinkDownError", "LocalLink", "SshLink", "device_path", "told"]
+__all__ = [
+    "AdbLink",
+    "Finished",
+    "Link",
+    "LinkDownError",
+    "LocalLink",
+    "SshLink",
+    "device_path",
+    "end",
+    "told",
+]
 
 _SLOWEST_BYTES_PER_S = 50_000
 _PATIENCE_S = 60.0
@@ -160,7 +172,7 @@ class Link(ABC):
             raise LinkDownError(f"{self.name} did not answer within {timeout:.0f} s") from None
         finally:
             if process.poll() is None:
-                process.kill()
+                end(process)
                 process.communicate()
         done = Finished(process.returncode, _text(out), _text(err))
         if done.code != 0 and (error := self.trouble(done.code, done.err)) is not None:
@@ -312,6 +324,12 @@ class AdbLink(Link):
     def by_hand(self, file: str, target: str) -> str:
         adb = shlex.join(self._client)
         return f"{adb} push {file} {target} && {adb} shell chmod 755 {target}"
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a client and what it has started (jump hosts' clients, say), which would hold its pipes open."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def device_path(path: str) -> str:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import IO, Any
 
-from latency_tables.links.link import Link, LinkDownError, told
+from latency_tables.links.link import Link, LinkDownError, end, told
 from search_spaces import errors
 from search_spaces.errors import LitePoseNasError, RunError
 
@@ -107,7 +107,7 @@ class Session:
         try:
             self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            end(self._process)
             self._process.wait()
         for reader in self._readers:
             reader.join(_LAST_WORDS_S)
@@ -116,7 +116,7 @@ class Session:
 
     def kill(self) -> None:
         """End this end of the conversation at once."""
-        self._process.kill()
+        end(self._process)
         self.close()
 
     def _read(self, stream: IO[bytes]) -> None:
