@@ -181,7 +181,7 @@ def test_a_dropped_link_is_taken_up_again(
     assert "device" in told[0]  # what ssh says of a cut connection depends on what it was doing
     assert "what ran there was killed" in told[1]
     assert "did not answer 'time' within 4 s" in told[2]
-    assert not any(Path(f"/proc/{agent}").exists() for agent in agents)
+    until(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents))
 
 
 def test_a_killed_profiler_resumes(device: SshDevice, tmp_path: Path) -> None:
