@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from latency_tables.machine import machine_state, system_name
+from latency_tables.machine import machine_state, processor_name, system_name
 from latency_tables.runtimes import Runtime
-from latency_tables.target import processor_name
 from latency_tables.timing import Clock, Samples, take_samples
 from search_spaces.layers import Piece
 

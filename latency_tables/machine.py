@@ -1,4 +1,4 @@
-"""What a machine tells about its own speed, noted before and after a measurement."""
+"""What a machine tells about itself, and about its speed before and after a measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine_state", "system_name"]
+__all__ = ["available_threads", "machine_state", "processor_name", "system_name"]
 
 _COLDEST, _HOTTEST = -50.0, 200.0
 """A sensor that says something beyond is not connected (many say -274)."""
@@ -65,6 +65,28 @@ def machine_state(sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> dict[
 def system_name() -> str:
     """Return the operating system, its version and its architecture, such as ``Linux 6.6.31 aarch64``."""
     return " ".join(filter(None, (platform.system(), platform.release(), platform.machine())))
+
+
+def available_threads() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return this machine's processor as its system names it; where it does not, its architecture."""
+    cpuinfo, model = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    if model.is_file():
+        text = model.read_text(encoding="utf-8", errors="replace").strip("\x00 \n")
+        if text:
+            return text
+    return platform.processor() or platform.machine() or "unknown processor"
 
 
 def _clocks_told(cpuinfo: Path) -> Iterator[float]:

@@ -213,7 +213,6 @@ def measure_model(
     path: str | Path,
     size: tuple[int, int],
     threads: int,
-    precision: str = "fp32",
     *,
     precision: str = "fp32",
     seconds: float = 2.0,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from latency_tables.machine import available_threads, processor_name
 from search_spaces.errors import InputError
 from search_spaces.files import check_keys, read_yaml, write_yaml
 
@@ -89,35 +88,16 @@ class Target:
 
 
 def read_target(path: str | Path) -> Target:
-    """Return the target described by a YAML file with the fields of :class:`Target`."""
+    """Return the target described by a YAML file with the fields of :class:`Target`.
+
+    A file that also says how to get there is read by :func:`latency_tables.links.read_linked_target`.
+    """
     return Target.from_dict(read_yaml(path, "target file"), f"target file '{path}'")
 
 
 def write_target(path: str | Path, target: Target) -> None:
     """Write the target to a YAML file, atomically."""
     write_yaml(path, target.to_dict())
-
-
-def available_threads() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def processor_name() -> str:
-    """Return this machine's processor as its system names it; where it does not, its architecture."""
-    cpuinfo, model = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
-    if model.is_file():
-        text = model.read_text(encoding="utf-8", errors="replace").strip("\x00 \n")
-        if text:
-            return text
-    return platform.processor() or platform.machine() or "unknown processor"
 
 
 def local_target(

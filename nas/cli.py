@@ -475,7 +475,10 @@ def _untrained(path: Path, sets: list[str] | None) -> RunDirectory:
 @app.command()
 def profile(
     target: Annotated[
-        str, typer.Argument(help="'this-machine', or a target .yaml (device, processor, runtime, threads).")
+        str,
+        typer.Argument(
+            help="'this-machine', or a target .yaml (device, processor, runtime, threads; link to a device)."
+        ),
     ] = "this-machine",
     space: Annotated[
         list[str] | None,
@@ -520,6 +523,10 @@ def profile(
         ),
     ] = "refuse",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
+    describe: Annotated[
+        bool,
+        typer.Option("--describe", help="TARGET is ssh:user@host: only print a target .yaml for it."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure how long a target takes for the blocks of networks (batch 1): a table for search and cost.
@@ -532,8 +539,11 @@ def profile(
     """
     from latency_tables import ProfileSettings
     from nas.console import print_json, show
-    from nas.latency import run_profile
+    from nas.latency import describe_target, run_profile
 
+    if describe:
+        print(describe_target(target, runtime), end="")
+        return
     report = run_profile(
         target,
         space or ["litepose-native"],

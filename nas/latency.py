@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from latency_tables import (
     Bench,
     LatencyPredictor,
     LatencyTable,
+    LocalBench,
     NetworkJob,
     Prediction,
     ProfileSettings,
@@ -30,15 +31,15 @@ from latency_tables import (
     local_target,
     measure_model,
     profile,
-    read_target,
     select_pieces,
 )
+from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
+from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
 from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
 from latency_tables.published import published_for
-from latency_tables.runtimes.litert_runtime import write_network
+from latency_tables.runtimes.litert_runtime import piece_file, write_network
 from latency_tables.table import device_table, files_in, is_packaged
-from latency_tables.target import available_threads
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
@@ -50,7 +51,10 @@ from supernet.export import export_onnx, fold_batchnorm
 from supernet.registry import build_network
 
 __all__ = [
+    "MODEL_WRITERS",
     "UpperEnd",
+    "bench_of",
+    "describe_target",
     "full_bounds",
     "is_here",
     "known_targets",
@@ -65,6 +69,11 @@ __all__ = [
     "table_folders",
     "work_list",
 ]
+
+MODEL_WRITERS: Mapping[str, Callable[[str], ModelWriter]] = {
+    "litert": lambda precision: partial(piece_file, precision=precision)
+}
+"""By runtime: what writes pieces, at a precision, as files for the runtime's benchmark program."""
 
 
 class UpperEnd:
@@ -379,23 +388,26 @@ def run_profile(
     UnavailableError
         If the runtime is not installed, or does not offer the precision.
     """
+    link: LinkDescription | None = None
     if target == "this-machine":
         described = local_target(runtime, threads, precision=precision)
     elif Path(target).suffix in (".yaml", ".yml"):
-        described = read_target(target)
+        described, link = read_linked_target(target)
     else:
         raise InputError(
             f"the target is 'this-machine' or a .yaml file that describes one, not '{target}';"
-            " other devices are profiled by running this command on them"
+            " nas profile ssh:user@host --describe prints one"
         )
-    get_runtime(described.runtime).check(described.threads, described.precision)
+    if link is None:
+        get_runtime(described.runtime).check(described.threads, described.precision)
     weights, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)
         archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
     chosen = f", {share:.0%} of them measured" if share < 1 else ""
     note(f"{len(weights)} distinct blocks{chosen}, {len(archs)} whole networks on {described.name}")
-    table = profile_space(described, weights, archs, folder, share=share, settings=settings)
+    with bench_of(described, link) as bench:
+        table = profile_space(described, weights, archs, folder, share=share, settings=settings, bench=bench)
     report: dict[str, Any] = {
         "target": table.name,
         "table": str(folder / f"{table.name}.csv"),
@@ -416,3 +428,26 @@ def run_profile(
     else:
         report["calibration"] = "none: fewer than 5 whole networks; predictions are plain sums of blocks"
     return report
+
+
+def bench_of(target: Target, link: LinkDescription | None) -> Bench:
+    """Return where a target is measured: in this process, or at the other end of a link."""
+    if link is None:
+        return LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    make = MODEL_WRITERS.get(target.runtime)
+    return open_bench(target, link, None if make is None else make(target.precision))
+
+
+def describe_target(device: str, runtime: str) -> str:
+    """Return a target file for a device: ``ssh:user@host``, or ``ssh:user@host:port``.
+
+    Raises
+    ------
+    InputError
+        If the device is written otherwise.
+    """
+    way, _, place = device.partition(":")
+    host, _, port = place.partition(":")
+    if way != "ssh" or not host or not (port.isdecimal() or not port):
+        raise InputError(f"--describe needs a device such as ssh:pi@kitchen.local, not '{device}'")
+    return describe_device(LinkDescription(ssh=host, port=int(port) if port else None), runtime)

@@ -15,12 +15,13 @@ import pytest
 import typer
 import yaml
 
-from latency_tables import Target
+from latency_tables.links import LinkDescription, read_linked_target
 from nas.cli import app
 from nas.config import to_plain
 from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, TrustConfig, recipe_from_mapping
 from nas.search import parse_constraints
 from search_spaces import SPACES, get_arch, litepose_extended, litepose_native
+from search_spaces.files import write_yaml
 from supernet.distillation import DistillConfig
 from supernet.pose.losses import LossWeights
 from supernet.pose.skeleton import Skeleton
@@ -262,9 +263,17 @@ def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
     sources = recipe_from_mapping(mixed, "the README's sources", tmp_path).data.training
     assert [(each.complete, each.share) for each in sources.values()] == [(True, 2), (False, 1)]
     assert get_arch("litepose-s") in recipe.build_space(Skeleton.from_json(yaml_block("skeleton.yaml")))
-    target = Target.from_dict(yaml_block("kitchen.yaml"))
-    assert f"`{target.name}`" in README
-    assert len(fences(README, "yaml")) == 4
+    for name in ("kitchen.yaml", "phone.yaml"):
+        write_yaml(tmp_path / name, yaml_block(name))
+        target, link = read_linked_target(tmp_path / name)
+        assert link is not None
+        assert target.name == "kitchen-pi-onnxruntime-fp32-4t" or name == "phone.yaml"
+    assert len(fences(README, "yaml")) == 5
+
+
+def test_fields_of_links_are_those_of_the_code() -> None:
+    fields = {field.name for field in dataclasses.fields(LinkDescription)}
+    assert {row[0].strip("`") for row in table("`link`")} == fields
 
 
 TINY = """

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latency_tables.target import processor_name
+from latency_tables.machine import processor_name
 from nas.console import print_table
 from search_spaces import LitePoseNasError
 from search_spaces.files import write_json, write_text

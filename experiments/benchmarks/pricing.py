@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from latency_tables import Calibration, LatencyPredictor, LatencyTable, Row, Target
-from latency_tables.target import processor_name
+from latency_tables.machine import processor_name
 from nas.console import print_table
 from search_spaces import SPACES, Arch, Genotypes, SearchSpace
 from search_spaces.files import write_json, write_text

@@ -110,6 +110,16 @@ def write_network(program: Program, path: Path, precision: str = "fp32") -> Path
     return path
 
 
+def piece_file(piece: Piece | None, precision: str = "fp32") -> tuple[bytes, str]:
+    """Return a piece as a file, and the file's suffix; of None: a call that computes next to nothing.
+
+    It is what LiteRT's benchmark program is given on devices without Python. In int8 the ranges of activations
+    come from a run on this machine.
+    """
+    content = write_relu((1,)) if piece is None else _written(Program.of(piece), precision)
+    return content, ".tflite"
+
+
 def _written(program: Program, precision: str) -> bytes:
     return write_tflite(program, None if precision == "fp32" else _ranges(program))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from latency_tables import Target, local_target, read_target, write_target
-from latency_tables.target import available_threads, processor_name
+from latency_tables.machine import available_threads, processor_name
 from search_spaces import InputError
 
 

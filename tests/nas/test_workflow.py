@@ -23,8 +23,8 @@ import yaml
 
 import nas.searching
 from latency_tables import LatencyPredictor, LatencyTable, Target, find_table, local_target
+from latency_tables.machine import available_threads
 from latency_tables.table import Row
-from latency_tables.target import available_threads
 from nas.cli import main
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
