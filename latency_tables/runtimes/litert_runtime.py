@@ -113,7 +113,7 @@ def write_network(program: Program, path: Path, precision: str = "fp32") -> Path
 def piece_file(piece: Piece | None, precision: str = "fp32") -> tuple[bytes, str]:
     """Return a piece as a file, and the file's suffix; of None: a call that computes next to nothing.
 
-    It is what LiteRT's benchmark program is given on devices without Python. In int8 the ranges of activations
+    It is what LiteRT's benchmark program is given on devices without Python. In int8 the ranges of values
     come from a run on this machine.
     """
     content = write_relu((1,)) if piece is None else _written(Program.of(piece), precision)
