@@ -1,0 +1,48 @@
+"""What whole networks are timed from: files written from the arch, in place of an export."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from latency_tables import Target
+from latency_tables.runtimes import onnx_runtime
+from nas.latency import network_file, random_network, runnable
+from search_spaces import litepose_arch
+
+ARCH = litepose_arch(
+    72, 8, (8, 16, 16, 24), (16, 8, 16), depths=(1, 2, 1, 1), kernels=(7, 5, 3, 7), expansions=2
+)
+"""Its maps are 36, 18, 9 and 5 pixels wide: the head's are cropped."""
+
+
+def operators(path: Path) -> Counter[str]:
+    """What ONNX Runtime executes of a file, once it is optimised."""
+    return Counter(node.op_type for node in onnx_runtime._optimised(onnx.load(path)).graph.node)
+
+
+def test_a_network_written_from_its_arch_executes_what_an_export_does(tmp_path: Path) -> None:
+    target = Target("this-machine", "a processor", "onnxruntime")
+    written = network_file(target, ARCH, 14, tmp_path)
+    exported = runnable("onnxruntime", random_network(ARCH, 14), tmp_path / "exported")
+    assert operators(written) == operators(exported)
+    shapes = []
+    for path in (written, exported):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        found = session.run(None, {given.name: np.zeros((1, 3, 72, 72), np.float32)})
+        shapes.append(sorted(y.shape for y in found))
+    assert shapes[0] == shapes[1] == [(1, 14, 36, 36), (1, 28, 18, 18)]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".onnx"), ("ncnn", ".onnx")]
+)
+def test_files_are_in_the_form_that_the_runtime_reads(runtime: str, suffix: str, tmp_path: Path) -> None:
+    path = network_file(Target("this-machine", "a processor", runtime), ARCH, 14, tmp_path)
+    assert path.suffix == suffix and path.is_file()
