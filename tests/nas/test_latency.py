@@ -16,9 +16,8 @@ from nas.latency import network_file, random_network, runnable
 from search_spaces import litepose_arch
 
 ARCH = litepose_arch(
-    72, 8, (8, 16, 16, 24), (16, 8, 16), depths=(1, 2, 1, 1), kernels=(7, 5, 3, 7), expansions=2
+    64, 8, (8, 16, 16, 24), (16, 8, 16), depths=(1, 2, 1, 1), kernels=(7, 5, 3, 7), expansions=2
 )
-"""Its maps are 36, 18, 9 and 5 pixels wide: the head's are cropped."""
 
 
 def operators(path: Path) -> Counter[str]:
@@ -35,9 +34,9 @@ def test_a_network_written_from_its_arch_executes_what_an_export_does(tmp_path: 
     for path in (written, exported):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (given,) = session.get_inputs()
-        found = session.run(None, {given.name: np.zeros((1, 3, 72, 72), np.float32)})
+        found = session.run(None, {given.name: np.zeros((1, 3, 64, 64), np.float32)})
         shapes.append(sorted(y.shape for y in found))
-    assert shapes[0] == shapes[1] == [(1, 14, 36, 36), (1, 28, 18, 18)]
+    assert shapes[0] == shapes[1] == [(1, 14, 32, 32), (1, 28, 16, 16)]
 
 
 @pytest.mark.parametrize(
