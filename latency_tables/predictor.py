@@ -100,7 +100,7 @@ class LatencyPredictor:
     table
         The table; its calibration is used if it has one, else a = 0 and b = 1.
     strict
-        Refuse what is not measured: pieces without a row, and rows that were fitted.
+        Refuse what is not measured: pieces without a row, and rows that are estimates.
     priced
         All pieces that will be asked for, where that is known; by default those that the table has rows for.
         The interval of fits comes from measured pieces that are a random sample of these.
@@ -132,6 +132,15 @@ class LatencyPredictor:
         every = dict.fromkeys(self._all or self.table.rows)
         checks = set(random_part((piece for piece in every if type(piece) in kinds), chosen))
         return PieceFit({piece: row.median_ms for piece, row in chosen.items()}, checks)
+
+    @cached_property
+    def _usual_share(self) -> float:
+        """Median share of fitted time among the networks that the calibration was fitted on."""
+        shares = []
+        for network in self.table.networks:
+            prices = [self._priced(network.blocks)[block] for block in network.blocks]
+            shares.append(math.fsum(p.fitted for p in prices) / math.fsum(p.median for p in prices))
+        return float(np.median(shares)) if shares else 0.0
 
     def predict(self, pieces: Iterable[Piece]) -> Prediction:
         """Return the prediction for a network that executes these blocks (or layers).
@@ -220,7 +229,8 @@ class LatencyPredictor:
     def _rows(self, piece: Piece) -> tuple[Row, ...] | None:
         """Return the rows that answer for a piece; None if there are none that this predictor accepts."""
         rows = self.table.answers(piece)
-        return None if rows is None or (self.strict and any(map(is_fitted, rows))) else rows
+        guessed = rows is not None and any(row.provenance == "calibrated-estimate" for row in rows)
+        return None if self.strict and guessed else rows
 
     def _fit_in(self, lacking: Sequence[Piece]) -> None:
         """Price pieces without a row by the fit, or raise :class:`MissingLayerError`.
@@ -247,8 +257,8 @@ class LatencyPredictor:
             self.table.require([piece for piece in lacking if set(parts[piece]) & set(unknown)])
             named = ", ".join(piece.key for piece in unknown[:_NAMED])
             raise MissingLayerError(
-                f"the latency table '{self.name}' has fits instead of measurements for {len(unknown)} of the"
-                f" layers and blocks needed: {named}; strict predictions need a table that is measured"
+                f"the latency table '{self.name}' has estimates instead of measurements for {len(unknown)} of"
+                f" the layers and blocks needed: {named}; strict predictions need a table that is measured"
                 " throughout ('nas profile --share 1')"
             )
         factor = math.exp(fit.half_width)
@@ -273,9 +283,11 @@ class LatencyPredictor:
         ms = calibration.a_ms + calibration.b * medians
         width = np.full(len(ms), calibration.half_width)
         if fitted is not None and fitted.any():
-            # A network whose fitted blocks are all off the same way is off by their share.
+            # A network whose fitted blocks are all off the same way is off by their share; the calibration
+            # has seen that of as large a share as its own networks had.
             fit = self._fit
-            width += fitted / medians * (fit.half_width if fit is not None else 0.0)
+            excess = np.maximum(fitted / medians - self._usual_share, 0.0)
+            width += excess * (fit.half_width if fit is not None else 0.0)
         factor = np.exp(width)
         return Predictions(ms, ms / factor, ms * factor)
 

@@ -77,6 +77,13 @@ Tables = Annotated[
         "--tables", help="Folder of latency tables (default: ./tables and the run's own). Repeatable."
     ),
 ]
+StrictTables = Annotated[
+    bool,
+    typer.Option(
+        "--strict-tables",
+        help="Refuse networks for which a latency table holds estimates or fits, or nothing.",
+    ),
+]
 Model = Annotated[
     Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
 ]
@@ -108,6 +115,7 @@ def cost(
         typer.Option("--latency", metavar="TARGET", help="Also the latency on it. Repeatable."),
     ] = None,
     tables: Tables = None,
+    strict_tables: StrictTables = False,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -139,7 +147,7 @@ def cost(
     if latency:
         from nas.latency import load_predictors, prediction_json, published_json
 
-        predictors = load_predictors(latency, tables)
+        predictors = load_predictors(latency, tables, strict=strict_tables)
         own_size = (height, width) == network.size
         report["latency"] = {
             name: {
@@ -310,6 +318,7 @@ def search(
     max_params: MaxParams = None,
     max_latency: MaxLatency = None,
     tables: Tables = None,
+    strict_tables: StrictTables = False,
     evaluations: Annotated[
         int | None, typer.Option(min=1, help="Networks whose AP is measured; default: the recipe's.")
     ] = None,
@@ -345,6 +354,7 @@ def search(
         max_params=max_params,
         max_latency=max_latency or [],
         tables=tables,
+        strict_tables=strict_tables,
         evaluations=evaluations,
         population=population,
         sampler=sampler,
@@ -962,8 +972,9 @@ def _drift(text: str) -> Literal["refuse", "warn"]:
 def _latency_line(value: dict[str, Any]) -> str:
     held = f" with probability {value['coverage']:.0%}" if value.get("coverage") else ""
     text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f}{held})"
-    calibrated = "" if value.get("calibrated", True) else ", sum of layers, not calibrated"
-    return f"{text}, {value['provenance']}{calibrated}"
+    calibrated = "" if value.get("calibrated", True) else ", sum of blocks, not calibrated"
+    fitted = f", {value['fitted']:.0%} of it fitted" if value.get("fitted") else ""
+    return f"{text}, {value['provenance']}{calibrated}{fitted}"
 
 
 def _published_line(value: dict[str, Any]) -> str:

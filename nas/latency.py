@@ -115,9 +115,13 @@ def table_folders(tables: Sequence[Path] | None = None, run: RunDirectory | None
 
 
 def load_predictors(
-    targets: Sequence[str], tables: Sequence[Path] | None = None, run: RunDirectory | None = None
+    targets: Sequence[str],
+    tables: Sequence[Path] | None = None,
+    run: RunDirectory | None = None,
+    *,
+    strict: bool = False,
 ) -> dict[str, LatencyPredictor]:
-    """Return a predictor for each target named.
+    """Return a predictor for each target named; a strict one refuses what is not measured.
 
     Raises
     ------
@@ -125,7 +129,8 @@ def load_predictors(
         If there is no table for a target, or it is damaged.
     """
     folders = table_folders(tables, run)
-    predictors = (LatencyPredictor(find_table(name, folders)) for name in dict.fromkeys(targets))
+    tables_ = (find_table(name, folders) for name in dict.fromkeys(targets))
+    predictors = (LatencyPredictor(table, strict=strict) for table in tables_)
     return {predictor.name: predictor for predictor in predictors}
 
 

@@ -129,6 +129,7 @@ def run_search(
     max_params: str | None = None,
     max_latency: Sequence[str] = (),
     tables: Sequence[Path] | None = None,
+    strict_tables: bool = False,
     evaluations: int | None = None,
     population: int | None = None,
     sampler: str | None = None,
@@ -162,7 +163,7 @@ def run_search(
         targets=known_targets(tables, run),
     )
     targets = [c.objective.target for c in constraints if c.objective.target is not None]
-    predictors = load_predictors(targets, tables, run)
+    predictors = load_predictors(targets, tables, run, strict=strict_tables)
     objectives: list[Objective] = [AP]
     if max_macs is not None or not targets:
         objectives.append(MACS)

@@ -13,7 +13,7 @@ import pytest
 from latency_tables import LatencyPredictor, Target, find_table
 from nas.latency import UpperEnd, full_bounds, load_predictors
 from nas.search.objectives import parse_constraints
-from search_spaces import InputError, litepose_native
+from search_spaces import InputError, MissingLayerError, litepose_native
 from tests.nas.conftest import Outcome
 
 Nas = Callable[..., Outcome]
@@ -105,3 +105,14 @@ def test_a_bound_without_a_target_means_the_users_only_table(box: Path) -> None:
     with pytest.raises(InputError, match="several latency tables are of 'raspberry-pi-4'"):
         full_bounds(["30ms@raspberry-pi-4"])
     assert LatencyPredictor(find_table("jetson-nano")).calibrated
+
+
+def test_strict_tables_refuse_estimates(box: Path, nas_: Nas) -> None:
+    told = nas_("cost", "litepose-s", "--latency", "raspberry-pi-4", "--strict-tables")
+    assert told.code == 2 and told.err.count("\n") == 1
+    for word in (FULL, "estimates instead of measurements", "conv_k3_s2_g1_3x448x448_32", "--share 1"):
+        assert word in told.err
+    with pytest.raises(MissingLayerError, match="estimates instead of measurements"):
+        predictor = load_predictors([FULL], strict=True)[FULL]
+        space = litepose_native(joints=14)
+        UpperEnd(predictor).latency_ms(space, space.sample_genotypes(np.random.default_rng(0), 3))
