@@ -175,6 +175,8 @@ def study(target: str, sizes: Sizes, folder: Path, settings: ProfileSettings) ->
     later = measured(target, space, [*archs, *(arch for _, arch in chosen)], folder, settings)
     took = [network.row.median_ms for network in networks_of(later, [arch for _, arch in chosen])]
     budgets = [budget for budget, _ in chosen]
+    predictor = LatencyPredictor(whole)
+    expected = [predictor.predict(space.blocks(arch)).ms for _, arch in chosen]
     return {
         "target": table.target.to_dict(),
         "blocks": len(table.rows),
@@ -182,11 +184,15 @@ def study(target: str, sizes: Sizes, folder: Path, settings: ProfileSettings) ->
         "calibration": asdict(whole.calibration) if whole.calibration is not None else None,
         "budgets_ms": budgets,
         "took_ms": took,
+        "off": float(np.median(np.array(took) / np.array(expected)) - 1),
         "exceeded": sum(ms > budget for ms, budget in zip(took, budgets, strict=True)),
         "sessions": [
             {
                 key: session[key]
-                for key in ("date", "finished", "runtime_version", "drift", "canary_ms", "processes")
+                for key in (
+                    *("date", "finished", "runtime_version", "rounds", "max_rounds", "seconds_per_layer"),
+                    *("drift", "canary_ms", "processes"),
+                )
             }
             for session in later.sessions
         ],
@@ -263,12 +269,24 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path) -> Non
         " the spread of the runs. Tables of a share of the blocks have fitted rows for the others; they are"
         " cut from the same measurements.",
         "",
-        "| target | blocks | networks chosen under random budgets | exceeded | largest share of a budget |",
-        "|---|---|---|---|---|",
+        "| target | blocks | networks chosen under random budgets | exceeded | largest share of a budget |"
+        " measured / predicted - 1, median |",
+        "|---|---|---|---|---|---|",
         *(
             f"| {target} | {report['blocks']} | {len(report['took_ms'])} | {report['exceeded']} |"
             f" {max(np.array(report['took_ms']) / np.array(report['budgets_ms'])):.1%} |"
+            f" {report['off']:+.1%} |"
             for target, report in found.items()
+        ),
+        "",
+        "These networks were measured after the search, in a session of their own. How much faster or slower"
+        " than predicted they all were is in the last column.",
+        "",
+        *(
+            f"- {target}, session of {session['date']}: {session['rounds']} to {session['max_rounds']} rounds,"
+            f" canary {session['canary_ms']:.4f} ms, drift {session['drift']:.1%}"
+            for target, report in found.items()
+            for session in report["sessions"]
         ),
         "",
         f"Machine: {machine()}.",
