@@ -258,7 +258,9 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path) -> Non
         "",
         f"The blocks of the native space ({', '.join(map(str, sizes.resolutions))} px, {JOINTS} joints),"
         f" {sizes.calibration} random networks to calibrate on and {sizes.held_out} others that the"
-        " predictions are compared with. Written by `python experiments/latency_study.py --record`.",
+        " predictions are compared with. Written by `python experiments/latency_study.py --only"
+        f" {' '.join(found)} --resolutions {' '.join(map(str, sizes.resolutions))} --networks"
+        f" {sizes.calibration} {sizes.held_out} {sizes.budgets} --record`; rounds are told below.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
