@@ -247,11 +247,9 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         save_figure(figure, [path])
 
 
-def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path) -> None:
+def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path, name: str) -> None:
     """Write the record: JSON, page, picture."""
-    write_json(
-        results / "latency-here.json", {"machine": machine(), "sizes": asdict(sizes), "targets": found}
-    )
+    write_json(results / f"{name}.json", {"machine": machine(), "sizes": asdict(sizes), "targets": found})
     table = lines(found)
     told = [
         "# Predicted and measured latency on this machine",
@@ -285,16 +283,16 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path) -> Non
         " than predicted they all were is in the last column.",
         "",
         *(
-            f"- {target}, session of {session['date']}: {session['rounds']} to {session['max_rounds']} rounds,"
-            f" canary {session['canary_ms']:.4f} ms, drift {session['drift']:.1%}"
+            f"- {target}, session of {session['date']}: {session['rounds']} to"
+            f" {session['max_rounds']} rounds, canary {session['canary_ms']:.4f} ms, drift {session['drift']:.1%}"
             for target, report in found.items()
             for session in report["sessions"]
         ),
         "",
         f"Machine: {machine()}.",
     ]
-    write_text(results / "latency-here.md", "\n".join(told) + "\n")
-    draw(found, results / "latency-here.png")
+    write_text(results / f"{name}.md", "\n".join(told) + "\n")
+    draw(found, results / f"{name}.png")
     print(f"recorded in {results}")
 
 
@@ -315,6 +313,7 @@ def main() -> None:
     options.add_argument("--on-drift", choices=["refuse", "warn"], default="refuse")
     options.add_argument("--record", action="store_true", help="write the results folder")
     options.add_argument("--results", type=Path, default=RESULTS)
+    options.add_argument("--name", default="latency-here", help="of the recorded files")
     given = options.parse_args()
     logging.basicConfig(level=logging.WARNING)
     sizes = Sizes(tuple(given.resolutions), *given.networks)
@@ -330,7 +329,7 @@ def main() -> None:
     for target, report in found.items():
         print(f"{target}: {report['exceeded']} of {len(report['took_ms'])} networks exceed their budget")
     if given.record:
-        record(found, sizes, given.results)
+        record(found, sizes, given.results, given.name)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_a_tiny_run_is_recorded_and_goes_on(tmp_path: Path) -> None:
             "--record",
         ]
         done = subprocess.run(
-            [sys.executable, SCRIPT, "--output", tmp_path / "tables", "--results", tmp_path, "--record", *words],
+            [sys.executable, SCRIPT, "--output", tmp_path / "tables", "--results", tmp_path, *words],
             capture_output=True,
             text=True,
             cwd=ROOT,
