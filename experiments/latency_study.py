@@ -284,7 +284,8 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path, name: 
         "",
         *(
             f"- {target}, session of {session['date']}: {session['rounds']} to"
-            f" {session['max_rounds']} rounds, canary {session['canary_ms']:.4f} ms, drift {session['drift']:.1%}"
+            f" {session['max_rounds']} rounds, canary {session['canary_ms']:.4f} ms, drift"
+            f" {session['drift']:.1%}"
             for target, report in found.items()
             for session in report["sessions"]
         ),
