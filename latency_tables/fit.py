@@ -26,7 +26,10 @@ __all__ = ["FEWEST_PIECES", "Form", "PieceFit", "distances", "form_of"]
 Floats = npt.NDArray[np.float64]
 
 Form = tuple[object, ...]
-"""What pieces have in common that are compared: branches, and each layer's kind."""
+"""What pieces have in common that are compared: branches, and each layer's kind, kernel and stride.
+
+Engines have kernels of their own for some of these (one takes twenty times as long for 7x7 as for 5x5), so
+nothing is inferred from one to the other."""
 
 FEWEST_PIECES = 20
 _FEWEST_CHECKS = 10
@@ -39,14 +42,14 @@ _FURTHEST = 0.7
 
 
 def form_of(piece: Piece) -> Form:
-    """Return the form of a piece: the same for what differs in channels, sizes, kernels and strides alone."""
+    """Return the form of a piece: the same for what differs in channels and sizes alone."""
     branches = piece.branches if isinstance(piece, Block) else ()
-    return (branches, *((x.kind, x.kernel > 1, x.groups > 1) for x in layers_of(piece)))
+    return (branches, *((x.kind, x.kernel, x.stride, x.groups > 1) for x in layers_of(piece)))
 
 
 def _shape(piece: Piece) -> list[float]:
-    """Return the logarithms of a piece's channels, sizes, kernels and strides."""
-    numbers = [n for x in layers_of(piece) for n in (x.c_in, x.c_out, x.kernel, x.stride)]
+    """Return the logarithms of a piece's channels and sizes."""
+    numbers = [n for x in layers_of(piece) for n in (x.c_in, x.c_out)]
     first = layers_of(piece)[0]
     return [math.log(n) for n in (*numbers, first.h_in, first.w_in)]
 
@@ -54,11 +57,14 @@ def _shape(piece: Piece) -> list[float]:
 def distances(pieces: Sequence[Piece], others: Sequence[Piece]) -> Floats:
     """Return how far pieces of one form are from others of it, shape (pieces, others).
 
-    The distance is the largest difference of the logarithms of channels, sizes, kernels and strides.
+    The distance is the largest difference of the logarithms of channels and sizes.
     """
     a = np.array([_shape(piece) for piece in pieces])
     b = np.array([_shape(piece) for piece in others])
-    return np.asarray(np.abs(a[:, None] - b[None]).max(axis=2))
+    found = np.zeros((len(a), len(b)))
+    for mine, theirs in zip(a.T, b.T, strict=True):
+        np.maximum(found, np.abs(mine[:, None] - theirs[None]), out=found)
+    return found
 
 
 @dataclass(frozen=True)

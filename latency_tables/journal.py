@@ -24,12 +24,18 @@ class Measurements:
         Samples of the canary layer and of the empty call, in the order taken, by round.
     starts
         What was noted about the machine whenever a process began or resumed.
+    by_start
+        Samples of the canary layer again, by the start and the round that they were taken in.
+    rounds_of_start
+        Rounds in which anything was visited after each start.
     """
 
     visits: dict[int, dict[str, Samples]] = field(default_factory=dict)
     canary: dict[int, list[Samples]] = field(default_factory=dict)
     overhead: dict[int, list[Samples]] = field(default_factory=dict)
     starts: list[dict[str, Any]] = field(default_factory=list)
+    by_start: dict[tuple[int, int], list[Samples]] = field(default_factory=dict)
+    rounds_of_start: dict[int, set[int]] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in one record of the journal.
@@ -46,13 +52,20 @@ class Measurements:
         if kind == "discard":
             for rounds in (self.visits, self.canary, self.overhead):
                 rounds.pop(int(record["round"]), None)
+            for place in [each for each in self.by_start if each[1] == int(record["round"])]:
+                del self.by_start[place]
+            for touched in self.rounds_of_start.values():
+                touched.discard(int(record["round"]))
             return
         index = int(record["round"])
         samples = Samples(tuple(float(ms) for ms in record["ms"]), int(record["loop"]))
+        start = len(self.starts) - 1
+        self.rounds_of_start.setdefault(start, set()).add(index)
         if kind == "layer":
             self.visits.setdefault(index, {})[str(record["key"])] = samples
         elif kind == "canary":
             self.canary.setdefault(index, []).append(samples)
+            self.by_start.setdefault((start, index), []).append(samples)
         elif kind == "overhead":
             self.overhead.setdefault(index, []).append(samples)
         else:

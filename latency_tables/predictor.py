@@ -37,7 +37,9 @@ _SOFT_ERROR = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one network is expected to take, milliseconds.
+    """What one network is expected to take, milliseconds: its median, on the machine as it was when profiled.
+
+    The interval knows nothing of a machine that becomes faster or slower afterwards.
 
     Attributes
     ----------
@@ -125,7 +127,9 @@ class LatencyPredictor:
         """The fit to what was measured, to blocks if the table has any; None if there is too little."""
         rows = {piece: row for piece, row in self.table.rows.items() if not is_fitted(row)}
         blocks = {piece: row for piece, row in rows.items() if isinstance(piece, Block)}
-        chosen = blocks or rows
+        chosen = (
+            blocks if len(blocks) >= FEWEST_PIECES else {p: row for p, row in rows.items() if p not in blocks}
+        )
         kinds = {type(piece) for piece in chosen}
         if len(chosen) < FEWEST_PIECES:
             return None
@@ -138,7 +142,8 @@ class LatencyPredictor:
         """Median share of fitted time among the networks that the calibration was fitted on."""
         shares = []
         for network in self.table.networks:
-            prices = [self._priced(network.blocks)[block] for block in network.blocks]
+            known = self._priced(network.blocks)
+            prices = [known[block] for block in network.blocks]
             shares.append(math.fsum(p.fitted for p in prices) / math.fsum(p.median for p in prices))
         return float(np.median(shares)) if shares else 0.0
 
@@ -229,8 +234,11 @@ class LatencyPredictor:
     def _rows(self, piece: Piece) -> tuple[Row, ...] | None:
         """Return the rows that answer for a piece; None if there are none that this predictor accepts."""
         rows = self.table.answers(piece)
-        guessed = rows is not None and any(row.provenance == "calibrated-estimate" for row in rows)
-        return None if self.strict and guessed else rows
+        if self.strict and rows is not None and _guessed(rows):
+            known = self.table.rows
+            rows = tuple(known[layer] for layer in layers_of(piece) if layer in known)
+            return rows if len(rows) == len(layers_of(piece)) and not _guessed(rows) else None
+        return rows
 
     def _fit_in(self, lacking: Sequence[Piece]) -> None:
         """Price pieces without a row by the fit, or raise :class:`MissingLayerError`.
@@ -290,6 +298,10 @@ class LatencyPredictor:
             width += excess * (fit.half_width if fit is not None else 0.0)
         factor = np.exp(width)
         return Predictions(ms, ms / factor, ms * factor)
+
+
+def _guessed(rows: Sequence[Row]) -> bool:
+    return any(row.provenance == "calibrated-estimate" for row in rows)
 
 
 def is_fitted(row: Row) -> bool:

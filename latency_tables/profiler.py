@@ -202,6 +202,7 @@ def profile(
                 rows={**rows, **kept},
                 sessions=(*former.sessions, session),
                 networks=(*former.networks, *measured),
+                calibration=None,  # it was fitted on other rows
             )
         table.save(path)
         journal.remove()
@@ -334,11 +335,12 @@ class _Drift:
 
     canary_ms: float
     by_round: dict[int, float]
+    by_start: dict[int, float]
     since_former: float | None
 
     @property
     def worst(self) -> float:
-        steps = [abs(step) for step in self.by_round.values()]
+        steps = [abs(step) for step in (*self.by_round.values(), *self.by_start.values())]
         return max([*steps, abs(self.since_former or 0.0)])
 
 
@@ -354,12 +356,17 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     drift = _Drift(
         canary_ms=middle,
         by_round={index: ms / middle - 1 for index, ms in rounds.items()},
+        by_start={start: ms / middle - 1 for start, ms in _canary_by_start(journal.found).items()},
         since_former=middle / before[-1] - 1 if before else None,
     )
     if drift.worst <= settings.max_drift:
         return drift
     bad = [index for index, step in drift.by_round.items() if abs(step) > settings.max_drift]
     told = [f"round {index + 1} by {drift.by_round[index]:+.0%}" for index in bad]
+    for start, step in drift.by_start.items():
+        if abs(step) > settings.max_drift:
+            told.append(f"the process started {_ordinal(start)} by {step:+.0%}")
+            bad = sorted({*bad, *journal.found.rounds_of_start.get(start, ())})
     if drift.since_former is not None and abs(drift.since_former) > settings.max_drift:
         told.append(f"all rounds by {drift.since_former:+.0%} since the rows measured before")
         bad = list(rounds)
@@ -372,9 +379,29 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
         raise RunError(
             f"{story}; no table was saved: free the machine and run the same command again, which measures"
             f" only {'that round' if len(bad) == 1 else 'those rounds'} anew, or allow more drift"
+            " (--on-drift warn)"
         )
     _log.warning("%s; the table is saved all the same, with the drift in its metadata", story)
     return drift
+
+
+def _canary_by_start(found: Measurements) -> dict[int, float]:
+    """Return the canary's median after each start that timed it at least twice; nothing of a single start."""
+    if len(found.starts) < 2:
+        return {}
+    every: dict[int, list[Samples]] = {}
+    for (start, _), samples in found.by_start.items():
+        every.setdefault(start, []).extend(samples)
+    return {
+        start: float(np.median([ms for each in samples for ms in each.ms]))
+        for start, samples in every.items()
+        if len(samples) > 1
+    }
+
+
+def _ordinal(number: int) -> str:
+    """Return 'first' for 0, and so on."""
+    return ("first", "second", "third")[number] if number < 3 else f"{number + 1}th"
 
 
 def _results(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from latency_tables import (
     profile,
     select_pieces,
 )
+from latency_tables.fit import FEWEST_PIECES
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
@@ -359,6 +361,12 @@ def profile_space(
     known = LatencyTable.load(path) if path.is_file() else None
     measured = [p for p, row in known.rows.items() if not is_fitted(row)] if known is not None else []
     chosen = [*select_pieces(weights, share, set(measured)), *(p for p in weights if p in set(measured))]
+    if len(chosen) < min(len(weights), FEWEST_PIECES) and share < 1:
+        least = math.ceil(100 * FEWEST_PIECES / len(weights)) / 100
+        raise InputError(
+            f"--share {share:g} of {len(weights)} blocks is {len(chosen)}, but a fit needs {FEWEST_PIECES}:"
+            f" take --share {min(least, 1.0):g} or more"
+        )
     with tempfile.TemporaryDirectory() as scratch, progress_bar("blocks") as bar:
 
         def job(arch: Arch, joints: int) -> NetworkJob:
@@ -417,6 +425,12 @@ def run_profile(
         )
     if link is None:
         get_runtime(described.runtime).check(described.threads, described.precision)
+        here = local_target(described.runtime, described.threads)  # refuses more threads than there are
+        if described.processor != here.processor:
+            note(
+                f"'{target}' says that its processor is '{described.processor}'; what is measured is this"
+                f" machine, '{here.processor}'. If that is another one, give the file a 'link' to the device"
+            )
     weights, archs, space = work_list(wanted, joints)
     if space is not None and networks > len(archs):
         rng = np.random.default_rng(0)

@@ -116,6 +116,7 @@ def piece_file(piece: Piece | None, precision: str = "fp32") -> tuple[bytes, str
     It is what LiteRT's benchmark program is given on devices without Python. In int8 the ranges of values
     come from a run on this machine.
     """
+    LiteRuntime().check(1, precision)
     content = write_relu((1,)) if piece is None else _written(Program.of(piece), precision)
     return content, ".tflite"
 

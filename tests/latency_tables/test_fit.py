@@ -22,7 +22,15 @@ from latency_tables import (
 from latency_tables.fit import FEWEST_PIECES, PieceFit, distances, form_of
 from latency_tables.predictor import is_fitted
 from latency_tables.selection import random_order, random_part
-from search_spaces import Block, InputError, MissingLayerError, Piece, layers_of, litepose_native
+from search_spaces import (
+    Block,
+    InputError,
+    MissingLayerError,
+    Piece,
+    layers_of,
+    litepose_native,
+    piece_from_key,
+)
 
 SPACE = litepose_native(joints=14, resolutions=(128, 192, 256))
 WEIGHTS = SPACE.block_frequencies()
@@ -170,17 +178,30 @@ def test_fitted_rows_say_so_and_are_fitted_anew() -> None:
     assert fill_table(table_of(BLOCKS), WEIGHTS).rows.keys() == set(BLOCKS)
 
 
-def test_predictions_that_rest_on_fits_are_wider_and_say_how_much() -> None:
+def test_predictions_that_rest_on_fits_say_how_much_and_are_wider_beyond_what_is_usual() -> None:
     whole = calibrate(replace(table_of(BLOCKS), networks=networks(20)))
     part = calibrate(replace(fill_table(PART, WEIGHTS), networks=networks(20)))
-    arch = ARCH
-    exact, rough = (LatencyPredictor(table).predict(SPACE.blocks(arch)) for table in (whole, part))
+    assert whole.calibration is not None and part.calibration is not None
+    exact, rough = (LatencyPredictor(table).predict(SPACE.blocks(ARCH)) for table in (whole, part))
     assert exact.fitted == 0 and exact.provenance == "measured-here"
     assert 0 < rough.fitted < 1 and rough.provenance == "calibrated-estimate"
     assert rough.ms == pytest.approx(exact.ms, rel=0.1)
-    assert part.calibration is not None
-    assert rough.high_ms / rough.ms > math.exp(part.calibration.half_width)
-    assert rough.low_ms < exact.ms < rough.high_ms
+    assert rough.high_ms / rough.ms >= math.exp(part.calibration.half_width) * (1 - 1e-9)
+    # A resolution that was never measured: all of it is fitted, and none of the calibration's networks was.
+    other = LatencyPredictor(whole).predict(ARCH.blocks(14, (224, 224)))
+    assert other.fitted == pytest.approx(1.0)
+    assert other.high_ms / other.ms > 1.01 * math.exp(whole.calibration.half_width)
+    true = 0.3 + 1.1 * sum(map(true_ms, ARCH.blocks(14, (224, 224))))
+    assert other.low_ms < true < other.high_ms
+
+
+def test_nothing_is_inferred_from_one_kernel_to_another() -> None:
+    fit = PieceFit({piece: true_ms(piece) for piece in MEASURED})
+    block = next(piece for piece in MEASURED if "dwconv_k7" in piece.key)
+    assert fit.knows(block)
+    assert not fit.knows(piece_from_key(block.key.replace("dwconv_k7", "dwconv_k9")))
+    with pytest.raises(MissingLayerError, match="dwconv_k9"):
+        LatencyPredictor(PART).predict([piece_from_key(block.key.replace("dwconv_k7", "dwconv_k9"))])
 
 
 def test_many_networks_have_the_prices_of_each_alone() -> None:
@@ -201,7 +222,7 @@ def test_strict_predictions_take_measurements_alone() -> None:
         LatencyPredictor(PART, strict=True).predict(blocks)
     filled = fill_table(PART, WEIGHTS)
     assert LatencyPredictor(filled).predict(blocks).fitted > 0
-    with pytest.raises(MissingLayerError, match=r"has fits instead of measurements for .* --share 1"):
+    with pytest.raises(MissingLayerError, match=r"has estimates instead of measurements for .* --share 1"):
         LatencyPredictor(filled, strict=True).predict(blocks)
     assert LatencyPredictor(table_of(BLOCKS), strict=True).predict(blocks).fitted == 0
 

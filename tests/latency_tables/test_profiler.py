@@ -434,3 +434,23 @@ def test_further_rounds_are_resumed(tmp_path: Path) -> None:
         profile(TARGET, LAYERS[:5], out=tmp_path / "cut", settings=settings, bench=cut.bench(), progress=stop)
     run(tmp_path / "cut", cut, LAYERS[:5], settings)
     assert cut.order == whole.order
+
+
+def test_a_machine_that_is_slower_when_the_command_goes_on_is_refused(tmp_path: Path) -> None:
+    """Each round is of one speed, but the later layers of all rounds were timed by a slower machine."""
+    speed = [1.0]
+    runtime = FakeRuntime(slowdown=lambda visit: speed[0])
+    few, settings = LAYERS[:20], QUICK
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(TARGET, few, out=tmp_path, settings=settings, bench=runtime.bench(), progress=stop)
+    speed[0] = 2.0
+    with pytest.raises(RunError, match=r"the process started second by \+\d+%.*--on-drift warn"):
+        run(tmp_path, runtime, LAYERS, settings)
+    table = run(tmp_path, runtime, LAYERS, settings)  # the rounds that it touched are measured anew
+    ratios = {layer.key: row.median_ms / true_ms(layer) for layer, row in table.rows.items()}
+    assert max(ratios.values()) / min(ratios.values()) < 1.1
