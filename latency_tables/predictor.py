@@ -249,7 +249,7 @@ class LatencyPredictor:
         if roofline is not None:  # what made the rows made these: the calibration's interval is theirs, too
             factor = math.exp(roofline.half_width)
             for piece, ms in zip(lacking, roofline.ms(lacking).tolist(), strict=True):
-                self._prices[piece] = _Price(ms, ms / factor, ms * factor, 0.0, "calibrated-estimate")
+                self._prices[piece] = _Price(ms, ms / factor, ms * factor, ms, "calibrated-estimate")
             return
         fit = None if self.strict else self._fit
         parts: dict[Piece, tuple[Piece, ...]] = {
@@ -290,7 +290,7 @@ class LatencyPredictor:
             return Predictions(medians, lows, highs)
         ms = calibration.a_ms + calibration.b * medians
         width = np.full(len(ms), calibration.half_width)
-        if fitted is not None and fitted.any():
+        if fitted is not None and fitted.any() and self.table.roofline is None:
             # A network whose fitted blocks are all off the same way is off by their share; the calibration
             # has seen that of as large a share as its own networks had.
             fit = self._fit

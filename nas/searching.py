@@ -164,6 +164,12 @@ def run_search(
     )
     targets = [c.objective.target for c in constraints if c.objective.target is not None]
     predictors = load_predictors(targets, tables, run, strict=strict_tables)
+    for predictor in predictors.values():
+        if not predictor.calibrated:
+            note(
+                f"the latency table '{predictor.name}' is not calibrated on whole networks: its budget is"
+                " held against sums of blocks, of unknown error; 'nas profile --networks 20' measures some"
+            )
     objectives: list[Objective] = [AP]
     if max_macs is not None or not targets:
         objectives.append(MACS)
