@@ -4,7 +4,8 @@ Two steps. A roofline (:mod:`latency_tables.roofline`), whose features of a bloc
 layers, says how time grows with work and traffic. What it gets wrong (engines have kernels that like some
 shapes better than others) is alike for pieces of one *form*, so its logarithmic error is interpolated between
 the measured pieces of that form, in the logarithms of channels and sizes, by radial basis functions (SciPy's
-``RBFInterpolator``). A form that was never measured has no answer: its cost is unknown, not small.
+``RBFInterpolator``). What is of a form that was never measured, or more than twice as large or small as what
+was, has no answer: its cost is unknown, not small.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _FEWEST_OF_A_FORM = 6
 _NEIGHBOURS = 24
 _SMOOTHING = 0.05
 _FOLDS = 10
+_BEYOND = math.log(2.0) + 1e-9
 _FURTHEST = 0.7
 """Largest logarithmic correction of the roofline, a factor of 2."""
 
@@ -161,10 +163,19 @@ class PieceFit:
         self._corrections = {
             form: _Corrections.of([pieces[i] for i in of], errors[of]) for form, of in by_form.items()
         }
+        shapes = {form: np.array([_shape(pieces[i]) for i in of]) for form, of in by_form.items()}
+        self._ranges = {form: (every.min(axis=0), every.max(axis=0)) for form, every in shapes.items()}
 
     def knows(self, piece: Piece) -> bool:
-        """Return whether pieces of its form were measured."""
-        return form_of(piece) in self._corrections
+        """Return whether pieces of its form were measured whose channels and sizes are not far from its own.
+
+        Far is more than twice the largest or less than half the smallest that was measured.
+        """
+        form = form_of(piece)
+        if form not in self._ranges:
+            return False
+        (low, high), own = self._ranges[form], np.array(_shape(piece))
+        return bool((own >= low - _BEYOND).all() and (own <= high + _BEYOND).all())
 
     def ms(self, pieces: Sequence[Piece]) -> Floats:
         """Return the estimates, milliseconds, shape (n,).
@@ -172,11 +183,11 @@ class PieceFit:
         Raises
         ------
         InputError
-            If no piece of one's form was measured.
+            If nothing that is like one of them was measured (see :meth:`knows`).
         """
         unknown = [piece for piece in pieces if not self.knows(piece)]
         if unknown:
-            raise InputError(f"nothing of the form of {unknown[0].key} was measured, so its time is unknown")
+            raise InputError(f"nothing like {unknown[0].key} was measured, so its time is unknown")
         found = _sums(pieces) @ self._coefficients if len(pieces) else np.zeros(0)
         by_form: dict[Form, list[int]] = {}
         for i, piece in enumerate(pieces):

@@ -29,7 +29,6 @@ from latency_tables.runtimes.tflite_writer import (
     write_tflite,
 )
 from search_spaces.errors import InputError
-from search_spaces.files import write_bytes
 from search_spaces.layers import Piece
 
 __all__ = ["LiteRuntime", "write_network"]
@@ -106,6 +105,8 @@ def write_network(program: Program, path: Path, precision: str = "fp32") -> Path
         offer the precision.
     """
     LiteRuntime().check(1, precision)
+    from search_spaces.files import write_bytes  # needs yaml, which devices do without
+
     write_bytes(path, _written(program, precision))
     return path
 

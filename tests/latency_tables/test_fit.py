@@ -138,7 +138,7 @@ def test_a_form_that_was_never_measured_has_no_time() -> None:
     fit = PieceFit({piece: true_ms(piece) for piece in bottlenecks})
     deconv = next(p for p in BLOCKS if "deconv" in p.key)
     assert not fit.knows(deconv)
-    with pytest.raises(InputError, match=r"nothing of the form of deconv.* was measured"):
+    with pytest.raises(InputError, match=r"nothing like deconv.* was measured"):
         fit.ms([bottlenecks[0], deconv])
 
 
@@ -148,6 +148,15 @@ def test_a_fit_needs_enough_positive_times() -> None:
         PieceFit(few)
     with pytest.raises(InputError, match="positive"):
         PieceFit(dict.fromkeys(MEASURED, 0.0))
+
+
+def test_nothing_is_said_of_what_is_far_larger_or_smaller() -> None:
+    fit = PieceFit({piece: true_ms(piece) for piece in MEASURED})
+    arch = SPACE.largest()
+    for side, known in ((256, True), (512, True), (64, True), (1024, False), (32, False)):
+        assert all(map(fit.knows, arch.blocks(14, (side, side)))) == known, side
+    with pytest.raises(MissingLayerError, match="measure them with 'nas profile'"):
+        LatencyPredictor(PART).predict(arch.blocks(14, (1024, 1024)))
 
 
 # -- predictions that rest on it ------------------------------------------------------------------------

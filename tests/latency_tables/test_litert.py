@@ -197,7 +197,7 @@ def test_a_whole_network_in_int8(tmp_path: Path) -> None:
         assert np.corrcoef(y.ravel(), wanted.ravel())[0, 1] > 0.98
     for held, asked in (("fp32", "int8"), ("int8", "fp32")):
         with pytest.raises(InputError, match=rf"'{asked}': nothing is converted"):
-            measure_model(LITERT, paths[held], SMALL.size, 1, asked)
+            measure_model(LITERT, paths[held], SMALL.size, 1, precision=asked)
 
 
 def test_the_program_has_the_operators_and_macs_of_the_network() -> None:

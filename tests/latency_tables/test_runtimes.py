@@ -410,6 +410,8 @@ def test_a_network_is_quantised_and_a_quantised_one_is_left_alone(tmp_path: Path
 
 
 def test_quantised_networks_run(quantising: Runtime, tmp_path: Path) -> None:
+    if quantising.name == "litert":
+        pytest.skip("LiteRT's files are quantised when they are written (test_litert.py)")
     path = tmp_path / "network.onnx"
     model, _ = onnx_runtime.program_model(Program.of(piece_from_key(BLOCKS[0])), neighbours=False)
     onnx.save(model, path)

@@ -58,6 +58,7 @@ def test_the_teacher_s_path_starts_at_the_recipe_s_folder_and_is_kept_absolute(t
         "share": 1.0,
         "tags": 1e-3,
         "teacher": str(tmp_path / "nets" / "teacher.safetensors"),
+        "start": 0.0,
     }
     assert RunDirectory.open(run.folder).recipe == recipe
 

@@ -48,7 +48,7 @@ def test_profiles_of_a_device_become_a_table(measured: Path, nas_: Nas) -> None:
     assert "measured-here" in told.out
     table = LatencyTable.load(measured / "tables" / "jetson-nano-tensorrt-fp16-1t.csv")
     assert set(table.rows) == set(ARCH.blocks(14))
-    assert table.sessions[0]["command"].startswith("nas ")
+    assert table.sessions[0]["command"].startswith("nas")
     again = nas_(*IMPORT)
     assert again.code == 2
     assert "exists already" in again.err
