@@ -164,12 +164,6 @@ def run_search(
     )
     targets = [c.objective.target for c in constraints if c.objective.target is not None]
     predictors = load_predictors(targets, tables, run, strict=strict_tables)
-    for predictor in predictors.values():
-        if not predictor.calibrated:
-            note(
-                f"the latency table '{predictor.name}' is not calibrated on whole networks: its budget is"
-                " held against sums of blocks, of unknown error; 'nas profile --networks 20' measures some"
-            )
     objectives: list[Objective] = [AP]
     if max_macs is not None or not targets:
         objectives.append(MACS)
@@ -215,6 +209,12 @@ def run_search(
         write_text(folder / "result.csv", result.to_csv())
         if result.evaluated:
             draw_study(run, folder.name)
+    for predictor in predictors.values():
+        if not predictor.calibrated:
+            note(
+                f"the latency table '{predictor.name}' is not calibrated on whole networks: its budget was"
+                " held against sums of blocks, of unknown error; 'nas profile --networks 20' measures some"
+            )
     if result.stopped == "exhausted":
         note("every network within the budget is known; the search ended early")
     if result.stopped == "interrupted":

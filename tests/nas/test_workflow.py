@@ -307,7 +307,7 @@ def test_a_network_that_the_table_does_not_cover_is_refused(story: Story) -> Non
         told = call("cost", "litepose-xs", "--latency", target, "--tables", "run/tables", "--json")
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert f"error: the latency table '{target}' lacks" in told.err
-    assert "stem.conv" in told.err and "nas profile" in told.err
+    assert "(stage1.block1)" in told.err and "nas profile" in told.err
 
 
 # -- files, another skeleton -------------------------------------------------------------------------------
