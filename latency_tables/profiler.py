@@ -35,6 +35,7 @@ CANARY = Layer("conv", 96, 96, 1, 1, 1, 32, 32, norm=True, activation="relu6", n
 """The layer that is timed throughout: 9.4 MMACs, the middle of what pose networks execute."""
 
 _CANARY_EVERY = 16
+_NETWORK = "network "
 _CANARY_SECONDS = 0.03
 _FEWEST_NETWORK_RUNS = 2
 _DECIMALS = 7
@@ -63,7 +64,7 @@ class NetworkJob:
     @property
     def key(self) -> str:
         """What the journal calls it."""
-        return f"network {self.arch.id} {self.joints}"
+        return _network_key(self.arch, self.joints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +257,14 @@ def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | No
     return table
 
 
-def _network_key(network: MeasuredNetwork) -> str:
-    return f"network {network.arch.id} {network.joints}"
+def _network_key(arch: Arch, joints: int) -> str:
+    return f"{_NETWORK}{arch.id} {joints}"
 
 
 def _measured_keys(table: LatencyTable) -> frozenset[str]:
     """Return the keys of what a table holds measurements of; estimates do not count."""
     rows = (piece.key for piece, row in table.rows.items() if row.provenance != "calibrated-estimate")
-    return frozenset((*rows, *map(_network_key, table.networks)))
+    return frozenset((*rows, *(_network_key(network.arch, network.joints) for network in table.networks)))
 
 
 def _measure(
@@ -427,7 +428,7 @@ def _results(
         row = _row(_net(visits, 0.0 if key in whole else overhead), source)
         if key in whole:
             networks.append(MeasuredNetwork(whole[key].arch, whole[key].joints, row))
-        elif not key.startswith("network "):
+        elif not key.startswith(_NETWORK):
             rows[piece_from_key(key)] = row
     session = {
         "date": found.starts[0]["date"],

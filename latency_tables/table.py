@@ -13,7 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -334,29 +334,6 @@ class LatencyTable:
         wanted = tuple(pieces)
         self.require(wanted)
         return math.fsum(row.median_ms for piece in wanted for row in self.answers(piece) or ())
-
-    def merge(self, other: LatencyTable) -> LatencyTable:
-        """Return the rows of both; where both have a layer, a block or a network, this table's stays.
-
-        Calibration and roofline stay too: they were fitted on this table's rows, which do not change.
-
-        Raises
-        ------
-        InputError
-            If the targets differ.
-        """
-        if other.target != self.target:
-            raise InputError(
-                f"tables of different targets are never merged: {self.target} and {other.target}"
-            )
-        known = {(network.arch, network.joints) for network in self.networks}
-        further = (each for each in other.networks if (each.arch, each.joints) not in known)
-        return replace(
-            self,
-            rows={**other.rows, **self.rows},
-            sessions=(*self.sessions, *other.sessions),
-            networks=(*self.networks, *further),
-        )
 
     # -- files ------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from latency_tables.bench import Bench
@@ -34,7 +34,7 @@ from latency_tables.timing import Samples
 from search_spaces.errors import InputError, RunError, UnavailableError
 from search_spaces.layers import Piece
 
-__all__ = ["DELEGATES", "BinaryBench", "ModelWriter", "parse_benchmark"]
+__all__ = ["DELEGATES", "PHONE_BINARY", "BinaryBench", "ModelWriter", "parse_benchmark"]
 
 DELEGATES: Mapping[str, tuple[str, ...]] = {
     "xnnpack": ("--use_xnnpack=true",),
@@ -42,6 +42,12 @@ DELEGATES: Mapping[str, tuple[str, ...]] = {
     "gpu": ("--use_gpu=true", "--gpu_precision_loss_allowed={loss}"),
 }
 """What computes, and how the program is told; a GPU may round to fp16 exactly if that is the precision."""
+
+_PROGRAMS = PurePosixPath("/data/local/tmp")
+"""Where Android lets the debugging shell put and run programs."""
+
+PHONE_BINARY = f"{_PROGRAMS}/benchmark_model"
+"""Where the program is looked for on a phone."""
 
 _RUNS = re.compile(r"\bcount=(\d+) (?:first=\S+ )?curr=(\S+)([^\n]*)")
 _MEAN = re.compile(r"Inference \(avg\): (\S+)")
@@ -95,7 +101,7 @@ class BinaryBench(Bench):
     binary
         The program's path on the device.
     folder
-        Where files are put on the device, one at a time.
+        Where files are put on the device, one at a time; by default ``litepose-nas`` beside the program.
     cores
         Processors to pin the program to (``4-7``); ``all``: none; by default the fastest ones.
     delegate
@@ -123,8 +129,8 @@ class BinaryBench(Bench):
         target: Target,
         writer: ModelWriter,
         *,
-        binary: str = "/data/local/tmp/benchmark_model",
-        folder: str = "/data/local/tmp/litepose-nas",
+        binary: str = PHONE_BINARY,
+        folder: str = "",
         cores: str = "",
         delegate: str = "xnnpack",
         calls: int = 3,
@@ -133,6 +139,7 @@ class BinaryBench(Bench):
     ) -> None:
         if delegate not in DELEGATES:
             raise InputError(f"a delegate is one of {', '.join(DELEGATES)}, not '{delegate}'")
+        folder = folder or f"{PurePosixPath(binary).parent}/litepose-nas"
         if not (binary.startswith("/") and folder.startswith("/")):
             raise InputError(
                 f"'binary' and 'folder' are whole paths on the device, not '{binary}', '{folder}'"

@@ -10,7 +10,7 @@ from typing import Any
 from latency_tables.bench import Bench
 from latency_tables.cores import parse_cores
 from latency_tables.links.agent import ALL_CORES
-from latency_tables.links.binary import DELEGATES, BinaryBench, ModelWriter
+from latency_tables.links.binary import DELEGATES, PHONE_BINARY, BinaryBench, ModelWriter
 from latency_tables.links.link import AdbLink, Link, SshLink
 from latency_tables.links.remote import AgentHost, RemoteBench
 from latency_tables.target import Target
@@ -19,9 +19,7 @@ from search_spaces.files import check_keys, read_yaml, yaml_text
 
 __all__ = ["LinkDescription", "describe_device", "open_bench", "read_linked_target"]
 
-_PHONE_FOLDER = "/data/local/tmp/litepose-nas"
 _HOME_FOLDER = ".cache/litepose-nas"
-_PHONE_BINARY = "/data/local/tmp/benchmark_model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +144,8 @@ def open_bench(target: Target, link: LinkDescription, writer: ModelWriter | None
             link.open(),
             target,
             writer,
-            binary=link.binary or _PHONE_BINARY,
-            folder=link.folder or (_PHONE_FOLDER if link.adb else "/tmp/litepose-nas"),
+            binary=link.binary or PHONE_BINARY,
+            folder=link.folder,
             cores=link.cores,
             delegate=link.delegate or "xnnpack",
         )

@@ -191,18 +191,6 @@ def test_provenance_is_that_of_the_weakest_row() -> None:
     assert weakest(["measured-by-others", "measured-here"]) == "measured-by-others"
 
 
-def test_merging_keeps_the_first_tables_rows_and_calibration() -> None:
-    first = LatencyTable(PI, {LAYERS[0]: row(1.0)}, ({"date": "a"},), CALIBRATION)
-    second = LatencyTable(PI, {LAYERS[0]: row(9.0), LAYERS[1]: row(2.0)}, ({"date": "b"},))
-    merged = first.merge(second)
-    assert merged.latency_ms(LAYERS[:2]) == 3.0
-    assert merged.calibration == CALIBRATION
-    assert [session["date"] for session in merged.sessions] == ["a", "b"]
-    other = LatencyTable(Target("pi", "x", "ncnn"), {LAYERS[2]: row()})
-    with pytest.raises(InputError, match="different targets"):
-        first.merge(other)
-
-
 def test_tables_are_found_by_name_in_folders_and_by_path(tmp_path: Path) -> None:
     table = LatencyTable(PI, {LAYERS[0]: row()})
     path = table.save(tmp_path / "mine" / f"{PI.name}.csv")
