@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +38,34 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Milliseconds per run, one entry per timed loop of ``loop`` runs each."""
+    """Milliseconds per run, one entry per timed loop of ``loop`` runs each.
+
+    ``canaries`` holds what each canary took just before and after, on average; () where none was watched.
+    """
 
     ms: tuple[float, ...]
     loop: int
+    canaries: tuple[float, ...] = ()
+
+    def to_dict(self, decimals: int | None = None) -> dict[str, Any]:
+        """Return what :meth:`from_dict` reads, rounded to so many decimals if any, for JSON."""
+        found: dict[str, Any] = {"loop": self.loop}
+        for name, values in (("ms", self.ms), ("canaries", self.canaries)):
+            if values:
+                found[name] = [value if decimals is None else round(value, decimals) for value in values]
+        return found
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Samples:
+        """Return the samples of a record.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it holds none.
+        """
+        ms, canaries = record["ms"], record.get("canaries", ())
+        return cls(tuple(map(float, ms)), int(record["loop"]), tuple(map(float, canaries)))
 
 
 def take_samples(
@@ -88,6 +113,18 @@ def take_samples(
             run()
         found.append((clock() - before) * 1e3 / loop)
     return Samples(tuple(found), loop)
+
+
+def take_pulse(run: Callable[[], None], *, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Return the median milliseconds of a few runs that take about ``seconds``, after one that warms up."""
+    run()
+    start = clock()
+    found: list[float] = []
+    while len(found) < _FEWEST_SAMPLES or clock() - start < seconds:
+        before = clock()
+        run()
+        found.append((clock() - before) * 1e3)
+    return float(np.median(found))
 
 
 def summarise(ms: Sequence[float], runs: int) -> Timing:

@@ -8,7 +8,8 @@ import shlex
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,6 +225,7 @@ class RemoteBench(Bench):
         self._host = AgentHost(link, python, folder, target.threads, cores)
         self._facts: dict[str, Any] = {}
         self._session: Session | None = None
+        self._watched: list[str] = []
         self._connected()
 
     def version(self) -> str:
@@ -240,7 +242,7 @@ class RemoteBench(Bench):
         key = None if piece is None else piece.key
 
         def attempt() -> Samples:
-            return _samples(self._ask("time", key=key, seconds=seconds, min_runs=min_runs))
+            return Samples.from_dict(self._ask("time", key=key, seconds=seconds, min_runs=min_runs))
 
         return self._insist(f"timing {key or 'the empty call'}", attempt)
 
@@ -256,9 +258,18 @@ class RemoteBench(Bench):
             if "absent" in found:
                 self._host.push_model(path, name)
                 found = self._ask("model", **values)
-            return _samples(found)
+            return Samples.from_dict(found)
 
         return self._insist(f"timing the network '{path.name}'", attempt)
+
+    @contextmanager
+    def watching(self, canaries: Sequence[Piece]) -> Iterator[None]:
+        self._watched = [piece.key for piece in canaries]
+        self._insist("preparing canaries", lambda: self._ask("watch", keys=self._watched))
+        try:
+            yield
+        finally:
+            self._watched = []
 
     def close(self) -> None:
         """Part from the agent, which removes the networks that were pushed; leave the link."""
@@ -298,6 +309,8 @@ class RemoteBench(Bench):
                 precision=target.precision,
             )
             self._check(facts)
+            if self._watched:
+                session.ask("watch", self._patience, keys=self._watched)
         except UnavailableError as error:
             self._drop(session)
             there = str(error).replace("pip install", f"{self._host.python} -m pip install")
@@ -327,7 +340,3 @@ class RemoteBench(Bench):
 
 
 _PARTING_S = 10.0
-
-
-def _samples(found: Mapping[str, Any]) -> Samples:
-    return Samples(tuple(float(ms) for ms in found["ms"]), int(found["loop"]))
