@@ -207,7 +207,8 @@ class Runtime(ABC):
     """An inference engine on this machine, at batch 1.
 
     ``prepare*`` are context managers: inside the block the engine holds its resources and thread settings,
-    at its end both are as before.
+    at its end both are as before. Several blocks may be open at once, one within the other, with the same
+    number of threads; what they prepared runs in any order.
     """
 
     name: ClassVar[str]

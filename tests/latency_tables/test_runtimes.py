@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -19,7 +20,7 @@ import torch
 from onnx import TensorProto, helper
 
 from latency_tables import RUNTIMES, Runtime, get_runtime, measure_model
-from latency_tables.runtimes import Program, Step, onnx_runtime
+from latency_tables.runtimes import Prepared, Program, Step, onnx_runtime
 from latency_tables.runtimes.tflite_writer import write_relu
 from latency_tables.timing import take_samples
 from search_spaces import (
@@ -156,6 +157,45 @@ def test_running_again_changes_nothing(runtime: Runtime) -> None:
         (second,) = prepared.outputs()
     assert np.ptp(first) > 0
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_several_pieces_are_held_ready_at_once(runtime: Runtime, network: Path, precision: str) -> None:
+    """Canaries stay prepared while other pieces and networks come and go; nobody disturbs another."""
+    if precision not in runtime.precisions:
+        pytest.skip(f"{runtime.name} has no {precision}")
+    keys = ("conv_k1_s1_g1_24x9x7_48+bn+relu6", "dwconv_k5_s1_g24_24x8x9_24+bn", BLOCKS[1])
+    programs = [Program.of(piece_from_key(key), np.random.default_rng(7)) for key in keys]
+
+    def check(number: int, prepared: Prepared) -> None:
+        """It still computes what it is."""
+        prepared.run()
+        (y,) = prepared.outputs()
+        assert decibels(reference(programs[number]), y) > _FEWEST_DECIBELS
+
+    former = torch.get_num_threads()
+    with runtime.prepare(programs[0], 1, precision) as first:
+        with runtime.prepare(programs[1], 1, precision) as second:
+            check(0, first)
+            check(1, second)
+            with runtime.prepare(programs[2], 1, precision) as third, runtime.prepare_empty(1) as nothing:
+                for _ in range(3):
+                    check(2, third)
+                    nothing.run()
+                    check(0, first)
+                    check(1, second)
+            if (runtime.name, precision) != ("litert", "int8"):  # its network is a file in fp32
+                with runtime.prepare_model(network, (8, 12), 1, precision) as model:
+                    (before,) = model.outputs()
+                    check(0, first)
+                    (after,) = model.outputs()
+                    np.testing.assert_array_equal(before, after)
+            check(0, first)
+            check(1, second)
+        gc.collect()
+        check(0, first)
+    assert torch.get_num_threads() == former
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_times_are_positive_and_larger_for_what_is_much_larger(runtime: Runtime) -> None:
