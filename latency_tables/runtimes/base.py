@@ -256,6 +256,13 @@ class Runtime(ABC):
             If the file is missing, is no network of this runtime's format or takes another input.
         """
 
+    def network_files(self, path: Path) -> tuple[Path, ...]:
+        """Return the files that make up a network, ``path`` last; all are called alike but for their suffix.
+
+        A device at the end of a link is sent all of them.
+        """
+        return (path,)
+
     def check(self, threads: int, precision: str = "fp32") -> None:
         """Raise unless the runtime can be used here with these settings.
 

@@ -85,6 +85,9 @@ class NcnnRuntime(Runtime):
         with _network(text, b"", threads) as net:
             yield _prepared(net, [_mat(np.ones((1, 1, 1, 1), dtype=np.float32))])
 
+    def network_files(self, path: Path) -> tuple[Path, ...]:
+        return (path.with_suffix(".bin"), path) if path.suffix == ".param" else (path,)
+
     @contextmanager
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
