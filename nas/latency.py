@@ -41,6 +41,7 @@ from latency_tables.networks import Weights, network_program
 from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
 from latency_tables.published import published_for
 from latency_tables.runtimes import Program, litert_runtime, ncnn_runtime
+from latency_tables.runtimes.int8 import observed_ranges, quantised
 from latency_tables.runtimes.onnx_runtime import named_model
 from latency_tables.table import device_table, files_in, is_packaged
 from nas.console import note, progress_bar
@@ -333,9 +334,11 @@ def network_file(target: Target, arch: Arch, joints: int, folder: Path) -> Path:
 
 
 def _write_onnx(program: Program, stem: Path, precision: str) -> Path:
-    """Write a program as an ONNX file, which runtimes convert to the precision."""
+    """Write a program as an ONNX file; in int8 quantised here, for it would be anew whenever it is timed."""
     path = stem.with_suffix(".onnx")
     model = named_model(program, [f"layer{i}" for i in range(len(program.steps))])
+    if precision == "int8":
+        model = quantised(model, observed_ranges(model, program.inputs))
     write_bytes(path, model.SerializeToString())
     return path
 

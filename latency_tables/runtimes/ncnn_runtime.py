@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +31,8 @@ from latency_tables.runtimes.base import (
     check_picture_input,
     conv_padding,
     deconv_padding,
+    file_digest,
+    random_picture,
 )
 from search_spaces.errors import InputError, UnavailableError
 from search_spaces.layers import Layer, Piece
@@ -59,10 +62,8 @@ class NcnnRuntime(Runtime):
     """
 
     name: ClassVar[str] = "ncnn"
+    packages: ClassVar[tuple[str, ...]] = ("ncnn",)
     install: ClassVar[str] = "install it with: pip install ncnn pnnx"
-
-    def unavailable(self) -> str | None:
-        return None if importlib.util.find_spec("ncnn") else "the package 'ncnn' is not installed"
 
     def version(self) -> str:
         import ncnn
@@ -72,7 +73,7 @@ class NcnnRuntime(Runtime):
     @contextmanager
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        program = piece if isinstance(piece, Program) else Program.of(piece)
+        program = Program.of(piece)
         text, numbers = program_network(program)
         with _network(text, numbers, threads) as net:
             feeds = [_packed(x, net.opt) for x in program.inputs]
@@ -92,9 +93,7 @@ class NcnnRuntime(Runtime):
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> Iterator[Prepared]:
-        self.check(threads, precision)
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
+        self.check_network(path, threads, precision)
         numbers: bytes | Path
         if path.suffix == ".onnx":
             text, numbers = _converted(path, size)
@@ -105,7 +104,7 @@ class NcnnRuntime(Runtime):
             _check_stated_size(path, text, size)
         else:
             raise InputError(f"ncnn times .param files (with their .bin) and .onnx files, not '{path}'")
-        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        x = random_picture(size)
         try:
             with _network(text, numbers, threads) as net:
                 if len(net.input_names()) != 1:
@@ -411,8 +410,14 @@ def _packed(array: Array, options: Any) -> ncnn.Mat:
 
 
 def _converted(path: Path, size: tuple[int, int]) -> tuple[str, bytes]:
-    """Return an ONNX network as ncnn's, converted by pnnx with 32-bit weights."""
+    """Return an ONNX network as ncnn's, converted by pnnx with 32-bit weights; the last few are kept."""
     check_picture_input(path, size)
+    return _conversion(path, file_digest(path), size)
+
+
+@lru_cache(maxsize=4)
+def _conversion(path: Path, _digest: str, size: tuple[int, int]) -> tuple[str, bytes]:
+    """Convert a network, whose content the digest tells."""
     with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
         # pnnx writes a dozen files beside the one that it reads.
         shutil.copy(path, Path(folder) / "network.onnx")

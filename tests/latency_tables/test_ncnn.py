@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -149,3 +150,23 @@ def test_ncnn_without_its_converter_says_how_to_get_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pnnx" else find_spec(name))
     with pytest.raises(UnavailableError, match="pip install pnnx"):
         measure_model(NCNN, tmp_path / "network.onnx", (8, 12), 1)
+
+
+def test_a_network_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is visited; anew, if another one is written there."""
+    needs("pnnx")
+    commands: list[Any] = []
+    run = subprocess.run
+
+    def counting(command: Any, **settings: Any) -> Any:
+        commands.append(command)
+        return run(command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", counting)
+    path = tmp_path / "network.onnx"
+    for number, seed in enumerate((0, 0, 1), 1):
+        program = Program.of(piece_from_key(BLOCKS[0]), np.random.default_rng(seed))
+        onnx.save(onnx_runtime.program_model(program, neighbours=False)[0], path)
+        with NCNN.prepare_model(path, (16, 24), 1) as prepared:
+            prepared.run()
+        assert len(commands) == (1 if number < 3 else 2)

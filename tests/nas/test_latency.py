@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from latency_tables import Target
-from latency_tables.runtimes import ncnn_runtime, onnx_runtime
+from latency_tables import RUNTIMES, Target, measure_model
+from latency_tables.runtimes import int8, ncnn_runtime, onnx_runtime
 from nas.latency import network_file, random_network, runnable
 from search_spaces import litepose_arch
 from tests.latency_tables.test_ncnn import parameters
@@ -68,3 +68,16 @@ def test_a_network_written_for_ncnn_has_the_layers_of_a_converted_export(
 def test_files_are_in_the_form_that_the_runtime_reads(runtime: str, suffix: str, tmp_path: Path) -> None:
     path = network_file(Target("this-machine", "a processor", runtime), ARCH, 14, tmp_path)
     assert path.suffix == suffix and path.is_file()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_files_in_int8_are_quantised_when_they_are_written(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason := RUNTIMES[runtime].unavailable():
+        pytest.skip(reason)
+    path = network_file(Target("this-machine", "a processor", runtime, "int8"), ARCH, 14, tmp_path)
+    kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert kinds["DequantizeLinear"] > kinds["Conv"] > 0
+    monkeypatch.setattr(int8, "quantised", None)  # not called any more
+    assert measure_model(RUNTIMES[runtime], path, (64, 64), 1, precision="int8", seconds=0.02).median_ms > 0
