@@ -18,6 +18,7 @@ from latency_tables.links.agent import MODELS, PROTOCOL
 from latency_tables.links.archive import agent_archive, agent_name
 from latency_tables.links.link import Link, LinkDownError, device_path, told
 from latency_tables.links.session import AgentEndedError, Session
+from latency_tables.runtimes import get_runtime
 from latency_tables.target import Target
 from latency_tables.timing import Samples
 from search_spaces.errors import InputError, LitePoseNasError, RunError, UnavailableError
@@ -181,6 +182,22 @@ class AgentHost:
         self.link.push(path, f"{folder}/{name}")
 
 
+def _digest(files: Sequence[Path]) -> str:
+    """Return what tells networks apart by their content.
+
+    Raises
+    ------
+    InputError
+        If a file is missing.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"the network '{file}' does not exist")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]
+
+
 class RemoteBench(Bench):
     """Times on a device that has Python and the runtime, through the agent.
 
@@ -247,16 +264,20 @@ class RemoteBench(Bench):
         return self._insist(f"timing {key or 'the empty call'}", attempt)
 
     def time_model(self, path: Path, size: tuple[int, int], seconds: float, min_runs: int) -> Samples:
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
-        with path.open("rb") as stream:
-            name = f"{hashlib.file_digest(stream, 'sha256').hexdigest()[:32]}{path.suffix}"
-        values = {"file": name, "size": list(size), "seconds": seconds, "min_runs": min_runs}
+        files = get_runtime(self.runtime).network_files(path)
+        stem = _digest(files)
+        values = {
+            "file": f"{stem}{path.suffix}",
+            "size": list(size),
+            "seconds": seconds,
+            "min_runs": min_runs,
+        }
 
         def attempt() -> Samples:
             found = self._ask("model", **values)
             if "absent" in found:
-                self._host.push_model(path, name)
+                for file in files:
+                    self._host.push_model(file, f"{stem}{file.suffix}")
                 found = self._ask("model", **values)
             return Samples.from_dict(found)
 
