@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from nas.pareto import hypervolume, pareto_front
 from nas.search import Evaluation
 from search_spaces import Arch, Genotypes, SearchSpace, litepose_native
 
@@ -25,8 +24,8 @@ def made_up_ap(values: Mapping[str, Floats]) -> Floats:
 
     Widths and depths have diminishing returns. The backbone is as good as its weaker stages (a power mean of
     exponent -2), and what resolution brings depends on the backbone; later deconv steps matter more at high
-    resolution; a kernel fits a resolution best and loses on both sides. Everything is multiplied, so no sum over
-    single values or pairs of values is exact.
+    resolution; a kernel fits a resolution best and loses on both sides. Everything is multiplied, so no sum
+    over single values or pairs of values is exact.
 
     Parameters
     ----------
@@ -35,8 +34,7 @@ def made_up_ap(values: Mapping[str, Floats]) -> Floats:
     """
     resolution = values["resolution"]
     quality = [
-        1.0
-        - np.exp(-1.6 * (values[f"stage{i}.width"] / width) * np.sqrt(values[f"stage{i}.depth"] / depth))
+        1.0 - np.exp(-1.6 * (values[f"stage{i}.width"] / width) * np.sqrt(values[f"stage{i}.depth"] / depth))
         for i, (width, depth) in enumerate(zip(STAGES, DEPTHS, strict=True))
     ]
     weights = (0.15, 0.2, 0.3, 0.35)

@@ -25,6 +25,7 @@ from nas.search.objectives import (
 from nas.search.pricing import LatencyPricer, Pricing
 from nas.search.ray_executor import RayExecutor
 from nas.search.result import Record, SearchResult
+from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "Evaluator",
     "Executor",
     "InProcess",
+    "Known",
     "LatencyPricer",
     "Objective",
     "Pricing",
     "Progress",
     "RayExecutor",
     "Record",
+    "Sampler",
     "SearchResult",
     "StoppingEvaluator",
     "latency",

@@ -99,8 +99,8 @@ def search(
         with an analytic AP, 12 reached 96.1% of the true hypervolume after 200 evaluations, 40 (the paper's
         number, for 1,640 evaluations) 94.0%, random search 94.3%.
     sampler
-        A name of :data:`~nas.search.samplers.SAMPLERS` (``guided``, ``nsga2``, ``random`` or ``exhaustive``), or
-        a sampler of one's own.
+        A name of :data:`~nas.search.samplers.SAMPLERS` (``guided``, ``nsga2``, ``random`` or ``exhaustive``),
+        or a sampler of one's own.
     seed
         From which all randomness derives, at least 0.
     seeds

@@ -1,18 +1,19 @@
-"""Predictor-guided search: candidates are those that would enlarge the front most if a guess of all APs were true.
+"""Predictor-guided search: candidates are those that would enlarge the front most if a guess of all APs were
+true.
 
-Each candidate of a generation has a guess of its own: a sample of the accuracy predictor's posterior over every
-network within the budget. Where little is known the guesses differ, so the candidates explore; where much is known
-they agree, and the candidates fill the predicted Pareto front up. Of one guess that network is taken which adds most
-hypervolume to the networks measured and the candidates taken before, all valued by the same guess: so a lucky
-measurement is no benchmark to be beaten, and the candidates of a generation spread over the front by themselves
-(Thompson sampling for hypervolume improvement; Bradford et al. 2018, "Efficient multiobjective optimization employing
-Gaussian processes, spectral sampling and a genetic algorithm"; Daulton et al. 2021, "Parallel Bayesian optimization of
-multiple noisy objectives with expected hypervolume improvement").
+Each candidate of a generation has a guess of its own: a sample of the accuracy predictor's posterior over
+every network within the budget. Where little is known the guesses differ, so the candidates explore; where
+much is known they agree, and the candidates fill the predicted Pareto front up. Of one guess that network is
+taken which adds most hypervolume to the networks measured and the candidates taken before, all valued by the
+same guess: so a lucky measurement is no benchmark to be beaten, and the candidates of a generation spread
+over the front by themselves (Thompson sampling for hypervolume improvement; Bradford et al. 2018, "Efficient
+multiobjective optimization employing Gaussian processes, spectral sampling and a genetic algorithm"; Daulton
+et al. 2021, "Parallel Bayesian optimization of multiple noisy objectives with expected hypervolume
+improvement").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -37,8 +38,8 @@ _MARGIN: Final = 1.01
 """The reference is a little dearer than the dearest network, so that this one counts too."""
 _AIMED: Final = 24
 _DIRECTIONS: Final = 256
-_DRAWN: Final = 1024
-_CHILDREN: Final = 1024
+_DRAWN: Final = 512
+_CHILDREN: Final = 512
 _ROUNDS: Final = 8
 
 
@@ -106,10 +107,10 @@ def _most_improving(
     floor: float,
     rng: np.random.Generator,
 ) -> int | None:
-    """Return the place of the network that adds most hypervolume, if its AP is as guessed; None if none adds."""
+    """Return the place of the network that adds most hypervolume by this guess; None if none adds any."""
     if costs.shape[1] == 0:
-        places = np.array([guess.argmax()])
-        gains = guess[places] - rival_aps.max()
+        places = np.array([guess.argmax()])  # a network that is better still is looked for to the end
+        gains = guess[places] - floor
     elif costs.shape[1] == 1:
         # Only the front of the guess can add most: in order of cost, whatever is better than all before.
         along = guess[order]
@@ -136,7 +137,8 @@ def _along_directions(
 
     The hypervolume is, up to a constant, the mean over random directions of the power of how far the networks
     reach along each (Zhang and Golovin 2020, "Random hypervolume scalarizations for provable multi-objective
-    black box optimization", lemma 5). Only the networks that reach furthest along some direction are considered.
+    black box optimization", lemma 5). Only the networks that reach furthest along some direction are
+    considered.
     """
     axes = costs.shape[1] + 1
     directions = np.abs(rng.standard_normal((_DIRECTIONS, axes)))

@@ -227,8 +227,8 @@ class Pricing:
         """
         if not self.exact:
             raise InputError(
-                f"spaces of up to {EXACT_LIMIT:,} networks are listed whole, not this {self.space.name} space of"
-                f" {self.space.count():,}; draw from it instead"
+                f"spaces of up to {EXACT_LIMIT:,} networks are listed whole, not this {self.space.name} space"
+                f" of {self.space.count():,}; draw from it instead"
             )
         asked = tuple(objectives)
         if asked not in self._affordable:

@@ -31,8 +31,8 @@ class Known:
     objectives
         What the search trades off.
     genotypes
-        Networks whose AP was measured on all images, shape (n, genes), in the order of their trials. Those whose
-        evaluation ended early are not among them: their APs are estimates, and low ones by choice.
+        Networks whose AP was measured on all images, shape (n, genes), in the order of their trials. Those
+        whose evaluation ended early are not among them: their APs are estimates, and low ones by choice.
     aps
         Their APs, shape (n,).
     seen
@@ -47,7 +47,8 @@ class Known:
 
 
 class Sampler:
-    """One way of proposing the candidates of a generation: drawn at random, where a subclass does nothing else.
+    """One way of proposing the candidates of a generation: drawn at random, where a subclass does nothing
+    else.
 
     A sampler has no state: what it proposes follows from what it is told and from the generator, so that a
     generation which is asked again after a kill is the same one. The engine prices every proposal, drops what
@@ -60,7 +61,8 @@ class Sampler:
     """What the records of its proposals say about where they come from."""
 
     breeds: ClassVar[bool] = False
-    """Whether later generations are asked of the Optuna sampler first. Only what these leave open is proposed."""
+    """Whether later generations are asked of the Optuna sampler first. Only what these leave open is
+    proposed."""
 
     def check(self, pricing: Pricing) -> None:
         """Raise :class:`InputError` if the sampler cannot search this space."""
@@ -74,6 +76,7 @@ class Sampler:
     def propose(self, known: Known, rng: np.random.Generator, n: int) -> Genotypes:
         """Return up to ``n`` distinct new networks that meet every constraint, shape (at most n, genes).
 
-        Where fewer are returned, the engine completes the generation: with mutants of the front, then at random.
+        Where fewer are returned, the engine completes the generation: with mutants of the front, then at
+        random.
         """
         return known.pricing.sample(rng, n, known.seen)

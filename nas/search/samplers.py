@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-__all__ = ["SAMPLERS", "NSGA2", "Exhaustive", "Guided", "Known", "Random", "Sampler"]
+__all__ = ["NSGA2", "SAMPLERS", "Exhaustive", "Guided", "Known", "Random", "Sampler"]
 
 
 class _ReplayableNSGAII(optuna.samplers.NSGAIISampler):
@@ -59,8 +59,8 @@ class Random(Sampler):
 class Exhaustive(Sampler):
     """Every network within the budget, by rising cost.
 
-    Networks of equal cost come in the space's own order. So a search that ends early knows the exact front up to
-    the cost that it has reached. The cost is the first that the search trades off, or MACs.
+    Networks of equal cost come in the space's own order. So a search that ends early knows the exact front up
+    to the cost that it has reached. The cost is the first that the search trades off, or MACs.
     """
 
     name = "exhaustive"
@@ -70,7 +70,8 @@ class Exhaustive(Sampler):
         if not pricing.exact:
             raise InputError(
                 f"the sampler 'exhaustive' goes through spaces of up to {EXACT_LIMIT:,} networks; this"
-                f" {pricing.space.name} space has {pricing.space.count():,}: take 'guided', or offer fewer values"
+                f" {pricing.space.name} space has {pricing.space.count():,}: take 'guided', or offer fewer"
+                " values"
             )
 
     def propose(self, known: Known, rng: np.random.Generator, n: int) -> Genotypes:
