@@ -40,7 +40,7 @@ from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json, write_text
 from supernet.evaluator import SubnetEvaluator
 
-__all__ = ["Study", "draw_study", "load_result", "run_search", "search_context"]
+__all__ = ["SearchEvaluator", "Study", "draw_study", "load_result", "run_search", "search_context"]
 
 EXECUTORS = ("in-process", "ray")
 
@@ -72,7 +72,7 @@ class Study:
         }
 
 
-class _Evaluator:
+class SearchEvaluator:
     """The search's view of :class:`SubnetEvaluator`: AP on the search split."""
 
     def __init__(self, evaluator: SubnetEvaluator) -> None:
@@ -185,7 +185,7 @@ def run_search(
         with progress_bar("searching", evaluations or settings.evaluations) as bar:
             result = search(
                 space,
-                _Evaluator(evaluator),
+                SearchEvaluator(evaluator),
                 storage=folder / "study.journal",
                 trials=evaluations or settings.evaluations,
                 objectives=objectives,
