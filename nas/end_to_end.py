@@ -468,6 +468,7 @@ def measure_frames(
     images: Path | None = None,
     latency: Sequence[str] = (),
     tables: Sequence[Path] | None = None,
+    strict_tables: bool = False,
 ) -> TimeReport:
     """Carry out ``nas time``: time a model on frames with so many people, and on a folder of pictures.
 
@@ -482,6 +483,8 @@ def measure_frames(
         Folder of pictures on which the model's own maps are grouped, too.
     latency, tables
         Targets whose tables predict the network's part, and where those are looked for.
+    strict_tables
+        Refuse a table that does not answer with measurements alone.
 
     Raises
     ------
@@ -496,7 +499,7 @@ def measure_frames(
     runtime = get_runtime(settings.runtime)
     runtime.check(1 if settings.threads is None else settings.threads)
     target = local_target(settings.runtime, settings.threads)
-    predictors = load_predictors(latency, tables)
+    predictors = load_predictors(latency, tables, strict=strict_tables)
     files = [] if images is None else _pictures(images, settings.limit)
     if files and _is_arch(name):
         raise InputError(
