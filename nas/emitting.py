@@ -21,6 +21,7 @@ from nas.latency import (
     load_predictors,
     measure_emitted,
     prediction_json,
+    quantised_promise,
     why_not_here,
 )
 from nas.run import RunDirectory, environment
@@ -51,9 +52,6 @@ __all__ = ["Emitted", "emit", "emit_from_run"]
 
 RESAMPLES: Final = 1000
 """For the interval of the AP on the card."""
-
-_WRITTEN: Final = "fp32"
-"""Number format of the files."""
 
 
 @dataclass(frozen=True)
@@ -381,12 +379,9 @@ def _promises(latencies: dict[str, Any], budgets: Mapping[str, dict[str, Any]]) 
         budget = budgets.get(name)
         within = budget and {"upper_end_within": told["high_ms"] <= budget["ms"], "measured_within": None}
         told["budget"] = budget and {**budget, **(within or {})}
-        precision = told["target"]["precision"]
-        if budget is not None and precision not in (_WRITTEN, "unstated"):
-            lines.append(
-                f"the budget on '{name}' is of {precision}, but the files written are {_WRITTEN}: it is of"
-                " the network quantised, whose AP is not known"
-            )
+        promise = quantised_promise(Target.from_dict(told["target"]))
+        if budget is not None and promise is not None:
+            lines.append(promise)
     lines += [
         f"the budget on '{name}', by {budget['by']}, could not be checked: no table answers for it any more"
         for name, budget in budgets.items()

@@ -79,6 +79,7 @@ __all__ = [
     "prediction_json",
     "profile_space",
     "published_json",
+    "quantised_promise",
     "random_network",
     "run_profile",
     "runnable",
@@ -305,6 +306,16 @@ def why_not_here(target: Target) -> str | None:
     except LitePoseNasError as error:
         return str(error)
     return None
+
+
+def quantised_promise(target: Target) -> str | None:
+    """Return what has to be said of a budget on a target that computes in other numbers than AP and files."""
+    if target.precision in (_PRECISION, "unstated"):
+        return None
+    return (
+        f"the budget on '{target.name}' is of {target.precision}, but AP is measured in {_PRECISION} and"
+        f" 'nas emit' writes {_PRECISION} files: it is of the network quantised, whose AP is not known"
+    )
 
 
 def measure_emitted(folder: Path, target: Target, seconds: float = 2.0) -> Timing:
@@ -551,8 +562,8 @@ def _fit_report(fit: FitRecord | None) -> dict[str, Any]:
     if not fit.random:
         note(
             f"the error of the fitted blocks is a guess: it is that of all {fit.checks} measured ones that"
-            f" could be left out, and fewer than {FEWEST_CHECKS} of them were drawn at random; measure a larger"
-            " --share"
+            f" could be left out, and fewer than {FEWEST_CHECKS} of them were drawn at random; measure a"
+            " larger --share"
         )
     return {
         "fit_samples": fit.samples,
