@@ -176,8 +176,8 @@ def main() -> None:
             f"{given.blocks} blocks and {given.networks} whole networks of the native space, ONNX Runtime"
             f" fp32 with one thread, profiled {given.repeats} times each way, in turn, while the machine did"
             " other work. Standard deviations between profiles: *as profiled*; *at one speed*, brought to"
-            " what canaries took in the first profile, as the profiler does when it adds to a table; *relative"
-            " to each other*, the mean over all rows taken out. Written by `python experiments/steadiness.py"
+            " what canaries took in the first profile, as the profiler does when it adds to a table;"
+            " *relative to each other*, the mean over all rows taken out. Written by `python experiments/steadiness.py"
             " --record`.",
             "",
             "| " + " | ".join(HEADER) + " |",
