@@ -65,7 +65,7 @@ def catalogue(folders: Sequence[str | Path] = ()) -> list[TableEntry]:
             except InputError as error:
                 table, problem = None, str(error)
             found.append(TableEntry(path, table, problem, path.stem in answering, is_packaged(path)))
-            if path.is_file() and path.with_suffix(".yaml").is_file():
+            if path.with_suffix(".yaml").is_file() and (path.is_file() or table is not None):
                 answering.add(path.stem)  # as available_tables has it, damaged or not
     return found
 

@@ -3,14 +3,22 @@
 A table is two files side by side. ``NAME.csv`` holds one row per layer, sorted by key, so that ``diff`` and
 ``git merge`` work on it; ``NAME.yaml`` holds the target, the circumstances of the measurements, and the
 calibration on whole networks where there is one.
+
+Both are saved together: the YAML file says which rows it was saved with, by their digest (``rows_sha256``;
+a file written by hand needs none). It is replaced first, while the new CSV file lies complete beside it,
+under a hidden name. So whenever a kill comes, the table is the former one or the new one: where rows do not
+fit the digest, those in that hidden file do, and where there is none, the table is refused as a mixture.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
+import hashlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -44,6 +52,9 @@ _WIDEST = 10.0
 _SHORTEST_MS, _LONGEST_MS = 1e-9, 1e9
 """What no layer takes; sums and ratios of what lies between are finite."""
 _MOST_DIGITS = 12
+_READINGS = 5
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+_DIGEST = re.compile("[0-9a-f]{64}")
 _DEEPEST, _MOST_VALUES = 12, 100_000
 """How deeply metadata may be nested, and how many values it may hold, aliases counted each time."""
 
@@ -265,8 +276,7 @@ class LatencyTable:
     def __post_init__(self) -> None:
         if not self.rows:
             raise InputError(f"the latency table '{self.target.name}' needs at least one row")
-        ordered = sorted(self.rows.items(), key=lambda item: item[0].key)
-        object.__setattr__(self, "rows", MappingProxyType(dict(ordered)))
+        object.__setattr__(self, "rows", MappingProxyType(_sorted(self.rows)))
 
     @property
     def name(self) -> str:
@@ -340,15 +350,17 @@ class LatencyTable:
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (CSV) and the YAML file beside it; return the CSV file's path.
 
-        Each is replaced atomically, and neither before both are on the disk.
+        Neither is replaced before both are on the disk, and a kill in between leaves this table or the former
+        one. Who changes a table that others may change, too, holds it from loading to saving
+        (:func:`latency_tables.holding.held_table`).
+
+        Raises
+        ------
+        RunError
+            If the files cannot be written; then nothing was changed.
         """
         path = csv_path(path)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for layer, row in self.rows.items():
-            numbers = (repr(value) for value in (row.median_ms, row.p10_ms, row.p90_ms))
-            writer.writerow([layer.key, *numbers, row.runs, row.provenance, row.source])
+        text = _rows_text(self.rows)
         metadata: dict[str, Any] = {"format": _FORMAT, "target": self.target.to_dict()}
         if self.calibration is not None:
             metadata["calibration"] = asdict(self.calibration)
@@ -357,7 +369,8 @@ class LatencyTable:
         if self.networks:
             metadata["networks"] = [network.to_dict() for network in self.networks]
         metadata["sessions"] = [dict(session) for session in self.sessions]
-        write_texts({path.with_suffix(".yaml"): yaml_text(metadata), path: text.getvalue()})
+        metadata["rows_sha256"] = _digest(text)
+        write_texts({path.with_suffix(".yaml"): yaml_text(metadata), path: text})
         return path
 
     @classmethod
@@ -375,6 +388,25 @@ class LatencyTable:
         if scan.target is None:  # a scan without a fault has one
             raise InputError(f"latency table '{scan.path}' has no target")
         return cls(scan.target, scan.rows, scan.sessions, scan.calibration, scan.roofline, scan.networks)
+
+
+def _rows_text(rows: Mapping[Piece, Row]) -> str:
+    """Return rows as a CSV file holds them, in the order given."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for layer, row in rows.items():
+        numbers = (repr(value) for value in (row.median_ms, row.p10_ms, row.p90_ms))
+        writer.writerow([layer.key, *numbers, row.runs, row.provenance, row.source])
+    return text.getvalue()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _sorted(rows: Mapping[Piece, Row]) -> dict[Piece, Row]:
+    return dict(sorted(rows.items(), key=lambda item: item[0].key))
 
 
 def csv_path(path: str | Path) -> Path:
@@ -427,6 +459,10 @@ class Scan:
         As in :class:`LatencyTable`; None or empty where they cannot be read.
     faults
         What is wrong; a table without a fault can be loaded.
+    digest
+        Of the rows that the YAML file was saved with; None where it does not say.
+    torn
+        Whether the rows are sound and not those.
     """
 
     path: Path
@@ -438,19 +474,67 @@ class Scan:
     roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
     faults: list[Fault] = field(default_factory=list)
+    digest: str | None = None
+    torn: bool = False
 
 
 def scan_table(path: str | Path) -> Scan:
-    """Return what the CSV and YAML file of a table hold, with every fault in them; never raises for one."""
+    """Return what the CSV and YAML file of a table hold, with every fault in them; never raises for one.
+
+    Where a kill came between the two files of a table, the rows are those that the YAML file was saved with.
+    """
+    for _ in range(_READINGS):  # somebody may save it between our reading the one file and the other
+        scan = _scan(path)
+        if not scan.torn:
+            break
+    else:
+        beside = scan.path.with_suffix(".yaml")
+        message = (
+            f"latency table '{scan.path}' does not hold the rows that '{beside}' was saved with: one of the"
+            " files was edited or comes from another table; put the right ones side by side or, if the edit"
+            f" was meant, delete 'calibration' and 'rows_sha256' in '{beside.name}'"
+        )
+        scan.faults.append(Fault(beside, None, "rows_sha256", "", message))
+    return scan
+
+
+def _scan(path: str | Path) -> Scan:
+    """Return what the files hold; what stands where the YAML file's rows should is judged by the caller."""
     scan = Scan(csv_path(path))
+    _scan_metadata(scan)
+    told, scan.faults = scan.faults, []
     try:
         text = read_text(scan.path, "latency table")
     except InputError as error:
         scan.faults.append(Fault(scan.path, None, "", "", str(error)))
     else:
         _scan_rows(scan, text)
-    _scan_metadata(scan)
+    whole = not scan.faults and (
+        scan.digest is None or _digest(_rows_text(_sorted(scan.rows))) == scan.digest
+    )
+    if not whole and scan.digest is not None and (left := _left_rows(scan)) is not None:
+        scan.rows, scan.lines, scan.faults, whole = left.rows, left.lines, [], True
+    scan.torn = not whole and not scan.faults
+    scan.faults += told
     return scan
+
+
+def leftover_rows(path: Path) -> list[Path]:
+    """Return the hidden files in which the rows of a table may lie that was being saved when a kill came."""
+    return sorted(path.parent.glob(f".{glob.escape(path.stem[:80])}-????????.csv"))
+
+
+def _left_rows(scan: Scan) -> Scan | None:
+    """Return the rows that the metadata was saved with, from the file in which a kill has left them."""
+    for path in leftover_rows(scan.path):
+        found = Scan(scan.path)
+        try:
+            _scan_rows(found, read_text(path, "latency table"))
+        except InputError:
+            continue  # renamed meanwhile, by who was saving it
+        if not found.faults and _digest(_rows_text(_sorted(found.rows))) == scan.digest:
+            return found
+    return None
 
 
 def _scan_rows(scan: Scan, text: str) -> None:
@@ -465,6 +549,12 @@ def _scan_rows(scan: Scan, text: str) -> None:
 
     try:
         header = next(reader, [])
+        if len(header) == 1 and (other := next((sep for sep in _SEPARATORS if sep in header[0]), None)):
+            fault(
+                f" separates its columns by {_SEPARATORS[other]}, as some spreadsheets do; a table's are"
+                " separated by commas, and its numbers have a point: save it as CSV in that form"
+            )
+            return
         for column in COLUMNS:
             if column not in header:
                 scan.faults.append(
@@ -515,7 +605,8 @@ def _parse(cells: Mapping[str, str]) -> tuple[Piece | None, Row | None, list[tup
         try:
             values[column] = float(cells[column])
         except ValueError:
-            wrong.append((column, f"{column} is a number of milliseconds, not {shown(cells[column])}"))
+            point = ", with a point where it has a comma" if "," in cells[column] else ""
+            wrong.append((column, f"{column} is a number of milliseconds{point}, not {shown(cells[column])}"))
     if cells["runs"].isdecimal() and len(cells["runs"]) <= _MOST_DIGITS:
         values["runs"] = int(cells["runs"])
     else:
@@ -537,7 +628,7 @@ def _scan_metadata(scan: Scan) -> None:
     try:
         given = read_yaml(path, "latency table metadata")
         _check_extent(given, where)
-        known = {"format", "target", "calibration", "roofline", "networks", "sessions"}
+        known = {"format", "target", "calibration", "roofline", "networks", "sessions", "rows_sha256"}
         check_keys(given, known, where)
     except InputError as error:
         fault("", str(error))
@@ -545,6 +636,12 @@ def _scan_metadata(scan: Scan) -> None:
     if given.get("format") != _FORMAT:
         message = f"{where}: 'format' is {_FORMAT}, not {shown(given.get('format'))}"
         fault("format", message, given.get("format"))
+    digest = given.get("rows_sha256")
+    if digest is None or (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+        scan.digest = digest
+    else:
+        message = f"{where}: 'rows_sha256' is 64 hexadecimal digits, not {shown(digest)}"
+        fault("rows_sha256", message, digest)
     sessions = given.get("sessions") or []
     if isinstance(sessions, list) and all(isinstance(session, dict) for session in sessions):
         scan.sessions = tuple(sessions)
@@ -616,13 +713,14 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
 def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
     """Return the CSV file of every table in ``folders`` and among the packaged ones, by name.
 
-    A table is a CSV file with a YAML file beside it. Folders come first: a user's own table hides a packaged
-    one of the same name. A folder that does not exist holds none.
+    A table is a CSV file with a YAML file beside it (a YAML file alone where a kill came while the table was
+    saved for the first time, and its rows are still to be had). Folders come first: a user's own table hides
+    a packaged one of the same name. A folder that does not exist holds none.
     """
     found: dict[str, Path] = {}
     for folder in (*map(Path, folders), packaged_folder()):
-        for path in files_in(folder, ".csv"):
-            if path.with_suffix(".yaml").is_file():
+        for path in (each.with_suffix(".csv") for each in files_in(folder, ".yaml")):
+            if path.is_file() or leftover_rows(path):
                 found.setdefault(path.stem, path)
     return found
 
