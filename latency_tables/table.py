@@ -49,6 +49,7 @@ _FORMAT = 1
 _NAMED = 5
 _WIDEST = 10.0
 """Largest sensible logarithm of an interval's factor; exp of it is 22,000."""
+_REACH = 1.25
 _SHORTEST_MS, _LONGEST_MS = 1e-9, 1e9
 """What no layer takes; sums and ratios of what lies between are finite."""
 _MOST_DIGITS = 12
@@ -153,7 +154,10 @@ class Calibration:
         The interval is the prediction divided and multiplied by ``exp(half_width)``; conformal, from the
         left-out residuals (see :func:`latency_tables.predictor.calibrate`).
     coverage
-        Share of new networks that the interval is made to hold.
+        Share of new networks that the interval is made to hold; of n networks at most n / (n + 1).
+    least_ms, most_ms
+        The fastest and the slowest of the networks, as measured; None where nobody has noted them. Of
+        networks far beyond, the interval knows nothing (:meth:`reaches`).
 
     Raises
     ------
@@ -169,6 +173,8 @@ class Calibration:
     raw_error: float
     half_width: float
     coverage: float
+    least_ms: float | None = None
+    most_ms: float | None = None
 
     def __post_init__(self) -> None:
         for what in ("a_ms", "b", "median_error", "worst_error", "raw_error", "half_width", "coverage"):
@@ -183,18 +189,42 @@ class Calibration:
                 )
         if not isinstance(self.networks, int) or isinstance(self.networks, bool) or self.networks < 1:
             raise InputError(f"a calibration's networks is a whole number from 1, not {self.networks!r}")
+        ends = (self.least_ms, self.most_ms)
+        if ends != (None, None) and not all(_is_time(value) for value in ends):
+            raise InputError(
+                "a calibration's least_ms and most_ms are two positive numbers of milliseconds, or both left"
+                f" out, not {shown(self.least_ms)} and {shown(self.most_ms)}"
+            )
+        if self.least_ms is not None and self.most_ms is not None and self.least_ms > self.most_ms:
+            raise InputError(
+                f"a calibration's least_ms is at most its most_ms {self.most_ms}, not {self.least_ms}"
+            )
+
+    def reaches(self, ms: float) -> bool:
+        """Return whether networks of about as many milliseconds are among those that it was fitted on.
+
+        That is from a fifth less than the fastest to a quarter more than the slowest. Where they are not
+        noted, it is taken to.
+        """
+        if self.least_ms is None or self.most_ms is None:
+            return True
+        return self.least_ms / _REACH <= ms <= self.most_ms * _REACH
 
     @classmethod
     def from_dict(cls, value: object, where: str) -> Calibration:
         """Return the calibration that a mapping describes; errors (:class:`InputError`) name ``where``."""
         names = {field.name for field in fields(cls)}
         given = check_keys(value, names, where)
-        for name in sorted(names - given.keys()):
+        for name in sorted(names - given.keys() - {"least_ms", "most_ms"}):
             raise InputError(f"{where} lacks '{name}'")
         try:
             return cls(**given)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as YAML holds them, without what nobody has noted."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +393,7 @@ class LatencyTable:
         text = _rows_text(self.rows)
         metadata: dict[str, Any] = {"format": _FORMAT, "target": self.target.to_dict()}
         if self.calibration is not None:
-            metadata["calibration"] = asdict(self.calibration)
+            metadata["calibration"] = self.calibration.to_dict()
         if self.roofline is not None:
             metadata["roofline"] = self.roofline.to_dict()
         if self.networks:
@@ -688,6 +718,11 @@ def _check_extent(value: object, where: str) -> None:
             waiting += [(inner, depth + 1) for inner in each.values()]
         elif isinstance(each, list | tuple | set):
             waiting += [(inner, depth + 1) for inner in each]
+
+
+def _is_time(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and _is_finite(value) and value > 0  # type: ignore[arg-type, operator]
 
 
 def _is_finite(value: float) -> bool:

@@ -234,7 +234,7 @@ class _Alike:
             for column, unaligned in zip(self._channels, self._unaligned, strict=True):
                 if unaligned[i]:
                     faster &= column == column[i]
-        return slower | faster
+        return np.asarray(slower | faster)
 
 
 def _distinct(columns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:

@@ -971,10 +971,12 @@ def _drift(text: str) -> Literal["refuse", "warn"]:
 
 def _latency_line(value: dict[str, Any]) -> str:
     held = f" with probability {value['coverage']:.0%}" if value.get("coverage") else ""
+    held += f", as far as {value['networks']} networks tell" if held and value.get("networks") else ""
     text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f}{held})"
     calibrated = "" if value.get("calibrated", True) else ", sum of blocks, not calibrated"
     fitted = f", {value['fitted']:.0%} of it fitted" if value.get("fitted") else ""
-    return f"{text}, {value['provenance']}{calibrated}{fitted}"
+    beyond = f"; {value['beyond']}" if value.get("beyond") else ""
+    return f"{text}, {value['provenance']}{calibrated}{fitted}{beyond}"
 
 
 def _published_line(value: dict[str, Any]) -> str:
