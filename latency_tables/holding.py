@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from latency_tables.table import csv_path
+from latency_tables.table import csv_path, file_identity
 from search_spaces.errors import RunError
 from search_spaces.files import locked, make_folder, remove_leftovers
 
@@ -36,8 +37,8 @@ def held_table(
             fill_table(table, pieces).save(file)
 
     What was loaded before the block may be out of date in it. The block is not for measuring in, which takes
-    hours: measure first, then load, add and save. It is held by a file ``.NAME.lock`` beside the table, which
-    stays; the system lets go of it however the process ends. Blocks of one table do not nest. Reading needs
+    hours: measure first, then load, add and save. It is held by a file ``.NAME.lock`` beside the table; the
+    system lets go of it however the process ends. Blocks of one table do not nest. Reading needs
     none: a reader sees the table as it was before or after (:meth:`LatencyTable.save`).
 
     Parameters
@@ -62,23 +63,18 @@ def held_table(
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(locked(lock, busy))
-                break
+                held = stack.enter_context(locked(lock, busy))
+                if os.fstat(held.fileno()).st_nlink:
+                    break
+                stack.close()  # who held it until now has removed it: hold the one that others see
+                continue
             except RunError as error:
                 if str(error) != busy or clock() >= until:
                     raise
             sleep(_ASK_EVERY_S)
-        before = _identity(file)
+        stack.callback(lock.unlink, missing_ok=True)
+        before = file_identity(file)
         yield file
-        if _identity(file) != before:  # saved: what an earlier kill has left is of use to nobody
+        if file_identity(file) != before:  # saved: what an earlier kill has left is of use to nobody
             for each in (file, file.with_suffix(".yaml")):
                 remove_leftovers(each)
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    """Return what tells a file from the one that replaces it."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns

@@ -244,6 +244,11 @@ class MeasuredNetwork:
     row: Row
 
     @property
+    def name(self) -> str:
+        """What tells it from others: the arch's id, and its joints."""
+        return f"{self.arch.id} ({self.joints} joints)"
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
         """What it executes."""
         return self.arch.blocks(self.joints)
@@ -435,6 +440,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _fits(digest: str, text: str, rows: Mapping[Piece, Row]) -> bool:
+    """Return whether a file's rows are those of a digest, however the file orders and spells them."""
+    return _digest(text) == digest or _digest(_rows_text(_sorted(rows))) == digest
+
+
 def _sorted(rows: Mapping[Piece, Row]) -> dict[Piece, Row]:
     return dict(sorted(rows.items(), key=lambda item: item[0].key))
 
@@ -513,11 +523,13 @@ def scan_table(path: str | Path) -> Scan:
 
     Where a kill came between the two files of a table, the rows are those that the YAML file was saved with.
     """
-    for _ in range(_READINGS):  # somebody may save it between our reading the one file and the other
+    files = (csv_path(path), csv_path(path).with_suffix(".yaml"))
+    for _ in range(_READINGS):
+        before = [*map(file_identity, files)]
         scan = _scan(path)
-        if not scan.torn:
-            break
-    else:
+        if not scan.torn or [*map(file_identity, files)] == before:
+            break  # else somebody has saved it between our reading the one file and the other
+    if scan.torn:
         beside = scan.path.with_suffix(".yaml")
         message = (
             f"latency table '{scan.path}' does not hold the rows that '{beside}' was saved with: one of the"
@@ -533,20 +545,28 @@ def _scan(path: str | Path) -> Scan:
     scan = Scan(csv_path(path))
     _scan_metadata(scan)
     told, scan.faults = scan.faults, []
+    text = ""
     try:
         text = read_text(scan.path, "latency table")
     except InputError as error:
         scan.faults.append(Fault(scan.path, None, "", "", str(error)))
     else:
         _scan_rows(scan, text)
-    whole = not scan.faults and (
-        scan.digest is None or _digest(_rows_text(_sorted(scan.rows))) == scan.digest
-    )
+    whole = not scan.faults and (scan.digest is None or _fits(scan.digest, text, scan.rows))
     if not whole and scan.digest is not None and (left := _left_rows(scan)) is not None:
         scan.rows, scan.lines, scan.faults, whole = left.rows, left.lines, [], True
     scan.torn = not whole and not scan.faults
     scan.faults += told
     return scan
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from the one that replaces it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def leftover_rows(path: Path) -> list[Path]:
@@ -559,10 +579,11 @@ def _left_rows(scan: Scan) -> Scan | None:
     for path in leftover_rows(scan.path):
         found = Scan(scan.path)
         try:
-            _scan_rows(found, read_text(path, "latency table"))
+            text = read_text(path, "latency table")
         except InputError:
             continue  # renamed meanwhile, by who was saving it
-        if not found.faults and _digest(_rows_text(_sorted(found.rows))) == scan.digest:
+        if _digest(text) == scan.digest:
+            _scan_rows(found, text)
             return found
     return None
 

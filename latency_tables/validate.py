@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
 from latency_tables.table import Calibration, Row, Scan, scan_table
+from latency_tables.target import Target, elsewhere, processors_differ
 from search_spaces.errors import shown
 from search_spaces.layers import Block, Layer, Piece, layers_of
 
@@ -116,6 +117,8 @@ def validate_table(
                 "there is none: whole networks are predicted as plain sums of layers",
             )
         )  # fmt: skip
+    if scan.target is not None:
+        found += _machines(scan, scan.target)
     if scan.target is not None and scan.path.stem != scan.target.name:
         found.append(
             _told(
@@ -307,6 +310,18 @@ def _sessions(scan: Scan, now: datetime) -> Iterator[Finding]:
         if step > CANARY_STEP:
             text = f"the machine was up to {step:.0%} slower in one than in another ({key})"
             yield _told(scan, "warning", "canary", "sessions", None, text)
+
+
+def _machines(scan: Scan, target: Target) -> Iterator[Finding]:
+    """Yield whether the table is of another machine than its target's name or description says."""
+    if why := elsewhere(target, scan.sessions):
+        text = f"is 'this-machine', but {why}: give it a name of its own, or profile this machine"
+        yield _told(scan, "warning", "machine", "target.device", target.device, text)
+    for i, session in enumerate(scan.sessions):
+        processor = session.get("processor")
+        if isinstance(processor, str) and processors_differ(processor, target.processor):
+            text = f"is '{processor}', where the target's is '{target.processor}'"
+            yield _told(scan, "warning", "machine", f"sessions[{i}].processor", processor, text)
 
 
 def _share(value: object) -> str:

@@ -80,7 +80,7 @@ def test_a_kill_leaves_the_former_table_or_the_new_one(
         table = LatencyTable.load(file)
         replace(table, rows={**table.rows, LAYERS[3]: row(4.0)}).save(file)
     assert LatencyTable.load(path).rows == {**expected.rows, LAYERS[3]: row(4.0)}
-    assert {each.name for each in tmp_path.iterdir()} == {path.name, f"{PI.name}.yaml", f".{PI.name}.lock"}
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, f"{PI.name}.yaml"}
 
 
 @pytest.mark.parametrize(("renames", "there"), [(0, False), (1, True)])
@@ -179,6 +179,26 @@ def test_a_held_table_is_refused_to_others_and_free_afterwards(tmp_path: Path) -
             pass  # another table is free
     with held_table(path, patience_s=0):
         pass
+    assert [*path.parent.iterdir()] == [], "nothing stays"
+
+
+def test_many_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Also where the file that holds the table is removed by one while others wait for it."""
+    path = FORMER.save(tmp_path / "pi.csv")
+
+    def add(i: int) -> None:
+        with held_table(path, sleep=lambda seconds: time.sleep(0.001)) as file:
+            table = LatencyTable.load(file)
+            layer = Layer("conv", 8, 16 * (i + 2), 1, 1, 1, 8, 8)
+            replace(table, rows={**table.rows, layer: row(1.0)}).save(file)
+
+    every = [threading.Thread(target=add, args=(i,)) for i in range(12)]
+    for each in every:
+        each.start()
+    for each in every:
+        each.join()
+    assert len(LatencyTable.load(path)) == 2 + 12
+    assert {each.name for each in tmp_path.iterdir()} == {"pi.csv", "pi.yaml"}
 
 
 def test_who_waits_gets_the_table_as_the_other_has_left_it(tmp_path: Path) -> None:
