@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from latency_tables.machine import machine_state, processor_name, system_name
-from latency_tables.runtimes import Runtime
-from latency_tables.timing import Clock, Samples, take_samples
+from latency_tables.runtimes import Prepared, Runtime
+from latency_tables.timing import Clock, Samples, take_pulse, take_samples
 from search_spaces.layers import Piece
 
 __all__ = ["Bench", "LocalBench"]
+
+_PULSE_S = 2e-3
 
 
 class Bench(ABC):
@@ -69,6 +74,14 @@ class Bench(ABC):
             If the file is missing or is no network that takes such a picture.
         """
 
+    @contextmanager
+    def watching(self, canaries: Sequence[Piece]) -> Iterator[None]:
+        """Inside the block time these pieces before, after and amid everything else, see :class:`Samples`.
+
+        A bench where each timing is a process of its own cannot, and returns samples without.
+        """
+        yield
+
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what is held."""
 
@@ -107,6 +120,7 @@ class LocalBench(Bench):
         runtime.check(threads, precision)
         self.runtime = runtime.name
         self._engine, self._threads, self._precision, self._clock = runtime, threads, precision, clock
+        self._watched: tuple[Prepared, ...] = ()
 
     def version(self) -> str:
         return self._engine.version()
@@ -124,8 +138,33 @@ class LocalBench(Bench):
             else self._engine.prepare(piece, self._threads, self._precision)
         )
         with prepared as ready:
-            return take_samples(ready.run, seconds=seconds, min_runs=min_runs, clock=self._clock)
+            return self._samples(ready, seconds, min_runs)
 
     def time_model(self, path: Path, size: tuple[int, int], seconds: float, min_runs: int) -> Samples:
         with self._engine.prepare_model(path, size, self._threads, self._precision) as network:
-            return take_samples(network.run, seconds=seconds, min_runs=min_runs, clock=self._clock)
+            return self._samples(network, seconds, min_runs)
+
+    @contextmanager
+    def watching(self, canaries: Sequence[Piece]) -> Iterator[None]:
+        with ExitStack() as held:
+            ready = (self._engine.prepare(piece, self._threads, self._precision) for piece in canaries)
+            self._watched = tuple(map(held.enter_context, ready))
+            try:
+                yield
+            finally:
+                self._watched = ()
+
+    def _samples(self, ready: Prepared, seconds: float, min_runs: int) -> Samples:
+        pulses: list[list[float]] = []
+
+        def pulse() -> None:
+            pulses.append([take_pulse(c.run, seconds=_PULSE_S, clock=self._clock) for c in self._watched])
+
+        samples = take_samples(
+            ready.run,
+            seconds=seconds,
+            min_runs=min_runs,
+            clock=self._clock,
+            between=pulse if self._watched else None,
+        )
+        return replace(samples, canaries=tuple(math.fsum(ms) / len(ms) for ms in zip(*pulses, strict=True)))

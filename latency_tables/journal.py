@@ -11,6 +11,8 @@ from typing import Any
 from latency_tables.timing import Samples
 from search_spaces.jsonl import JsonLines, damaged, open_lines, read_lines
 
+_DECIMALS = 7
+
 
 @dataclass
 class Measurements:
@@ -21,7 +23,7 @@ class Measurements:
     visits
         Samples of each layer key, by round: ``visits[round][key]``.
     canary, overhead
-        Samples of the canary layer and of the empty call, in the order taken, by round.
+        Samples of the (first) canary and of the empty call, in the order taken, by round.
     starts
         What was noted about the machine whenever a process began or resumed.
     by_start
@@ -58,17 +60,18 @@ class Measurements:
                 touched.discard(int(record["round"]))
             return
         index = int(record["round"])
-        samples = Samples(tuple(float(ms) for ms in record["ms"]), int(record["loop"]))
+        samples = Samples.from_dict(record)
         start = len(self.starts) - 1
         self.rounds_of_start.setdefault(start, set()).add(index)
         if kind == "layer":
             self.visits.setdefault(index, {})[str(record["key"])] = samples
-        elif kind == "canary":
-            self.canary.setdefault(index, []).append(samples)
-            self.by_start.setdefault((start, index), []).append(samples)
-        elif kind == "overhead":
+        if kind == "canary" or samples.canaries:
+            found = samples if kind == "canary" else Samples(samples.canaries[:1], 1)
+            self.canary.setdefault(index, []).append(found)
+            self.by_start.setdefault((start, index), []).append(found)
+        if kind == "overhead":
             self.overhead.setdefault(index, []).append(samples)
-        else:
+        if kind not in ("layer", "canary", "overhead"):
             raise ValueError(kind)
 
 
@@ -89,8 +92,7 @@ class Journal:
 
     def samples(self, kind: str, index: int, samples: Samples, **values: Any) -> None:
         """Append the samples of one visit in round ``index``."""
-        ms = [round(value, 7) for value in samples.ms]
-        self.write(kind, round=index, **values, loop=samples.loop, ms=ms)
+        self.write(kind, round=index, **values, **samples.to_dict(_DECIMALS))
 
     def discard(self, rounds: Iterable[int]) -> None:
         """Declare what was measured in some rounds void."""

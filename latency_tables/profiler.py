@@ -2,7 +2,9 @@
 
 Layers are visited in several rounds, each in another random order, so that a slow change of the machine's
 speed (heat, frequency, neighbours) spreads over all layers instead of hitting the last ones. A canary layer
-is timed again and again in between; if a round's canary leaves the others, the round is void.
+is timed again and again in between; if a round's canary leaves the others, the round is void. Where the bench
+can, two canaries are timed with every visit, and their speed of the moment is taken out of what was timed
+(:mod:`latency_tables.speed`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from latency_tables.bench import Bench, LocalBench
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
+from latency_tables.speed import learn_speed
 from latency_tables.table import LatencyTable, MeasuredNetwork, Row, csv_path
 from latency_tables.target import Target
 from latency_tables.timing import Clock, Samples, Timing, summarise, take_samples
@@ -33,6 +36,11 @@ Progress = Callable[[int, int, str], None]
 
 CANARY = Layer("conv", 96, 96, 1, 1, 1, 32, 32, norm=True, activation="relu6", name="canary")
 """The layer that is timed throughout: 9.4 MMACs, the middle of what pose networks execute."""
+
+MEMORY_CANARY = Layer("conv", 24, 24, 3, 1, 24, 192, 192, norm=True, activation="relu6", name="memory canary")
+"""Timed with every visit beside :data:`CANARY`: a depthwise layer that moves 7 MB for 8 MMACs."""
+
+_WATCHED = (CANARY, MEMORY_CANARY)
 
 _CANARY_EVERY = 16
 _NETWORK = "network "
@@ -82,7 +90,8 @@ class ProfileSettings:
     max_rounds
         Rounds at most: what is not known to ``tightness`` after ``rounds`` is visited again.
     tightness
-        Standard error of the median over rounds, as a share of it, that ends the visits.
+        Standard error of the median over rounds, as a share of it, that ends the visits; after a single
+        round it is unknown.
     min_runs
         Fewest timed runs per layer, all rounds together.
     max_drift
@@ -103,7 +112,7 @@ class ProfileSettings:
     seconds_per_network: float = 1.0
     rounds: int = 5
     max_rounds: int = 10
-    tightness: float = 0.02
+    tightness: float = 0.03
     min_runs: int = 20
     max_drift: float = 0.15
     on_drift: Literal["refuse", "warn"] = "refuse"
@@ -187,13 +196,16 @@ def profile(
     header = {
         "target": target.to_dict(),
         "runtime_version": bench.version(),
+        **_identity(bench.system()),
         **{k: v for k, v in asdict(settings).items() if k not in ("max_drift", "on_drift")},
     }
+    speed = None if former is None else _former_speed(former)
     with open_journal(partial, header) as journal:
         journal.write("start", facts={"date": _now(), "command": command, **bench.machine()})
-        _measure(journal, bench, todo, settings, progress)
+        with bench.watching(_WATCHED):
+            _measure(journal, bench, todo, settings, progress, former)
         drift = _check_drift(journal, former, settings)
-        rows, measured, session = _results(journal.found, bench, settings, drift, whole)
+        rows, measured, session = _results(journal.found, bench, settings, drift, whole, speed)
         if former is None:
             table = LatencyTable(target, rows, (session,), networks=measured)
         else:
@@ -254,7 +266,30 @@ def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | No
             f"the latency table '{path}' was measured with {bench.runtime} {', '.join(sorted(versions))},"
             f" here is {bench.version()}: profile into another folder"
         )
+    here = _identity(bench.system())
+    for session in reversed(table.sessions):
+        for what, value in here.items():
+            if what in session and str(session[what]) != value:
+                raise InputError(
+                    f"the latency table '{path}' was measured with {what} '{session[what]}', here it is"
+                    f" '{value}': profile into another folder"
+                )
     return table
+
+
+def _identity(system: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a system its timings depend on; they never mix with those of another."""
+    return {key: system[key] for key in ("processor", "system", "pinned", "benchmark") if key in system}
+
+
+def _former_speed(table: LatencyTable) -> tuple[float, ...] | None:
+    """Return what the canaries took in the session that the table's timings were brought to, if it tells."""
+    for session in table.sessions:
+        told = session.get("speed")
+        times = told.get("canaries_ms") if isinstance(told, dict) else None
+        if isinstance(times, list) and len(times) == len(_WATCHED):
+            return tuple(float(ms) for ms in times)
+    return None
 
 
 def _network_key(arch: Arch, joints: int) -> str:
@@ -273,6 +308,7 @@ def _measure(
     jobs: Sequence[Piece | NetworkJob],
     settings: ProfileSettings,
     progress: Progress | None,
+    former: LatencyTable | None,
 ) -> None:
     """Visit all once per round, then what is still loose in further ones; skip what the journal holds."""
     found = journal.found
@@ -281,8 +317,10 @@ def _measure(
     done, total = 0, settings.rounds * len(every)
 
     def canary(index: int) -> None:
-        journal.samples("canary", index, bench.time(CANARY, _CANARY_SECONDS, min_runs))
-        journal.samples("overhead", index, bench.time(None, _CANARY_SECONDS / 3, min_runs))
+        overhead = bench.time(None, _CANARY_SECONDS / 3, min_runs)
+        journal.samples("overhead", index, overhead)
+        if not overhead.canaries:  # else they come with every visit
+            journal.samples("canary", index, bench.time(CANARY, _CANARY_SECONDS, min_runs))
 
     def visit(job: Piece | NetworkJob) -> Samples:
         if isinstance(job, NetworkJob):
@@ -294,7 +332,8 @@ def _measure(
         further = index >= settings.rounds
         wanted = every
         if further:
-            wanted = [job for job in every if _spread(found, job.key, index) > settings.tightness]
+            so_far = _Visited(found, index)
+            wanted = [job for job in every if so_far.spread(job.key) > settings.tightness]
             total += len(wanted)
         order = np.random.default_rng((settings.seed, index)).permutation(len(wanted))
         known = found.visits.get(index, {})
@@ -310,24 +349,52 @@ def _measure(
             done += 1
         if waiting:
             canary(index)
+        if former is not None and index == 0 and settings.on_drift == "refuse":
+            _check_drift(journal, former, settings)  # hours are not spent on what would be refused
     if progress is not None:
         progress(total, total, "done")
 
 
-def _spread(found: Measurements, key: str, before: int) -> float:
-    """Return the standard error of the median over the rounds before this one, as a share of the median.
+class _Visited:
+    """What the rounds before one have found, brought to one speed.
 
-    It is that of normally distributed rounds, 1.2533 times their deviation over the root of their number, the
-    deviation taken as half the distance from the 16th to the 84th percentile: a single bad round counts while
-    there are few, and no longer when there are many.
+    Parameters
+    ----------
+    found
+        Measurements.
+    before
+        The first round that does not count.
+    reference
+        Milliseconds of each canary at the speed to bring timings to; by default their medians.
     """
-    rounds = [
-        float(np.median(visits[key].ms)) for i, visits in found.visits.items() if i < before and key in visits
-    ]
-    middle = float(np.median(rounds))
-    low, high = np.percentile(rounds, (16, 84)).tolist()
-    deviation = (high - low) / 2
-    return float(1.2533 * deviation / math.sqrt(len(rounds)) / middle)
+
+    def __init__(self, found: Measurements, before: int, reference: tuple[float, ...] | None = None) -> None:
+        self._rounds = [found.visits[index] for index in sorted(found.visits) if index < before]
+        keys = sorted({key for visited in self._rounds for key in visited})
+        whole = [key for key in keys if key.startswith(_NETWORK)]
+        self.pieces = learn_speed(self._rounds, [key for key in keys if key not in set(whole)], reference)
+        own = learn_speed(self._rounds, whole, reference)
+        self.networks = own if any(own.exponents) else self.pieces
+
+    def visits(self, key: str) -> list[Samples]:
+        """Return the corrected samples of what was visited, a round each."""
+        speed = self.networks if key.startswith(_NETWORK) else self.pieces
+        return [speed.corrected(visited[key]) for visited in self._rounds if key in visited]
+
+    def spread(self, key: str) -> float:
+        """Return the standard error of the median over the rounds, as a share of the median.
+
+        It is that of normally distributed rounds, 1.2533 times their deviation over the root of their number,
+        the deviation taken as half the distance from the 16th to the 84th percentile: a single bad round
+        counts while there are few, and no longer when there are many.
+        """
+        rounds = [float(np.median(samples.ms)) for samples in self.visits(key)]
+        if len(rounds) < 2:
+            return math.inf
+        middle = float(np.median(rounds))
+        low, high = np.percentile(rounds, (16, 84)).tolist()
+        deviation = (high - low) / 2
+        return float(1.2533 * deviation / math.sqrt(len(rounds)) / middle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,21 +478,22 @@ def _results(
     settings: ProfileSettings,
     drift: _Drift,
     whole: Mapping[str, NetworkJob],
+    reference: tuple[float, ...] | None,
 ) -> tuple[dict[Piece, Row], tuple[MeasuredNetwork, ...], dict[str, Any]]:
     """Return rows and networks of all that every round has visited, and the session's circumstances.
 
     Rows are net of the cost of calling the runtime. Whole networks are called as they are here, so their
-    times are gross.
+    times are gross. ``reference`` is the speed that they are brought to; by default that of the middle.
     """
     rounds = range(settings.rounds)
+    visited = _Visited(found, max(found.visits, default=0) + 1, reference)
     overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
     source = f"{bench.runtime} {bench.version()}"
     keys = sorted(set.intersection(*(set(found.visits.get(index, {})) for index in rounds)))
     rows: dict[Piece, Row] = {}
     networks = []
     for key in keys:
-        visits = [visited[key] for visited in found.visits.values() if key in visited]
-        row = _row(_net(visits, 0.0 if key in whole else overhead), source)
+        row = _row(_net(visited.visits(key), 0.0 if key in whole else overhead), source)
         if key in whole:
             networks.append(MeasuredNetwork(whole[key].arch, whole[key].joints, row))
         elif not key.startswith(_NETWORK):
@@ -446,10 +514,19 @@ def _results(
         "canary": CANARY.key,
         "canary_ms": round(drift.canary_ms, _DECIMALS),
         "canary_by_round": [round(step, 4) for _, step in sorted(drift.by_round.items())],
+        **_told_speed(visited),
         "drift": round(drift.worst, 4),
         "drifted": drift.worst > settings.max_drift,
     }
     return rows, tuple(networks), session
+
+
+def _told_speed(visited: _Visited) -> dict[str, Any]:
+    """Return how far timings followed the canaries; nothing where none was watched."""
+    if not visited.pieces.reference:
+        return {}
+    told = {"canaries": [canary.key for canary in _WATCHED], **visited.pieces.to_dict()}
+    return {"speed": {**told, "network_exponents": visited.networks.to_dict()["exponents"]}}
 
 
 def _row(timing: Timing, source: str) -> Row:
@@ -459,14 +536,14 @@ def _row(timing: Timing, source: str) -> Row:
 def _net(visits: Sequence[Samples], overhead: float) -> Timing:
     """Return the summary over all rounds after subtracting the overhead of each call.
 
-    At least a tenth of the gross time stays: what remains of a layer as fast as an empty call is noise, but
-    it is never nothing.
+    The median is that of the visits' medians, so that each round counts alike. At least a tenth of the gross
+    time stays: what remains of a layer as fast as an empty call is noise, but it is never nothing.
     """
-    gross = np.array([ms for samples in visits for ms in samples.ms])
-    net = np.maximum(gross - overhead, _LEAST_SHARE * gross)
-    found = summarise(net.tolist(), sum(len(samples.ms) * samples.loop for samples in visits))
+    net = [np.maximum(gross - overhead, _LEAST_SHARE * gross) for gross in (np.array(s.ms) for s in visits)]
+    found = summarise(np.concatenate(net).tolist(), sum(len(s.ms) * s.loop for s in visits))
+    middle = float(np.median([np.median(each) for each in net]))
     p10, median, p90 = (
         max(round(value, _DECIMALS), 10**-_DECIMALS)
-        for value in (found.p10_ms, found.median_ms, found.p90_ms)
+        for value in (min(found.p10_ms, middle), middle, max(found.p90_ms, middle))
     )
     return Timing(median_ms=median, p10_ms=p10, p90_ms=p90, runs=found.runs)

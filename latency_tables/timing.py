@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _MOST_SAMPLES = 200
 _FEWEST_SAMPLES = 3
 _WARMUP_SHARE = 0.2
 _FEWEST_WARMUPS = 2
+_BETWEEN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,35 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Milliseconds per run, one entry per timed loop of ``loop`` runs each."""
+    """Milliseconds per run, one entry per timed loop of ``loop`` runs each.
+
+    ``canaries`` holds what each canary took before, after and in between, on average; () where none was
+    watched.
+    """
 
     ms: tuple[float, ...]
     loop: int
+    canaries: tuple[float, ...] = ()
+
+    def to_dict(self, decimals: int | None = None) -> dict[str, Any]:
+        """Return what :meth:`from_dict` reads, rounded to so many decimals if any, for JSON."""
+        found: dict[str, Any] = {"loop": self.loop}
+        for name, values in (("ms", self.ms), ("canaries", self.canaries)):
+            if values:
+                found[name] = [value if decimals is None else round(value, decimals) for value in values]
+        return found
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Samples:
+        """Return the samples of a record.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it holds none.
+        """
+        ms, canaries = record["ms"], record.get("canaries", ())
+        return cls(tuple(map(float, ms)), int(record["loop"]), tuple(map(float, canaries)))
 
 
 def take_samples(
@@ -49,6 +76,7 @@ def take_samples(
     seconds: float,
     min_runs: int = _FEWEST_SAMPLES,
     clock: Clock = time.perf_counter,
+    between: Callable[[], None] | None = None,
 ) -> Samples:
     """Time ``run`` for about ``seconds``.
 
@@ -66,6 +94,8 @@ def take_samples(
         Fewest timed runs.
     clock
         Source of seconds.
+    between
+        Called before the first sample, after the last one, and in between after every 50 ms.
     """
     if not seconds > 0 or min_runs < 1:
         raise InputError(
@@ -82,12 +112,30 @@ def take_samples(
     loop = max(1, math.ceil(_SHORTEST_SAMPLE_S / max(fastest, _FASTEST_RUN_S)))
     wanted = max(_FEWEST_SAMPLES, math.ceil(min_runs / loop))
     found: list[float] = []
+    last = -math.inf
     while len(found) < wanted or (len(found) < _MOST_SAMPLES and clock() - start < seconds):
+        if between is not None and clock() - last >= _BETWEEN_S:
+            between()
+            last = clock()
         before = clock()
         for _ in range(loop):
             run()
         found.append((clock() - before) * 1e3 / loop)
+    if between is not None:
+        between()
     return Samples(tuple(found), loop)
+
+
+def take_pulse(run: Callable[[], None], *, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Return the median milliseconds of a few runs that take about ``seconds``, after one that warms up."""
+    run()
+    start = clock()
+    found: list[float] = []
+    while len(found) < _FEWEST_SAMPLES or clock() - start < seconds:
+        before = clock()
+        run()
+        found.append((clock() - before) * 1e3)
+    return float(np.median(found))
 
 
 def summarise(ms: Sequence[float], runs: int) -> Timing:

@@ -40,7 +40,8 @@ from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
 from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
 from latency_tables.published import published_for
-from latency_tables.runtimes.litert_runtime import piece_file, write_network
+from latency_tables.runtimes import Program, litert_runtime, ncnn_runtime
+from latency_tables.runtimes.int8 import observed_ranges, quantised
 from latency_tables.runtimes.onnx_runtime import named_model
 from latency_tables.table import device_table, files_in, is_packaged
 from nas.console import note, progress_bar
@@ -76,9 +77,17 @@ __all__ = [
 ]
 
 MODEL_WRITERS: Mapping[str, Callable[[str], ModelWriter]] = {
-    "litert": lambda precision: partial(piece_file, precision=precision)
+    "litert": lambda precision: partial(litert_runtime.piece_file, precision=precision)
 }
 """By runtime: what writes pieces, at a precision, as files for the runtime's benchmark program."""
+
+NETWORK_WRITERS: Mapping[str, Callable[[Program, Path, str], Path]] = {
+    "litert": lambda program, stem, precision: litert_runtime.write_network(
+        program, stem.with_suffix(".tflite"), precision
+    ),
+    "ncnn": lambda program, stem, precision: ncnn_runtime.write_network(program, stem.with_suffix(".param")),
+}
+"""By runtime that reads a format of its own: what writes whole networks, at a precision, beside a stem."""
 
 
 class UpperEnd:
@@ -298,9 +307,9 @@ def runnable(
     is fp32. Returns the file.
     """
     size = size or network.arch.size
-    if runtime == "litert":
+    if runtime in NETWORK_WRITERS:
         program = network_program(network.arch, network.joints, size, weights=_layer_weights(network))
-        return write_network(program, stem.with_suffix(".tflite"), precision)
+        return NETWORK_WRITERS[runtime](program, stem, precision)
     if runtime == "torch":
         folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         path = stem.with_suffix(".pt2")
@@ -315,16 +324,24 @@ def runnable(
 def network_file(target: Target, arch: Arch, joints: int, folder: Path) -> Path:
     """Write a network with random weights into a folder, in the form that the runtime times.
 
-    ONNX is written from the arch here, in a tenth of a second: an export takes fifteen, and gives the same
-    operators (``tests/nas/test_latency.py``).
+    It is written from the arch, in a tenth of a second: an export takes fifteen, and gives the same operators
+    (``tests/nas/test_latency.py``).
     """
     stem = folder / f"{arch.id}-{joints}"
-    if target.runtime not in ("torch", "litert"):
-        program, path = network_program(arch, joints), stem.with_suffix(".onnx")
-        model = named_model(program, [f"layer{i}" for i in range(len(program.steps))])
-        write_bytes(path, model.SerializeToString())
-        return path
-    return runnable(target.runtime, random_network(arch, joints), stem, precision=target.precision)
+    if target.runtime == "torch":
+        return runnable(target.runtime, random_network(arch, joints), stem)
+    write = NETWORK_WRITERS.get(target.runtime, _write_onnx)
+    return write(network_program(arch, joints), stem, target.precision)
+
+
+def _write_onnx(program: Program, stem: Path, precision: str) -> Path:
+    """Write a program as an ONNX file; in int8 quantised here, for it would be anew whenever it is timed."""
+    path = stem.with_suffix(".onnx")
+    model = named_model(program, [f"layer{i}" for i in range(len(program.steps))])
+    if precision == "int8":
+        model = quantised(model, observed_ranges(model, program.inputs))
+    write_bytes(path, model.SerializeToString())
+    return path
 
 
 def profile_space(

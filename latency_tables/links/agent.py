@@ -12,9 +12,10 @@ op         values                               ok
 describe                                        hostname, processor, system, python, cores
 hello      runtime, threads, precision          protocol, version, and what ``describe`` says
 machine                                         see :func:`latency_tables.machine.machine_state`
-time       key (null: the empty call), seconds, ms, loop
+watch      keys                                 nothing; these are timed around all that follows
+time       key (null: the empty call), seconds, ms, loop, canaries
            min_runs
-model      file, size, seconds, min_runs        ms, loop; ``absent`` if the file has to be pushed first
+model      file, size, seconds, min_runs        the same; ``absent`` if the file has to be pushed first
 bye                                             nothing; files that were pushed are removed, the agent ends
 ========== ==================================== ===========================================================
 
@@ -37,6 +38,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -45,11 +47,10 @@ from search_spaces.errors import InputError, LitePoseNasError, RunError, Unavail
 
 if TYPE_CHECKING:
     from latency_tables.bench import Bench
-    from latency_tables.timing import Samples
 
 __all__ = ["ALL_CORES", "MODELS", "PROTOCOL", "main"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 MODELS = "models"
 """Folder of pushed networks, in the agent's."""
@@ -121,10 +122,12 @@ class _Agent:
         self._lock = _alone(folder, session)
         self._cores = _pin(threads, cores)
         self._bench: Bench | None = None
+        self._watched = ExitStack()
         self._operations: Mapping[str, Callable[..., dict[str, Any]]] = {
             "describe": self._describe,
             "hello": self._hello,
             "machine": self._machine,
+            "watch": self._watch,
             "time": self._time,
             "model": self._model,
             "bye": self._bye,
@@ -170,20 +173,28 @@ class _Agent:
     def _machine(self) -> dict[str, Any]:
         return dict(self._timer().machine())
 
+    def _watch(self, keys: Sequence[str]) -> dict[str, Any]:
+        from search_spaces.layers import piece_from_key
+
+        self._watched.close()
+        self._watched.enter_context(self._timer().watching([piece_from_key(key) for key in keys]))
+        return {}
+
     def _time(self, key: str | None, seconds: float, min_runs: int) -> dict[str, Any]:
         from search_spaces.layers import piece_from_key
 
         piece = None if key is None else piece_from_key(key)
-        return _told(self._timer().time(piece, seconds, min_runs))
+        return self._timer().time(piece, seconds, min_runs).to_dict()
 
     def _model(self, file: str, size: Sequence[int], seconds: float, min_runs: int) -> dict[str, Any]:
         path = self._folder / MODELS / Path(file).name
         if not path.is_file():
             return {"absent": True}
         height, width = size
-        return _told(self._timer().time_model(path, (height, width), seconds, min_runs))
+        return self._timer().time_model(path, (height, width), seconds, min_runs).to_dict()
 
     def _bye(self) -> dict[str, Any]:
+        self._watched.close()
         shutil.rmtree(self._folder / MODELS, ignore_errors=True)
         return {}
 
@@ -191,10 +202,6 @@ class _Agent:
         if self._bench is None:
             raise InputError("the agent times nothing before 'hello' has named a runtime")
         return self._bench
-
-
-def _told(samples: Samples) -> dict[str, Any]:
-    return {"ms": list(samples.ms), "loop": samples.loop}
 
 
 def _pin(threads: int, cores: str) -> str:

@@ -8,7 +8,8 @@ import shlex
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from latency_tables.links.agent import MODELS, PROTOCOL
 from latency_tables.links.archive import agent_archive, agent_name
 from latency_tables.links.link import Link, LinkDownError, device_path, told
 from latency_tables.links.session import AgentEndedError, Session
+from latency_tables.runtimes import get_runtime
 from latency_tables.target import Target
 from latency_tables.timing import Samples
 from search_spaces.errors import InputError, LitePoseNasError, RunError, UnavailableError
@@ -180,6 +182,22 @@ class AgentHost:
         self.link.push(path, f"{folder}/{name}")
 
 
+def _digest(files: Sequence[Path]) -> str:
+    """Return what tells networks apart by their content.
+
+    Raises
+    ------
+    InputError
+        If a file is missing.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"the network '{file}' does not exist")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]
+
+
 class RemoteBench(Bench):
     """Times on a device that has Python and the runtime, through the agent.
 
@@ -224,6 +242,7 @@ class RemoteBench(Bench):
         self._host = AgentHost(link, python, folder, target.threads, cores)
         self._facts: dict[str, Any] = {}
         self._session: Session | None = None
+        self._watched: list[str] = []
         self._connected()
 
     def version(self) -> str:
@@ -240,25 +259,38 @@ class RemoteBench(Bench):
         key = None if piece is None else piece.key
 
         def attempt() -> Samples:
-            return _samples(self._ask("time", key=key, seconds=seconds, min_runs=min_runs))
+            return Samples.from_dict(self._ask("time", key=key, seconds=seconds, min_runs=min_runs))
 
         return self._insist(f"timing {key or 'the empty call'}", attempt)
 
     def time_model(self, path: Path, size: tuple[int, int], seconds: float, min_runs: int) -> Samples:
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
-        with path.open("rb") as stream:
-            name = f"{hashlib.file_digest(stream, 'sha256').hexdigest()[:32]}{path.suffix}"
-        values = {"file": name, "size": list(size), "seconds": seconds, "min_runs": min_runs}
+        files = get_runtime(self.runtime).network_files(path)
+        stem = _digest(files)
+        values = {
+            "file": f"{stem}{path.suffix}",
+            "size": list(size),
+            "seconds": seconds,
+            "min_runs": min_runs,
+        }
 
         def attempt() -> Samples:
             found = self._ask("model", **values)
             if "absent" in found:
-                self._host.push_model(path, name)
+                for file in files:
+                    self._host.push_model(file, f"{stem}{file.suffix}")
                 found = self._ask("model", **values)
-            return _samples(found)
+            return Samples.from_dict(found)
 
         return self._insist(f"timing the network '{path.name}'", attempt)
+
+    @contextmanager
+    def watching(self, canaries: Sequence[Piece]) -> Iterator[None]:
+        self._watched = [piece.key for piece in canaries]
+        self._insist("preparing canaries", lambda: self._ask("watch", keys=self._watched))
+        try:
+            yield
+        finally:
+            self._watched = []
 
     def close(self) -> None:
         """Part from the agent, which removes the networks that were pushed; leave the link."""
@@ -298,6 +330,8 @@ class RemoteBench(Bench):
                 precision=target.precision,
             )
             self._check(facts)
+            if self._watched:
+                session.ask("watch", self._patience, keys=self._watched)
         except UnavailableError as error:
             self._drop(session)
             there = str(error).replace("pip install", f"{self._host.python} -m pip install")
@@ -327,7 +361,3 @@ class RemoteBench(Bench):
 
 
 _PARTING_S = 10.0
-
-
-def _samples(found: Mapping[str, Any]) -> Samples:
-    return Samples(tuple(float(ms) for ms in found["ms"]), int(found["loop"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -82,6 +84,22 @@ def deconv_padding(layer: Layer) -> tuple[int, int]:
     return padding, 2 * padding - surplus
 
 
+def random_picture(size: tuple[int, int]) -> Array:
+    """Return the picture that networks are timed on: (1, 3, height, width), mean 0, variance 1, seed 0."""
+    return np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+
+
+def file_digest(path: Path) -> str:
+    """Return what tells a file's content from another's."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an engine's error; its class, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
 def check_picture_input(path: Path, size: tuple[int, int]) -> None:
     """Raise :class:`InputError` unless an ONNX file takes one float picture of ``size`` (height, width)."""
     import onnx
@@ -145,8 +163,10 @@ class Program:
     outputs: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, piece: Piece, rng: np.random.Generator | None = None) -> Program:
-        """Return the program of a layer or a block, with random tensors (seed 0 by default)."""
+    def of(cls, piece: Piece | Program, rng: np.random.Generator | None = None) -> Program:
+        """Return the program of a layer or a block, with random tensors (seed 0); a program as it is."""
+        if isinstance(piece, Program):
+            return piece
         rng = rng or np.random.default_rng(0)
         if isinstance(piece, Layer):
             given = layer_tensors(piece, rng)
@@ -207,7 +227,8 @@ class Runtime(ABC):
     """An inference engine on this machine, at batch 1.
 
     ``prepare*`` are context managers: inside the block the engine holds its resources and thread settings,
-    at its end both are as before.
+    at its end both are as before. Several blocks may be open at once, one within the other, with the same
+    number of threads; what they prepared runs in any order.
     """
 
     name: ClassVar[str]
@@ -216,12 +237,18 @@ class Runtime(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """Number formats it can be timed in."""
 
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What must be there to be imported."""
+
     install: ClassVar[str]
     """What to type to get it."""
 
-    @abstractmethod
     def unavailable(self) -> str | None:
         """Return why it cannot be used here, or None if it can."""
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                return f"the package '{package.replace('_', '-')}' is not installed"
+        return None
 
     @abstractmethod
     def version(self) -> str:
@@ -255,6 +282,13 @@ class Runtime(ABC):
             If the file is missing, is no network of this runtime's format or takes another input.
         """
 
+    def network_files(self, path: Path) -> tuple[Path, ...]:
+        """Return the files that make up a network, ``path`` last; all are called alike but for their suffix.
+
+        A device at the end of a link is sent all of them.
+        """
+        return (path,)
+
     def check(self, threads: int, precision: str = "fp32") -> None:
         """Raise unless the runtime can be used here with these settings.
 
@@ -274,3 +308,17 @@ class Runtime(ABC):
             )
         if threads < 1:
             raise InputError(f"the number of threads is at least 1, not {threads}")
+
+    def check_network(self, path: Path, threads: int, precision: str = "fp32") -> None:
+        """Raise unless the runtime can be used here with these settings, and there is such a file.
+
+        Raises
+        ------
+        UnavailableError
+            As :meth:`check`.
+        InputError
+            As :meth:`check`, or if the file does not exist.
+        """
+        self.check(threads, precision)
+        if not path.is_file():
+            raise InputError(f"the network '{path}' does not exist")

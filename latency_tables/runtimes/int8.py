@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from latency_tables.runtimes.base import Array
+from latency_tables.runtimes.base import Array, file_digest, random_picture
 
 if TYPE_CHECKING:
     import onnx
 
 _QUANTISED = ["Conv", "Add", "Relu", "Clip"]
+_EIGHT_BITS = frozenset(("DequantizeLinear", "QLinearConv", "ConvInteger"))
 _TYPED = 1  # onnx.TensorProto.FLOAT
 
 Range = tuple[float, float]
@@ -111,3 +114,23 @@ def quantised(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.Model
     quantizer.quantize_model()
     found: onnx.ModelProto = quantizer.model.model
     return found
+
+
+def int8_network(path: Path, size: tuple[int, int]) -> bytes:
+    """Return the network of an ONNX file in 8 bits, calibrated on a random picture of that size.
+
+    One that is quantised already is returned as it is. The last few are kept: quantising takes seconds.
+    """
+    return _int8_network(path, file_digest(path), size)
+
+
+@lru_cache(maxsize=4)
+def _int8_network(path: Path, _digest: str, size: tuple[int, int]) -> bytes:
+    """Quantise a network, whose content the digest tells."""
+    import onnx
+
+    model = onnx.load(path)
+    if all(node.op_type not in _EIGHT_BITS for node in model.graph.node):
+        model = quantised(model, observed_ranges(model, [random_picture(size)]))
+    content: bytes = model.SerializeToString()
+    return content

@@ -8,7 +8,6 @@ pulls JAX and other releases of what is pinned here.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from latency_tables.runtimes.base import Array, Prepared, Program, Runtime
+from latency_tables.runtimes.base import (
+    Array,
+    Prepared,
+    Program,
+    Runtime,
+    first_line,
+    random_picture,
+)
 from latency_tables.runtimes.tflite_writer import (
     Quantisation,
     nhwc,
@@ -48,13 +54,8 @@ class LiteRuntime(Runtime):
 
     name: ClassVar[str] = "litert"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    packages: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "flatbuffers")
     install: ClassVar[str] = "install it with: pip install ai-edge-litert"
-
-    def unavailable(self) -> str | None:
-        for package in ("ai_edge_litert", "flatbuffers"):
-            if importlib.util.find_spec(package) is None:
-                return f"the package '{package.replace('_', '-')}' is not installed"
-        return None
 
     def version(self) -> str:
         from importlib.metadata import version
@@ -64,7 +65,7 @@ class LiteRuntime(Runtime):
     @contextmanager
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        program = piece if isinstance(piece, Program) else Program.of(piece)
+        program = Program.of(piece)
         yield _prepared(_interpreter(_written(program, precision), threads), program.inputs)
 
     @contextmanager
@@ -77,18 +78,15 @@ class LiteRuntime(Runtime):
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> Iterator[Prepared]:
-        self.check(threads, precision)
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
+        self.check_network(path, threads, precision)
         content = path.read_bytes()
         _check_file(path, content)
         try:
             interpreter = _interpreter(content, threads)
         except (ValueError, RuntimeError) as error:  # operators that it does not know, shapes that do not fit
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"the network '{path}' does not run in LiteRT: {line}") from None
+            raise InputError(f"the network '{path}' does not run in LiteRT: {first_line(error)}") from None
         _check_picture_input(path, interpreter, size, precision)
-        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        x = random_picture(size)
         yield _prepared(interpreter, [x])
 
 

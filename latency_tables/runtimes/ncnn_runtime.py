@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +31,8 @@ from latency_tables.runtimes.base import (
     check_picture_input,
     conv_padding,
     deconv_padding,
+    file_digest,
+    random_picture,
 )
 from search_spaces.errors import InputError, UnavailableError
 from search_spaces.layers import Layer, Piece
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 
 _MAGIC = 7767517
 """First line of every ncnn network."""
+
+_Part = tuple[int, tuple[int, int]]
+"""A value's number, and the height and width of the upper left part that is read."""
 
 _FLOAT32 = np.zeros(1, dtype="<u4").tobytes()
 """What precedes weights that are stored as 32-bit floats."""
@@ -56,10 +62,8 @@ class NcnnRuntime(Runtime):
     """
 
     name: ClassVar[str] = "ncnn"
+    packages: ClassVar[tuple[str, ...]] = ("ncnn",)
     install: ClassVar[str] = "install it with: pip install ncnn pnnx"
-
-    def unavailable(self) -> str | None:
-        return None if importlib.util.find_spec("ncnn") else "the package 'ncnn' is not installed"
 
     def version(self) -> str:
         import ncnn
@@ -69,7 +73,7 @@ class NcnnRuntime(Runtime):
     @contextmanager
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        program = piece if isinstance(piece, Program) else Program.of(piece)
+        program = Program.of(piece)
         text, numbers = program_network(program)
         with _network(text, numbers, threads) as net:
             feeds = [_packed(x, net.opt) for x in program.inputs]
@@ -82,13 +86,14 @@ class NcnnRuntime(Runtime):
         with _network(text, b"", threads) as net:
             yield _prepared(net, [_mat(np.ones((1, 1, 1, 1), dtype=np.float32))])
 
+    def network_files(self, path: Path) -> tuple[Path, ...]:
+        return (path.with_suffix(".bin"), path) if path.suffix == ".param" else (path,)
+
     @contextmanager
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> Iterator[Prepared]:
-        self.check(threads, precision)
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
+        self.check_network(path, threads, precision)
         numbers: bytes | Path
         if path.suffix == ".onnx":
             text, numbers = _converted(path, size)
@@ -96,9 +101,10 @@ class NcnnRuntime(Runtime):
             text, numbers = path.read_text(encoding="utf-8", errors="replace"), path.with_suffix(".bin")
             if not path.with_suffix(".bin").is_file():
                 raise InputError(f"the network '{path}' has no '{path.stem}.bin' beside it, its numbers")
+            _check_stated_size(path, text, size)
         else:
             raise InputError(f"ncnn times .param files (with their .bin) and .onnx files, not '{path}'")
-        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        x = random_picture(size)
         try:
             with _network(text, numbers, threads) as net:
                 if len(net.input_names()) != 1:
@@ -111,45 +117,119 @@ class NcnnRuntime(Runtime):
             ) from None
 
 
+def _check_stated_size(path: Path, text: str, size: tuple[int, int]) -> None:
+    """Raise :class:`InputError` if an ncnn network says that it takes anything but a picture of that size."""
+    wanted = {"0": size[1], "1": size[0], "2": 3}
+    for line in text.splitlines():
+        operator, *words = line.split() or [""]
+        stated = dict(word.split("=", 1) for word in words if "=" in word) if operator == "Input" else {}
+        if any(key in stated and stated[key] != str(value) for key, value in wanted.items()):
+            found = "x".join(stated.get(key, "?") for key in ("2", "1", "0"))
+            raise InputError(
+                f"the network '{path}' takes {found}, not one picture of 3x{size[0]}x{size[1]}:"
+                " state its size"
+            )
+
+
 class _RefusedError(Exception):
     """ncnn does not take a network; the reason in its words."""
+
+
+def write_network(program: Program, path: Path) -> Path:
+    """Write a piece or a whole network as a ``.param`` file with its ``.bin`` beside it; return the former.
+
+    Neither ncnn nor pnnx is needed for it.
+    """
+    from search_spaces.files import write_bytes  # needs yaml, which devices do without
+
+    text, numbers = program_network(program)
+    write_bytes(path.with_suffix(".bin"), numbers)
+    write_bytes(path, text.encode())
+    return path
 
 
 def program_network(program: Program) -> tuple[str, bytes]:
     """Return a program as the text (``.param``) and the numbers (``.bin``) of an ncnn network.
 
-    Its inputs are called ``in0``, ``in1``, ..., its output ``out0``.
+    Its inputs are called ``in0``, ``in1``, ..., its outputs ``out0``, ``out1``, ...
     """
-    lines = [f"Input in{i} 0 1 in{i}" for i in range(len(program.inputs))]
-    values = [f"in{i}" for i in range(len(program.inputs))]
-    readers = Counter(n for step in program.steps for n in (step.x, step.other) if n is not None)
-    waiting: dict[str, list[str]] = {}
-
-    def read(number: int) -> str:
-        """Return the name under which the next reader finds a value; ncnn wants one name per reader."""
-        name = values[number]
-        if readers[number] > 1 and name not in waiting:
-            waiting[name] = [f"{name}_{i}" for i in range(readers[number])]
-            lines.append(f"Split split_{name} 1 {readers[number]} {name} {' '.join(waiting[name])}")
-        return waiting[name].pop(0) if name in waiting else name
-
-    numbers: list[bytes] = []
+    wires = _Wires(program)
+    lines = wires.lines
+    for number, array in enumerate(program.inputs):
+        channels, height, width = array.shape[1:]
+        lines.append(f"Input in{number} 0 1 in{number} 0={width} 1={height} 2={channels}")
+        wires.give(number, f"in{number}")
     for place, step in enumerate(program.steps):
-        y = "out0" if step is program.steps[-1] else f"y{place}"
-        fused = step.other is None
-        end = y if fused else f"sum{place}"
-        added = None if step.other is None else read(step.other)
-        lines.append(_convolution(step, f"conv{place}", read(step.x), y if fused else f"z{place}", fused))
-        if added is not None:
-            active = step.layer.activation != "none"
-            lines.append(f"BinaryOp add{place} 2 1 {added} z{place} {end if active else y} 0=0")
-            if active:
-                operator = "ReLU" if step.layer.activation == "relu" else "Clip"
-                limits = "" if operator == "ReLU" else " 0=0.0 1=6.0"
-                lines.append(f"{operator} act{place} 1 1 {end} {y}{limits}")
-        numbers += _numbers(step)
-        values.append(y)
-    return _text(lines), b"".join(numbers)
+        layer = step.layer
+        number = len(program.inputs) + place
+        y = wires.name(number)
+        x = wires.take(step.x, (layer.h_in, layer.w_in))
+        if step.other is None:
+            lines.append(_convolution(step, f"conv{place}", x, y, fused=True))
+        else:
+            other = wires.take(step.other, (layer.h_out, layer.w_out))
+            end = y if layer.activation == "none" else f"sum{place}"
+            lines.append(_convolution(step, f"conv{place}", x, f"z{place}", fused=False))
+            lines.append(f"BinaryOp add{place} 2 1 {other} z{place} {end} 0=0")
+            if layer.activation == "relu":
+                lines.append(f"ReLU act{place} 1 1 {end} {y}")
+            elif layer.activation == "relu6":
+                lines.append(f"Clip act{place} 1 1 {end} {y} 0=0.0 1=6.0")
+        wires.give(number, y)
+    return _text(lines), b"".join(chunk for step in program.steps for chunk in _numbers(step))
+
+
+class _Wires:
+    """The names under which a program's values are found; ncnn wants one name per reader.
+
+    A value that several read is split, and what reads a part of a value gets it cropped: each part once,
+    however many read it.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.lines: list[str] = []
+        self._results = {number: f"out{i}" for i, number in enumerate(program.results)}
+        self._sizes = [x.shape[2:] for x in program.inputs]
+        self._sizes += [(step.layer.h_out, step.layer.w_out) for step in program.steps]
+        self._waiting: dict[_Part, list[str]] = {}
+        self._readers: Counter[_Part] = Counter((number, self._sizes[number]) for number in program.results)
+        for step in program.steps:
+            layer = step.layer
+            self._readers[step.x, (layer.h_in, layer.w_in)] += 1
+            if step.other is not None:
+                self._readers[step.other, (layer.h_out, layer.w_out)] += 1
+        for number, size in list(self._readers):
+            if size != self._sizes[number]:
+                self._readers[number, self._sizes[number]] += 1  # the crop
+
+    def name(self, number: int) -> str:
+        """Return what a value is called where it is computed."""
+        alone = self._readers[number, self._sizes[number]] == 1
+        return self._results[number] if alone and number in self._results else f"y{number}"
+
+    def give(self, number: int, name: str) -> None:
+        """Make known that a value has been computed."""
+        self._spread((number, self._sizes[number]), name)
+
+    def take(self, number: int, size: tuple[int, int]) -> str:
+        """Return the name under which the next reader finds a value's upper left part of that size."""
+        part = number, size
+        if part not in self._waiting:
+            whole, name = self.take(number, self._sizes[number]), f"y{number}_{size[0]}x{size[1]}"
+            ends = f"-23309=2,0,0 -23310=2,{size[0]},{size[1]} -23311=2,1,2"
+            self.lines.append(f"Crop crop_{name} 1 1 {whole} {name} {ends}")
+            self._spread(part, name)
+        return self._waiting[part].pop(0)
+
+    def _spread(self, part: _Part, name: str) -> None:
+        count = self._readers[part]
+        names = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+        if count > 1:
+            number, size = part
+            if number in self._results and size == self._sizes[number]:
+                names[-1] = self._results[number]
+            self.lines.append(f"Split split_{name} 1 {count} {name} {' '.join(names)}")
+        self._waiting[part] = names
 
 
 def _text(lines: Sequence[str]) -> str:
@@ -158,7 +238,7 @@ def _text(lines: Sequence[str]) -> str:
     return "\n".join([str(_MAGIC), f"{len(lines)} {values}", *lines, ""])
 
 
-def _convolution(step: Step, name: str, x: str, y: str, fused: bool) -> str:
+def _convolution(step: Step, name: str, x: str, y: str, *, fused: bool) -> str:
     """Return the line of a convolution, with its activation if that is ``fused`` with it."""
     layer = step.layer
     operator = "Deconvolution" if layer.kind == "deconv" else "Convolution"
@@ -330,8 +410,14 @@ def _packed(array: Array, options: Any) -> ncnn.Mat:
 
 
 def _converted(path: Path, size: tuple[int, int]) -> tuple[str, bytes]:
-    """Return an ONNX network as ncnn's, converted by pnnx with 32-bit weights."""
+    """Return an ONNX network as ncnn's, converted by pnnx with 32-bit weights; the last few are kept."""
     check_picture_input(path, size)
+    return _conversion(path, file_digest(path), size)
+
+
+@lru_cache(maxsize=4)
+def _conversion(path: Path, _digest: str, size: tuple[int, int]) -> tuple[str, bytes]:
+    """Convert a network, whose content the digest tells."""
     with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
         # pnnx writes a dozen files beside the one that it reads.
         shutil.copy(path, Path(folder) / "network.onnx")

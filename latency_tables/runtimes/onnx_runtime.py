@@ -22,7 +22,6 @@ transposed convolutions compute in floats: a layer is handed bytes by its neighb
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,8 +42,10 @@ from latency_tables.runtimes.base import (
     check_picture_input,
     conv_padding,
     deconv_padding,
+    first_line,
+    random_picture,
 )
-from latency_tables.runtimes.int8 import Range, Scale, observed_ranges, quantised
+from latency_tables.runtimes.int8 import Range, Scale, int8_network, observed_ranges, quantised
 from search_spaces.errors import InputError
 from search_spaces.layers import Layer, Piece
 
@@ -73,13 +74,8 @@ class OnnxRuntime(Runtime):
 
     name: ClassVar[str] = "onnxruntime"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     install: ClassVar[str] = "install it with: pip install onnx onnxruntime"
-
-    def unavailable(self) -> str | None:
-        for package in ("onnx", "onnxruntime"):
-            if importlib.util.find_spec(package) is None:
-                return f"the package '{package}' is not installed"
-        return None
 
     def version(self) -> str:
         import onnxruntime
@@ -89,7 +85,7 @@ class OnnxRuntime(Runtime):
     @contextmanager
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        program = piece if isinstance(piece, Program) else Program.of(piece)
+        program = Program.of(piece)
         cut = _timed_piece(program, precision)
         feeds = [edge.hand_over(x) for x, edge in zip(program.inputs, cut.inputs, strict=True)]
         prepared = _session(cut.model.SerializeToString(), threads, feeds)
@@ -111,17 +107,15 @@ class OnnxRuntime(Runtime):
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> Iterator[Prepared]:
-        self.check(threads, precision)
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
+        self.check_network(path, threads, precision)
         check_picture_input(path, size)
-        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
         try:
-            model = str(path) if precision == "fp32" else int8_network(path, x).SerializeToString()
-            prepared = _session(model, threads, [x])
+            model = str(path) if precision == "fp32" else int8_network(path, size)
+            prepared = _session(model, threads, [random_picture(size)])
         except Exception as error:  # the engine's error classes have no common public base
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"the network '{path}' does not run in ONNX Runtime: {line}") from None
+            raise InputError(
+                f"the network '{path}' does not run in ONNX Runtime: {first_line(error)}"
+            ) from None
         yield prepared
 
 
@@ -363,16 +357,6 @@ def _ranges_with_neighbours(
     for node in nodes:
         ranges[node.output[0]] = seen[alone.graph.output[0].name]
     return ranges
-
-
-def int8_network(path: Path, x: Array) -> onnx.ModelProto:
-    """Return the network in a file in 8 bits, calibrated on a picture; one that is quantised as it is."""
-    import onnx
-
-    model = onnx.load(path)
-    if any(node.op_type in ("DequantizeLinear", "QLinearConv", "ConvInteger") for node in model.graph.node):
-        return model
-    return quantised(model, observed_ranges(model, [x]))
 
 
 def _cut_edges(model: onnx.ModelProto, bare: frozenset[str]) -> _Cut:

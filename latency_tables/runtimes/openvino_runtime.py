@@ -14,7 +14,6 @@ add its input to its output is handed floats, and turns them into bytes at its o
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +25,19 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from latency_tables.runtimes.base import Array, Prepared, Program, Runtime, check_picture_input
-from latency_tables.runtimes.int8 import Scale, observed_ranges, quantised
+from latency_tables.runtimes.base import (
+    Array,
+    Prepared,
+    Program,
+    Runtime,
+    check_picture_input,
+    random_picture,
+)
+from latency_tables.runtimes.int8 import Scale, int8_network, observed_ranges, quantised
 from latency_tables.runtimes.onnx_runtime import (
     CONSUMER_CHANNELS,
     PICTURE_CHANNELS,
     empty_model,
-    int8_network,
     program_model,
     tensor_info,
 )
@@ -52,13 +57,8 @@ class OpenvinoRuntime(Runtime):
 
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
     install: ClassVar[str] = "install it with: pip install openvino onnx"
-
-    def unavailable(self) -> str | None:
-        for package in ("openvino", "onnx"):
-            if importlib.util.find_spec(package) is None:
-                return f"the package '{package}' is not installed"
-        return None
 
     def version(self) -> str:
         return str(_openvino().__version__).partition("-")[0]
@@ -66,7 +66,7 @@ class OpenvinoRuntime(Runtime):
     @contextmanager
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        program = piece if isinstance(piece, Program) else Program.of(piece)
+        program = Program.of(piece)
         yield _prepared_piece(program, threads, precision)
 
     @contextmanager
@@ -79,17 +79,15 @@ class OpenvinoRuntime(Runtime):
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> Iterator[Prepared]:
-        self.check(threads, precision)
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
+        self.check_network(path, threads, precision)
         openvino = _openvino()
-        x = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        x = random_picture(size)
         try:
             if precision == "int8":
                 if path.suffix != ".onnx":
                     raise InputError(f"OpenVINO times .onnx networks in int8, not '{path}'")
                 check_picture_input(path, size)
-                model = _core().read_model(int8_network(path, x).SerializeToString())
+                model = _core().read_model(int8_network(path, size))
             else:
                 model = _core().read_model(path)
             shapes = [each.partial_shape for each in model.inputs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ from latency_tables.runtimes.base import (
     Step,
     conv_padding,
     deconv_padding,
+    first_line,
+    random_picture,
 )
 from search_spaces.errors import InputError
 from search_spaces.layers import Piece
@@ -34,10 +35,8 @@ class TorchRuntime(Runtime):
     """
 
     name: ClassVar[str] = "torch"
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
     install: ClassVar[str] = "install it with: pip install torch"
-
-    def unavailable(self) -> str | None:
-        return None if importlib.util.find_spec("torch") else "the package 'torch' is not installed"
 
     def version(self) -> str:
         import torch
@@ -47,7 +46,7 @@ class TorchRuntime(Runtime):
     @contextmanager
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        program = piece if isinstance(piece, Program) else Program.of(piece)
+        program = Program.of(piece)
         with _settings(threads):
             inputs = [_channels_last(x) for x in program.inputs]
             steps = [_operation(step) for step in program.steps]
@@ -76,23 +75,21 @@ class TorchRuntime(Runtime):
     ) -> Iterator[Prepared]:
         import torch
 
-        self.check(threads, precision)
         if path.suffix != ".pt2":
             raise InputError(
                 f"the torch runtime times programs of torch.export (.pt2), not '{path}';"
                 " time an .onnx file with the onnxruntime runtime"
             )
-        if not path.is_file():
-            raise InputError(f"the network '{path}' does not exist")
+        self.check_network(path, threads, precision)
         with _settings(threads):
-            x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+            x = torch.from_numpy(random_picture(size))
             try:
                 module = torch.export.load(path).module()
                 module(x)
             except Exception as error:
-                line = str(error).strip().splitlines() or [type(error).__name__]
                 raise InputError(
-                    f"the network '{path}' does not run on one picture of {size[0]}x{size[1]}: {line[0]}"
+                    f"the network '{path}' does not run on one picture of {size[0]}x{size[1]}:"
+                    f" {first_line(error)}"
                 ) from None
             yield _prepared(lambda: module(x), x)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from latency_tables import ProfileSettings, Runtime, Target, profile
 from latency_tables.bench import LocalBench
-from latency_tables.profiler import CANARY
+from latency_tables.profiler import CANARY, MEMORY_CANARY
 from latency_tables.runtimes import Prepared, Program
 from search_spaces import InputError, Layer, Piece, layers_of
 
@@ -33,17 +33,26 @@ def true_ms(piece: Piece) -> float:
 
 
 class FakeRuntime(Runtime):
-    """Advances a clock instead of computing; ``slowdown(visit)`` stretches the visits one by one."""
+    """Advances a clock instead of computing; ``slowdown(visit)`` stretches the visits one by one.
+
+    Canaries are stretched likewise where it is ``noticed``.
+    """
 
     name: ClassVar[str] = "fake"
     install: ClassVar[str] = "it cannot be installed"
 
-    def __init__(self, slowdown: Callable[[int], float] = lambda visit: 1.0, version: str = "1.0") -> None:
+    def __init__(
+        self,
+        slowdown: Callable[[int], float] = lambda visit: 1.0,
+        version: str = "1.0",
+        noticed: bool = True,
+    ) -> None:
         self.now = 0.0
         self.visits: Counter[str] = Counter()
         self.order: list[str] = []
         self._slowdown = slowdown
         self._version = version
+        self._noticed = noticed
 
     def bench(self, precision: str = "fp32") -> LocalBench:
         """Where the fake is timed, on its own clock."""
@@ -62,13 +71,16 @@ class FakeRuntime(Runtime):
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         assert not isinstance(piece, Program)
         self.visits[piece.key] += 1
-        if piece != CANARY:
+        if piece not in (CANARY, MEMORY_CANARY):
             self.order.append(piece.key)
-        yield self._takes((true_ms(piece) + OVERHEAD_MS) * self._slowdown(len(self.order)))
+            yield self._takes(lambda: (true_ms(piece) + OVERHEAD_MS) * self._slowdown(len(self.order)))
+        else:
+            speed = self._slowdown if self._noticed else lambda visit: 1.0
+            yield self._takes(lambda: (true_ms(piece) + OVERHEAD_MS) * speed(len(self.order)))
 
     @contextmanager
     def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
-        yield self._takes(OVERHEAD_MS)
+        yield self._takes(lambda: OVERHEAD_MS)
 
     @contextmanager
     def prepare_model(
@@ -77,9 +89,9 @@ class FakeRuntime(Runtime):
         raise InputError(f"the network '{path}' cannot run on a clock")
         yield
 
-    def _takes(self, ms: float) -> Prepared:
+    def _takes(self, ms: Callable[[], float]) -> Prepared:
         def run() -> None:
-            self.now += ms / 1e3
+            self.now += ms() / 1e3
 
         return Prepared(run, lambda: (np.zeros((1, 1, 1, 1), dtype=np.float32),))
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -19,11 +20,13 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from latency_tables import LatencyTable, Row, Target, profile
+from latency_tables import RUNTIMES, LatencyTable, Row, Target, profile
 from latency_tables.links import LinkDownError
 from latency_tables.links.archive import agent_archive, agent_name
+from latency_tables.runtimes import Program
+from latency_tables.runtimes.ncnn_runtime import write_network
 from nas.cli import main
-from search_spaces import InputError, RunError, UnavailableError
+from search_spaces import InputError, RunError, UnavailableError, piece_from_key
 from tests.latency_tables.devices import (
     LAYERS,
     NEEDED,
@@ -111,6 +114,22 @@ def test_files_are_pushed_once_and_networks_removed_at_the_end(device: SshDevice
     assert not (device.home / "models").exists()
     again = (device.home / AGENT).stat()
     assert (agent.st_ino, agent.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
+
+
+def test_a_network_of_two_files_arrives_whole(device: SshDevice, tmp_path: Path) -> None:
+    """Networks for ncnn are a text and the numbers beside it; the text, which is asked for, comes last."""
+    if reason := RUNTIMES["ncnn"].unavailable():
+        pytest.skip(reason)
+    program = Program.of(piece_from_key("conv_k3_s2_g1_3x8x6_8+bn+relu6"))
+    path = write_network(program, tmp_path / "tiny.param")
+    with device.bench(target=replace(TARGET, runtime="ncnn")) as bench:
+        assert min(bench.time_model(path, (8, 6), 0.01, 3).ms) > 0
+        pushed = sorted((device.home / "models").iterdir())
+        assert [file.suffix for file in pushed] == [".bin", ".param"]
+        assert len({file.stem for file in pushed}) == 1
+        path.with_suffix(".bin").unlink()
+        with pytest.raises(InputError, match=r"'.*tiny\.bin' does not exist"):
+            bench.time_model(path, (8, 6), 0.01, 3)
 
 
 def test_the_command_describes_and_profiles(
