@@ -5,9 +5,9 @@ with them (:mod:`latency_tables.speed`). Told is how far the profiles of each wa
 deviation of a row's logarithm between profiles: as they are; brought to one speed by what the canaries took,
 as the profiler does when it adds to a table; and relative to each other, the mean over all rows taken out.
 
-Beside all of it a neighbour computes on and off, with one thread, as on a machine that is shared; its times are
-random, from a fixed seed. Where more runs than the machine has processors, timings are cut by the scheduler,
-which no canary sees: run nothing else.
+Beside all of it a neighbour computes on and off, with one thread, as on a machine that is shared; its times
+are random, from a fixed seed. Let nothing else run: where more computes than the machine has processors, the
+scheduler cuts timings, which no canary sees.
 
 Run: python experiments/steadiness.py [--repeats N] [--record]
 """
@@ -204,12 +204,12 @@ def main() -> None:
         told = [
             "# How well profiles of a shared machine agree",
             "",
-            f"{given.blocks} blocks and {given.networks} whole networks of the native space, ONNX Runtime"
-            f" fp32 with one thread, profiled {given.repeats} times each way, in turn, beside a neighbour"
-            " that computes on and off. Standard deviations between profiles: *as profiled*; *at one speed*, brought to"
-            " what canaries took in the first profile, as the profiler does when it adds to a table;"
-            " *relative to each other*, the mean over all rows taken out. Written by"
-            " `python experiments/steadiness.py --record`.",
+            f"{given.blocks} blocks and {given.networks} whole networks of the native space, ONNX "
+            f"Runtime fp32 with one thread, profiled {given.repeats} times each way, in turn, beside a "
+            "neighbour that computes on and off. Standard deviations between profiles: *as profiled*; "
+            "*at one speed*: brought to what canaries took in the first profile, as the profiler does "
+            "when it adds to a table; *relative to each other*: the mean over all rows taken out. "
+            "Written by `python experiments/steadiness.py --record`.",
             "",
             "| " + " | ".join(HEADER) + " |",
             "|" + "---|" * len(HEADER),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import optimize
 
 from latency_tables.fit import FEWEST_PIECES, PieceFit
+from latency_tables.roofline import conformal
 from latency_tables.selection import random_part
 from latency_tables.table import Calibration, LatencyTable, Provenance, Row, weakest
 from search_spaces.errors import InputError, MissingLayerError
@@ -29,7 +30,6 @@ Floats = npt.NDArray[np.float64]
 FEWEST_NETWORKS = 5
 """Fewest measured networks for a calibration."""
 
-_COVERAGE = 0.9
 _NAMED = 5
 _DECIMALS = 7
 _SOFT_ERROR = 0.05
@@ -50,13 +50,19 @@ class Prediction:
         widened by what is fitted. Without one: the sums of the rows' 10th and 90th percentiles, which tell
         the spread of the runs and nothing about the error of summing.
     coverage
-        See above; None without a calibration.
+        See above; None without a calibration, and beyond the networks that it was fitted on.
     provenance
         The weakest among the rows used.
     calibrated
         Whether the affine fix was applied.
     fitted
         Share of the time that rests on fitted pieces: rows that are fits, and pieces that the table lacks.
+    networks
+        How many measured networks the interval rests on: with n, its coverage is no better known than to
+        1 / (n + 1). None without a calibration.
+    beyond
+        What to know where the network is much faster or slower than all of those: then nothing supports the
+        interval's width. Else empty.
     """
 
     ms: float
@@ -66,6 +72,8 @@ class Prediction:
     provenance: Provenance
     calibrated: bool
     fitted: float = 0.0
+    networks: int | None = None
+    beyond: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,14 +176,17 @@ class LatencyPredictor:
         ]
         found = self._intervals(*sums)
         calibration = self.table.calibration
+        beyond = _beyond(calibration, float(found.ms[0]))
         return Prediction(
             ms=float(found.ms[0]),
             low_ms=float(found.low_ms[0]),
             high_ms=float(found.high_ms[0]),
-            coverage=None if calibration is None else calibration.coverage,
+            coverage=None if calibration is None or beyond else calibration.coverage,
             provenance=weakest(price.provenance for price in of),
             calibrated=calibration is not None,
             fitted=float(sums[3][0] / sums[0][0]),
+            networks=None if calibration is None else calibration.networks,
+            beyond=beyond,
         )
 
     def predict_genotypes(self, space: SearchSpace, genotypes: npt.ArrayLike) -> Predictions:
@@ -300,6 +311,15 @@ class LatencyPredictor:
         return Predictions(ms, ms / factor, ms * factor)
 
 
+def _beyond(calibration: Calibration | None, ms: float) -> str:
+    if calibration is None or calibration.reaches(ms):
+        return ""
+    return (
+        f"beyond the {calibration.networks} networks of {calibration.least_ms:.3g} to"
+        f" {calibration.most_ms:.3g} ms that the interval rests on: nothing supports its width"
+    )
+
+
 def _guessed(rows: Sequence[Row]) -> bool:
     return any(row.provenance == "calibrated-estimate" for row in rows)
 
@@ -360,9 +380,9 @@ def calibrate(
     The fit minimises relative errors with a soft-L1 loss (scale 5%), so that a network measured in a bad
     moment does not bend it; a is at least 0.
 
-    The interval is conformal: each network is predicted by the fit on all others, and ``half_width`` is the
-    k-th smallest ``|log(measured / predicted)|`` of those n, k = ceil(0.9 * (n + 1)). With fewer than 9
-    networks that rank exceeds n; then the largest is taken and ``coverage`` says n / (n + 1) instead of 0.9.
+    The interval is conformal (:func:`latency_tables.roofline.conformal`): each network is predicted by the
+    fit on all others, and ``half_width`` covers 90% of those errors; with fewer than 9 networks the largest,
+    and ``coverage`` says n / (n + 1).
 
     Parameters
     ----------
@@ -399,8 +419,7 @@ def calibrate(
         own_a, own_b = _fit(sums[others], measured[others])
         left_out[i] = own_a + own_b * sums[i]
     errors = np.abs(left_out / measured - 1)
-    scores = np.sort(np.abs(np.log(measured / left_out)))
-    rank = math.ceil(_COVERAGE * (n + 1))
+    half_width, coverage = conformal(np.log(left_out / measured))
     calibration = Calibration(
         a_ms=a,
         b=b,
@@ -408,8 +427,10 @@ def calibrate(
         median_error=float(np.median(errors)),
         worst_error=float(errors.max()),
         raw_error=float(np.median(np.abs(sums / measured - 1))),
-        half_width=float(scores[min(rank, n) - 1]),
-        coverage=_COVERAGE if rank <= n else n / (n + 1),
+        half_width=half_width,
+        coverage=coverage,
+        least_ms=float(measured.min()),
+        most_ms=float(measured.max()),
     )
     return replace(table, calibration=calibration)
 

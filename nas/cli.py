@@ -1023,6 +1023,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A mistake is one line on standard error, whoever found it: this toolkit, the option parser or the system.
     """
+    from nas.console import begin
+
+    begin(sys.stdout, sys.stderr)
     try:
         given = None if arguments is None else list(arguments)
         code = app(args=given, prog_name="nas", standalone_mode=False)

@@ -48,7 +48,7 @@ from latency_tables.table import device_table, files_in, is_packaged
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
-from nas.tables import given_folders
+from nas.tables import given_folders, tell_elsewhere
 from search_spaces import (
     SPACES,
     Arch,
@@ -159,7 +159,8 @@ def load_predictors(
         If there is no table for a target, or it is damaged.
     """
     folders = table_folders(tables, run)
-    tables_ = (find_table(name, folders) for name in dict.fromkeys(targets))
+    tables_ = [find_table(name, folders) for name in dict.fromkeys(targets)]
+    tell_elsewhere(tables_)
     predictors = (LatencyPredictor(table, strict=strict) for table in tables_)
     return {predictor.name: predictor for predictor in predictors}
 

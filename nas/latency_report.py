@@ -11,10 +11,12 @@ __all__ = ["emitted_lines", "prediction_line", "published_line"]
 def prediction_line(value: Mapping[str, Any]) -> str:
     """Return a prediction (:func:`nas.latency.prediction_json`) with its interval and what it rests on."""
     held = f" with probability {value['coverage']:.0%}" if value.get("coverage") else ""
+    held += f", as far as {value['networks']} networks tell" if held and value.get("networks") else ""
     text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f}{held})"
     calibrated = "" if value.get("calibrated", True) else ", sum of blocks, not calibrated"
     fitted = f", {value['fitted']:.0%} of it fitted" if value.get("fitted") else ""
-    return f"{text}, {value['provenance']}{calibrated}{fitted}"
+    beyond = f"; {value['beyond']}" if value.get("beyond") else ""
+    return f"{text}, {value['provenance']}{calibrated}{fitted}{beyond}"
 
 
 def published_line(value: Mapping[str, Any]) -> str:
