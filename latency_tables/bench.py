@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ class Bench(ABC):
 
     @contextmanager
     def watching(self, canaries: Sequence[Piece]) -> Iterator[None]:
-        """Inside the block time these pieces just before and after everything else, see :class:`Samples`.
+        """Inside the block time these pieces before, after and amid everything else, see :class:`Samples`.
 
         A bench where each timing is a process of its own cannot, and returns samples without.
         """
@@ -154,10 +155,16 @@ class LocalBench(Bench):
                 self._watched = ()
 
     def _samples(self, ready: Prepared, seconds: float, min_runs: int) -> Samples:
-        before = self._pulse()
-        samples = take_samples(ready.run, seconds=seconds, min_runs=min_runs, clock=self._clock)
-        after = self._pulse()
-        return replace(samples, canaries=tuple((a + b) / 2 for a, b in zip(before, after, strict=True)))
+        pulses: list[list[float]] = []
 
-    def _pulse(self) -> list[float]:
-        return [take_pulse(each.run, seconds=_PULSE_S, clock=self._clock) for each in self._watched]
+        def pulse() -> None:
+            pulses.append([take_pulse(c.run, seconds=_PULSE_S, clock=self._clock) for c in self._watched])
+
+        samples = take_samples(
+            ready.run,
+            seconds=seconds,
+            min_runs=min_runs,
+            clock=self._clock,
+            between=pulse if self._watched else None,
+        )
+        return replace(samples, canaries=tuple(math.fsum(ms) / len(ms) for ms in zip(*pulses, strict=True)))

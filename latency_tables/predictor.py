@@ -335,7 +335,8 @@ def fill_table(table: LatencyTable, pieces: Iterable[Piece]) -> LatencyTable:
         If the table knows too little, or nothing of a piece's form.
     """
     pieces = tuple(pieces)
-    measured = replace(table, rows={piece: row for piece, row in table.rows.items() if not is_fitted(row)})
+    rows = {piece: row for piece, row in table.rows.items() if not is_fitted(row)}
+    measured = replace(table, rows=rows, fit=None)
     former = [piece for piece, row in table.rows.items() if is_fitted(row)]
     lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if measured.answers(piece) is None]
     if not lacking:
@@ -344,12 +345,11 @@ def fill_table(table: LatencyTable, pieces: Iterable[Piece]) -> LatencyTable:
     prices = predictor._priced(lacking)
     fit = predictor._fit
     told = "" if fit is None else f"{fit.samples} measured pieces, median error {fit.median_error:.1%}"
-    rows = {}
     for piece in lacking:
         price = prices[piece]
         median, low, high = (round(ms, _DECIMALS) for ms in (price.median, price.low, price.high))
         rows[piece] = Row(median, low, high, 0, "calibrated-estimate", FITTED + told)
-    return replace(measured, rows={**measured.rows, **rows})
+    return replace(measured, rows=rows, fit=None if fit is None else fit.record)
 
 
 def calibrate(

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from latency_tables.fit import FitRecord
 from latency_tables.roofline import Roofline
 from latency_tables.target import Target
 from search_spaces.arch import Arch
@@ -253,6 +254,8 @@ class LatencyTable:
         What layers without a row are estimated from, or None.
     networks
         Whole networks that were timed on the target.
+    fit
+        How far its fitted rows can be believed, or None where it has none.
     """
 
     target: Target
@@ -261,6 +264,7 @@ class LatencyTable:
     calibration: Calibration | None = None
     roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
+    fit: FitRecord | None = None
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -354,6 +358,8 @@ class LatencyTable:
             metadata["calibration"] = asdict(self.calibration)
         if self.roofline is not None:
             metadata["roofline"] = self.roofline.to_dict()
+        if self.fit is not None:
+            metadata["fit"] = self.fit.to_dict()
         if self.networks:
             metadata["networks"] = [network.to_dict() for network in self.networks]
         metadata["sessions"] = [dict(session) for session in self.sessions]
@@ -374,7 +380,8 @@ class LatencyTable:
             raise InputError(fault.message)
         if scan.target is None:  # a scan without a fault has one
             raise InputError(f"latency table '{scan.path}' has no target")
-        return cls(scan.target, scan.rows, scan.sessions, scan.calibration, scan.roofline, scan.networks)
+        given = (scan.sessions, scan.calibration, scan.roofline, scan.networks, scan.fit)
+        return cls(scan.target, scan.rows, *given)
 
 
 def csv_path(path: str | Path) -> Path:
@@ -423,7 +430,7 @@ class Scan:
         The rows that are sound.
     lines
         For each of them its line and its key as the file spells it.
-    target, sessions, calibration, roofline, networks
+    target, sessions, calibration, roofline, networks, fit
         As in :class:`LatencyTable`; None or empty where they cannot be read.
     faults
         What is wrong; a table without a fault can be loaded.
@@ -437,6 +444,7 @@ class Scan:
     calibration: Calibration | None = None
     roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
+    fit: FitRecord | None = None
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -537,7 +545,7 @@ def _scan_metadata(scan: Scan) -> None:
     try:
         given = read_yaml(path, "latency table metadata")
         _check_extent(given, where)
-        known = {"format", "target", "calibration", "roofline", "networks", "sessions"}
+        known = {"format", "target", "calibration", "roofline", "fit", "networks", "sessions"}
         check_keys(given, known, where)
     except InputError as error:
         fault("", str(error))
@@ -566,6 +574,12 @@ def _scan_metadata(scan: Scan) -> None:
             scan.roofline = Roofline.from_dict(roofline, f"{where}: roofline")
     except InputError as error:
         fault("roofline", str(error), roofline)
+    fit = given.get("fit")
+    try:
+        if fit is not None:
+            scan.fit = FitRecord.from_dict(fit, f"{where}: fit")
+    except InputError as error:
+        fault("fit", str(error), fit)
     networks = given.get("networks") or []
     if not isinstance(networks, list):
         fault("networks", f"{where}: 'networks' is a list of mappings, not {shown(networks)}", networks)

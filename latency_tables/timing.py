@@ -21,6 +21,7 @@ _MOST_SAMPLES = 200
 _FEWEST_SAMPLES = 3
 _WARMUP_SHARE = 0.2
 _FEWEST_WARMUPS = 2
+_BETWEEN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Timing:
 class Samples:
     """Milliseconds per run, one entry per timed loop of ``loop`` runs each.
 
-    ``canaries`` holds what each canary took just before and after, on average; () where none was watched.
+    ``canaries`` holds what each canary took before, after and in between, on average; () where none was
+    watched.
     """
 
     ms: tuple[float, ...]
@@ -74,6 +76,7 @@ def take_samples(
     seconds: float,
     min_runs: int = _FEWEST_SAMPLES,
     clock: Clock = time.perf_counter,
+    between: Callable[[], None] | None = None,
 ) -> Samples:
     """Time ``run`` for about ``seconds``.
 
@@ -91,6 +94,8 @@ def take_samples(
         Fewest timed runs.
     clock
         Source of seconds.
+    between
+        Called before the first sample, after the last one, and in between after every 50 ms.
     """
     if not seconds > 0 or min_runs < 1:
         raise InputError(
@@ -107,11 +112,17 @@ def take_samples(
     loop = max(1, math.ceil(_SHORTEST_SAMPLE_S / max(fastest, _FASTEST_RUN_S)))
     wanted = max(_FEWEST_SAMPLES, math.ceil(min_runs / loop))
     found: list[float] = []
+    last = -math.inf
     while len(found) < wanted or (len(found) < _MOST_SAMPLES and clock() - start < seconds):
+        if between is not None and clock() - last >= _BETWEEN_S:
+            between()
+            last = clock()
         before = clock()
         for _ in range(loop):
             run()
         found.append((clock() - before) * 1e3 / loop)
+    if between is not None:
+        between()
     return Samples(tuple(found), loop)
 
 

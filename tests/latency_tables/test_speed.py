@@ -114,17 +114,17 @@ def test_rows_profiled_beside_neighbours_agree_with_each_other(
 
 
 def test_a_later_session_is_brought_to_the_speed_of_the_first(tmp_path: Path) -> None:
-    """The machine is 12 % slower on the second day, which is allowed: its rows agree with the first day's."""
+    """The machine is 8 % slower on the second day, which is allowed: its rows agree with the first day's."""
     settings = replace(QUICK, rounds=3)
     profile(TARGET, LAYERS[:20], out=tmp_path, settings=settings, bench=Shared().bench())
 
     class Slower(Shared):
         def _factor(self) -> float:
-            return 1.12 * super()._factor()
+            return 1.08 * super()._factor()
 
     table = profile(TARGET, LAYERS, out=tmp_path, settings=settings, bench=Slower().bench())
     first, later = (
         np.median([table.rows[layer].median_ms / true_ms(layer) for layer in layers])
         for layers in (LAYERS[5:20], LAYERS[20:])
     )
-    assert later == pytest.approx(first, rel=0.03)
+    assert later == pytest.approx(first, rel=0.02)
