@@ -118,7 +118,8 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
         most expensive first (the share in the table, where each layer stands once: no network's);
         ``slowest``: rows; ``networks``: whole networks, None without any: how many (``count``), the range of
         their times, their ``spread`` p90 / p10 (median and worst), how many of them the table can predict,
-        and the one that it predicts ``worst``; ``calibration``; ``roofline``; ``sessions``.
+        and the one that it predicts ``worst``; ``calibration``; ``roofline``; ``fit``;
+        ``sessions``.
     """
     total = math.fsum(row.median_ms for row in table.rows.values())
     kinds: dict[str, list[Row]] = {}
@@ -142,6 +143,7 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
         "networks": _networks(table),
         "calibration": None if table.calibration is None else asdict(table.calibration),
         "roofline": None if table.roofline is None else table.roofline.to_dict(),
+        "fit": None if table.fit is None else table.fit.to_dict(),
         "sessions": [plain(session) for session in table.sessions],
     }
 

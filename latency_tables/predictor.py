@@ -99,9 +99,11 @@ class _Price:
 class LatencyPredictor:
     """Predicts from one table.
 
-    A block takes what its row says; where it has none, what the rows of its layers say together. What the
-    table lacks altogether is fitted from what it holds (:class:`latency_tables.fit.PieceFit`) if pieces of
-    that form were measured, and the interval grows accordingly; or from the roofline that made the rows, if
+    A block takes what its row says; where it has none, what the rows of its layers say together. In a table
+    of measured blocks such a sum is a makeshift: it is taken where no fit knows the block's form, counts as
+    fitted, and a strict predictor refuses it. What the table lacks altogether is fitted from what it holds
+    (:class:`latency_tables.fit.PieceFit`) if pieces of that form were measured, and the interval grows
+    accordingly; or from the roofline that made the rows, if
     the table has one. A form that the table does not know, or
     anything that is lacking from a strict predictor's table, is an error that names it.
 
@@ -244,12 +246,26 @@ class LatencyPredictor:
 
     def _rows(self, piece: Piece) -> tuple[Row, ...] | None:
         """Return the rows that answer for a piece; None if there are none that this predictor accepts."""
+        if self._makeshift(piece):
+            return None
         rows = self.table.answers(piece)
         if self.strict and rows is not None and _guessed(rows):
             known = self.table.rows
             rows = tuple(known[layer] for layer in layers_of(piece) if layer in known)
             return rows if len(rows) == len(layers_of(piece)) and not _guessed(rows) else None
         return rows
+
+    @cached_property
+    def _has_blocks(self) -> bool:
+        """Whether blocks were measured as blocks, the roofline's tables apart."""
+        rows = self.table.rows.items()
+        return self.table.roofline is None and any(
+            isinstance(piece, Block) and not is_fitted(row) for piece, row in rows
+        )
+
+    def _makeshift(self, piece: Piece) -> bool:
+        """Return whether a piece is a block without a row in a table whose other blocks have theirs."""
+        return self._has_blocks and isinstance(piece, Block) and piece not in self.table.rows
 
     def _fit_in(self, lacking: Sequence[Piece]) -> None:
         """Price pieces without a row by the fit, or raise :class:`MissingLayerError`.
@@ -272,25 +288,28 @@ class LatencyPredictor:
             if self._rows(part) is None
         ]
         unknown = [part for part in absent if fit is None or not fit.knows(part)]
-        if fit is None or unknown:
+        if unknown or (fit is None and absent) or self.strict:
             self.table.require([piece for piece in lacking if set(parts[piece]) & set(unknown)])
-            named = ", ".join(piece.key for piece in unknown[:_NAMED])
+            guessed = unknown or lacking
+            named = ", ".join(piece.key for piece in guessed[:_NAMED])
             raise MissingLayerError(
-                f"the latency table '{self.name}' has estimates instead of measurements for {len(unknown)} of"
+                f"the latency table '{self.name}' has estimates instead of measurements for {len(guessed)} of"
                 f" the layers and blocks needed: {named}; strict predictions need a table that is measured"
                 " throughout ('nas profile --share 1')"
             )
-        factor = math.exp(fit.half_width)
-        for part, ms in zip(absent, fit.ms(absent).tolist(), strict=True):
-            self._prices[part] = _Price(ms, ms / factor, ms * factor, ms, "calibrated-estimate")
+        if fit is not None and absent:
+            factor = math.exp(fit.half_width)
+            for part, ms in zip(absent, fit.ms(absent).tolist(), strict=True):
+                self._prices[part] = _Price(ms, ms / factor, ms * factor, ms, "calibrated-estimate")
         for piece in lacking:
             own = [self._prices.get(part) or _sum_of(self._rows(part) or ()) for part in parts[piece]]
+            summed = self._makeshift(piece) and parts[piece] != (piece,)
             self._prices[piece] = _Price(
                 math.fsum(price.median for price in own),
                 math.fsum(price.low for price in own),
                 math.fsum(price.high for price in own),
-                math.fsum(price.fitted for price in own),
-                weakest(price.provenance for price in own),
+                math.fsum(price.median if summed else price.fitted for price in own),
+                "calibrated-estimate" if summed else weakest(price.provenance for price in own),
             )
 
     def _intervals(
@@ -358,10 +377,10 @@ def fill_table(table: LatencyTable, pieces: Iterable[Piece]) -> LatencyTable:
     rows = {piece: row for piece, row in table.rows.items() if not is_fitted(row)}
     measured = replace(table, rows=rows, fit=None)
     former = [piece for piece, row in table.rows.items() if is_fitted(row)]
-    lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if measured.answers(piece) is None]
+    predictor = LatencyPredictor(measured, priced=(*former, *pieces))
+    lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if predictor._rows(piece) is None]
     if not lacking:
         return measured
-    predictor = LatencyPredictor(measured, priced=(*former, *pieces))
     prices = predictor._priced(lacking)
     fit = predictor._fit
     told = "" if fit is None else f"{fit.samples} measured pieces, median error {fit.median_error:.1%}"

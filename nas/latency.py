@@ -36,6 +36,7 @@ from latency_tables import (
     select_pieces,
 )
 from latency_tables.fit import FEWEST_CHECKS, FEWEST_PIECES, FitRecord
+from latency_tables.holding import held_table
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
@@ -470,7 +471,7 @@ def profile_space(
             export = cache(partial(network_file, target, arch, joints, Path(scratch)))
             return NetworkJob(arch, joints, export)
 
-        table = profile(
+        profile(
             target,
             chosen,
             out=folder,
@@ -480,11 +481,13 @@ def profile_space(
             progress=lambda done, total, name: bar.update(done, total, name),
             command=" ".join(["nas", *sys.argv[1:]]),
         )
-    filled = fill_table(table, weights)
-    if len(filled.networks) >= FEWEST_NETWORKS:
-        filled = calibrate(filled)
-    if filled != table:
-        filled.save(path)
+    with held_table(path):
+        table = LatencyTable.load(path)
+        filled = fill_table(table, weights)
+        if len(filled.networks) >= FEWEST_NETWORKS:
+            filled = calibrate(filled)
+        if filled != table:
+            filled.save(path)
     return filled
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from latency_tables.catalogue import TableEntry, catalogue, describe, latest
 from latency_tables.compare import Change, Difference, Merged, Ratios, compare_tables, merge_tables
+from latency_tables.fit import FitRecord
 from latency_tables.holding import held_table
 from latency_tables.predictor import is_fitted
 from latency_tables.roofline import Roofline
@@ -158,6 +159,17 @@ def _roofline(roofline: Roofline) -> str:
     )
 
 
+def _fit(fit: FitRecord) -> str:
+    """Return how far fitted rows can be believed, in one line."""
+    factor = exp(fit.half_width)
+    checks = "drawn at random" if fit.random else "most of them chosen, so that of the others it is a guess"
+    return (
+        f"fitted on {_n(fit.samples, 'measured piece')}; {fit.checks} of them left out in turn, {checks}:"
+        f" median error {fit.median_error:.1%}, interval {1 / factor - 1:+.0%} to {factor - 1:+.0%}"
+        f" ({fit.coverage:.0%})"
+    )
+
+
 # -- show ----------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +198,8 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
         )
     if (networks := found["networks"]) is not None:
         lines["whole networks"] = _whole(networks)
+    if table.fit is not None:
+        lines["fitted rows"] = _fit(table.fit)
     if table.roofline is not None:
         lines["other layers"] = _roofline(table.roofline)
     for i, session in enumerate(found["sessions"]):
@@ -266,6 +280,9 @@ def _session(session: Mapping[str, Any]) -> str:
         if one is not None or other is not None:
             same = one == other or other is None
             told.append(f"{word} {one}{unit}" if same else f"{word} {one} to {other}{unit}")
+    speed = session.get("speed")
+    if isinstance(speed, dict) and isinstance(followed := speed.get("exponents"), list):
+        told.append(f"the machine's speed of the moment taken out (followed {sum(followed):.0%})")
     if isinstance(session.get("drift"), float):
         told.append(f"drift {session['drift']:.1%}{', too much' if session.get('drifted') is True else ''}")
     if session.get("command"):

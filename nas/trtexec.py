@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latency_tables import calibrate
+from latency_tables.holding import held_table
 from latency_tables.predictor import FEWEST_NETWORKS
 from latency_tables.target import read_target
 from latency_tables.tensorrt import read_work, write_work
@@ -88,7 +89,8 @@ def run_import(
     whole = [block for network in table.networks for block in network.blocks]
     if len(table.networks) >= FEWEST_NETWORKS and not table.missing(whole):
         table = calibrate(table)
-    table.save(path)
+    with held_table(path):
+        table.save(path)
     if as_json:
         print_json(
             {

@@ -316,6 +316,24 @@ def test_a_block_is_the_sum_of_its_layers_where_only_they_were_measured() -> Non
     assert LatencyPredictor(both).predict([block]).ms == 7.0
 
 
+def test_in_a_table_of_blocks_a_sum_of_layers_is_a_makeshift() -> None:
+    """Engines fuse what is in a block: its layers' sum is no measurement of it."""
+    first, second, *_ = (b for b in BLOCKS if b.name.startswith("stage"))
+    layers = {layer: make_row(true_ms(layer)) for layer in first.layers}
+    few = LatencyTable(PI, {second: make_row(true_ms(second)), **layers})
+    found = LatencyPredictor(few).predict([first, second])
+    total = sum(map(true_ms, first.layers))
+    assert found.ms == pytest.approx(total + true_ms(second)), "nothing else is known of it"
+    assert found.fitted == pytest.approx(total / found.ms) and found.provenance == "calibrated-estimate"
+    with pytest.raises(MissingLayerError, match="estimates instead of measurements for 1 of"):
+        LatencyPredictor(few, strict=True).predict([first, second])
+    # Where blocks of its form were measured, the fit to them is better than the sum.
+    absent = next(b for b in BLOCKS if b not in PART.rows and b.name.startswith("stage"))
+    many = LatencyTable(PI, {**PART.rows, **{layer: make_row(9.0) for layer in absent.layers}})
+    assert LatencyPredictor(many).predict([absent]).ms == pytest.approx(true_ms(absent), rel=0.3)
+    assert is_fitted(fill_table(many, [absent]).rows[absent])
+
+
 def test_blocks_are_what_they_hold_not_where_they_stand() -> None:
     block = BLOCKS[5]
     assert replace(block, name="elsewhere") == block and hash(replace(block, name="x")) == hash(block)

@@ -307,6 +307,9 @@ def test_merging_profiles_fits_and_calibrates_anew(tables: Path, nas_: Nas) -> N
     assert table.calibration is not None and table.calibration.networks == len(table.networks) == 12
     assert table.sessions[-1]["calibration"] == "fitted anew on 12 whole networks"
     assert "share take 1.10 times" in " ".join(nas_("tables", "show", "week.csv").out.split())
+    shown = " ".join(nas_("tables", "show", "week.csv").out.split())
+    assert table.fit is not None
+    assert f"fitted on {table.fit.samples} measured pieces; {table.fit.checks} of them left out" in shown
     again = json.loads(nas_("tables", "merge", "monday.csv", "tuesday.csv", "-o", "x.csv", "--json").out)
     assert again["fitted"] == {"left_out": 2 * count, "anew": count, "dropped": 0}
     assert again["calibration"]["networks"] == 12 and again["uncalibrated"] is None
