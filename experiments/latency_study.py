@@ -289,9 +289,9 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path, name: 
             for target, report in found.items()
         ),
         "",
-        "These networks were measured after the search, in a session of their own, and brought to the speed"
-        " of the first session by what the canaries took (`latency_tables/speed.py`). How much faster or slower"
-        " than predicted they were, and how many lay within the interval, is in the last columns.",
+        "These networks were measured after the search, in a session of their own, and brought to the"
+        " speed of the first session by what the canaries took (`latency_tables/speed.py`). How much faster"
+        " or slower than predicted they were, and how many lay within the interval, is in the last columns.",
         "",
         *(
             f"- {target}, session of {session['date']}: {session['rounds']} to"
