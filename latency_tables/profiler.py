@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latency_tables.bench import Bench, LocalBench
+from latency_tables.holding import held_table
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.speed import learn_speed
@@ -206,20 +207,36 @@ def profile(
             _measure(journal, bench, todo, settings, progress, former)
         drift = _check_drift(journal, former, settings)
         rows, measured, session = _results(journal.found, bench, settings, drift, whole, speed)
-        if former is None:
-            table = LatencyTable(target, rows, (session,), networks=measured)
-        else:
-            kept = {piece: row for piece, row in former.rows.items() if piece.key in known}
-            table = replace(
-                former,
-                rows={**rows, **kept},
-                sessions=(*former.sessions, session),
-                networks=(*former.networks, *measured),
-                calibration=None,  # it was fitted on other rows
-            )
-        table.save(path)
+        with held_table(path):
+            # Another command may have added to the table while this one measured.
+            latest = _former_table(path, target, bench)
+            if latest is None:
+                table = LatencyTable(target, rows, (session,), networks=measured)
+            else:
+                table = _added(latest, rows, measured, session)
+            table.save(path)
         journal.remove()
     return table
+
+
+def _added(
+    former: LatencyTable,
+    rows: Mapping[Piece, Row],
+    networks: Sequence[MeasuredNetwork],
+    session: Mapping[str, Any],
+) -> LatencyTable:
+    """Return a table with what was measured now; what it had measured before stays."""
+    known = _measured_keys(former)
+    kept = {piece: row for piece, row in former.rows.items() if piece.key in known}
+    new = (each for each in networks if _network_key(each.arch, each.joints) not in known)
+    return replace(
+        former,
+        rows={**rows, **kept},
+        sessions=(*former.sessions, session),
+        networks=(*former.networks, *new),
+        calibration=None,  # these were fitted on other rows
+        fit=None,
+    )
 
 
 def measure_model(
@@ -413,10 +430,17 @@ class _Drift:
 
 
 def _check_drift(journal: Journal, former: LatencyTable | None, settings: ProfileSettings) -> _Drift:
-    """Return the drift; raise :class:`RunError` if it is too large and is to be refused."""
+    """Return the drift; raise :class:`RunError` if it is too large and is to be refused.
+
+    Further rounds may be as short as a single visit; they count only where canaries are timed among visits,
+    and not with each.
+    """
+    found = journal.found
+    watched = _watched(found)
     rounds = {
         index: float(np.median([ms for samples in visits for ms in samples.ms]))
-        for index, visits in sorted(journal.found.canary.items())
+        for index, visits in sorted(found.canary.items())
+        if index < settings.rounds or not watched
     }
     middle = float(np.median(list(rounds.values())))
     sessions = () if former is None else former.sessions
@@ -424,7 +448,7 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     drift = _Drift(
         canary_ms=middle,
         by_round={index: ms / middle - 1 for index, ms in rounds.items()},
-        by_start={start: ms / middle - 1 for start, ms in _canary_by_start(journal.found).items()},
+        by_start={start: ms / middle - 1 for start, ms in _canary_by_start(found).items()},
         since_former=middle / before[-1] - 1 if before else None,
     )
     if drift.worst <= settings.max_drift:
@@ -434,10 +458,10 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     for start, step in drift.by_start.items():
         if abs(step) > settings.max_drift:
             told.append(f"the process started {_ordinal(start)} by {step:+.0%}")
-            bad = sorted({*bad, *journal.found.rounds_of_start.get(start, ())})
+            bad = sorted({*bad, *found.rounds_of_start.get(start, ())})
     if drift.since_former is not None and abs(drift.since_former) > settings.max_drift:
         told.append(f"all rounds by {drift.since_former:+.0%} since the rows measured before")
-        bad = list(rounds)
+        bad = list(found.canary)
     story = (
         f"the machine's speed drifted while profiling: the canary layer left its median"
         f" ({', '.join(told)}; allowed {settings.max_drift:.0%})"
@@ -454,17 +478,26 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
 
 
 def _canary_by_start(found: Measurements) -> dict[int, float]:
-    """Return the canary's median after each start that timed it at least twice; nothing of a single start."""
+    """Return the canary's median after each start that timed it often enough; nothing of a single start.
+
+    That is twice; ten times where it is timed with every visit, as briefly as that.
+    """
     if len(found.starts) < 2:
         return {}
+    least = 10 if _watched(found) else 2
     every: dict[int, list[Samples]] = {}
     for (start, _), samples in found.by_start.items():
         every.setdefault(start, []).extend(samples)
     return {
         start: float(np.median([ms for each in samples for ms in each.ms]))
         for start, samples in every.items()
-        if len(samples) > 1
+        if len(samples) >= least
     }
+
+
+def _watched(found: Measurements) -> bool:
+    """Return whether canaries were timed with every visit, not only among visits."""
+    return any(samples.canaries for visited in found.visits.values() for samples in visited.values())
 
 
 def _ordinal(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from nas.config import to_plain
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
-from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors
+from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors, quantised_promise
 from nas.plot import plot_front, plot_progress
 from nas.run import RunDirectory
 from nas.search import (
@@ -210,6 +210,8 @@ def run_search(
         if result.evaluated:
             draw_study(run, folder.name)
     for predictor in predictors.values():
+        if (promise := quantised_promise(predictor.table.target)) is not None:
+            note(promise)
         if not predictor.calibrated:
             note(
                 f"the latency table '{predictor.name}' is not calibrated on whole networks: its budget was"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from latency_tables import LatencyTable, NetworkJob, ProfileSettings, Row, get_runtime, local_target, profile
+from latency_tables.bench import LocalBench
 from latency_tables.profiler import CANARY, MEMORY_CANARY
 from latency_tables.runtimes import Prepared
 from latency_tables.timing import summarise, take_samples
@@ -35,6 +36,11 @@ def run(
 ) -> LatencyTable:
     runtime = runtime or FakeRuntime()
     return profile(TARGET, layers, out=folder, settings=settings, bench=runtime.bench(), command="test")
+
+
+def unnoticed(visit: int) -> float:
+    """How much longer canaries take that notice nothing."""
+    return 1.0
 
 
 def names(folder: Path) -> list[str]:
@@ -105,7 +111,7 @@ def test_rounds_visit_every_layer_once_in_different_orders(tmp_path: Path) -> No
 def test_a_passing_disturbance_does_not_move_the_median(tmp_path: Path) -> None:
     """One round out of three is twice as slow, canaries apart: rows stay, the upper percentile tells."""
     n = len(LAYERS)
-    disturbed = FakeRuntime(lambda visit: 2.0 if n < visit <= 2 * n else 1.0, noticed=False)
+    disturbed = FakeRuntime(lambda visit: 2.0 if n < visit <= 2 * n else 1.0, canaries=unnoticed)
     table = run(tmp_path, disturbed)
     for layer, row in table.rows.items():
         assert row.median_ms == pytest.approx(true_ms(layer), rel=1e-2)
@@ -141,6 +147,47 @@ def test_a_table_of_another_version_or_target_is_not_added_to(tmp_path: Path) ->
     assert JOURNAL not in names(tmp_path)
 
 
+def test_what_another_command_adds_meanwhile_is_kept(tmp_path: Path) -> None:
+    """A table of the same target appears, or grows, while this command measures."""
+    run(tmp_path / "other", layers=LAYERS[5:10])
+    other = LatencyTable.load(tmp_path / "other" / CSV)
+
+    def meddle(done: int, total: int, text: str) -> None:
+        if done == 3:
+            other.save(tmp_path / CSV)
+
+    profile(
+        TARGET,
+        LAYERS[:7],
+        out=tmp_path,
+        settings=QUICK,
+        bench=FakeRuntime(lambda visit: 1.1).bench(),
+        progress=meddle,
+    )
+    table = LatencyTable.load(tmp_path / CSV)
+    assert set(table.rows) == set(LAYERS[:10]) and len(table.sessions) == 2
+    assert all(table.rows[layer] == other.rows[layer] for layer in LAYERS[5:10])
+
+
+def test_a_table_of_another_processor_or_other_cores_is_not_added_to(tmp_path: Path) -> None:
+    class Elsewhere(LocalBench):
+        def system(self) -> dict[str, str]:
+            return {"processor": "another clock", "system": "a clock's", "pinned": "processors 4-5"}
+
+    def there() -> Elsewhere:
+        return Elsewhere(runtime := FakeRuntime(), TARGET.threads, clock=runtime.clock)
+
+    profile(TARGET, LAYERS[:5], out=tmp_path, settings=QUICK, bench=there())
+    before = (tmp_path / CSV).read_bytes()
+    with pytest.raises(InputError, match="measured with processor 'another clock', here it is"):
+        run(tmp_path)
+    assert (tmp_path / CSV).read_bytes() == before
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Interrupted(3))
+    with pytest.raises(RunError, match=r"other settings.*processor"):
+        profile(TARGET, LAYERS, out=tmp_path / "cut", settings=QUICK, bench=there())
+
+
 # -- drift ---------------------------------------------------------------------------------------------
 
 
@@ -158,6 +205,24 @@ def test_a_round_that_drifted_is_refused_and_measured_anew(tmp_path: Path) -> No
     for layer, row in table.rows.items():
         assert row.p90_ms == pytest.approx(true_ms(layer), rel=1e-3)
     assert table.sessions[0]["processes"] == 2
+
+
+def test_a_short_further_round_at_another_speed_is_no_drift(tmp_path: Path) -> None:
+    """One layer is visited again while the machine is slower, as the canaries with its visits tell."""
+    wild = LAYERS[7].key
+
+    def slower(visit: int) -> float:
+        return 1.5 if visit > QUICK.rounds * len(LAYERS) else 1.0
+
+    class Jumping(FakeRuntime):
+        def jump(self, visit: int) -> float:
+            return slower(visit) * (1.0 + 0.5 * (self.visits[wild] % 2) * (self.order[-1] == wild))
+
+    runtime = Jumping(canaries=slower)
+    runtime._slowdown = runtime.jump
+    table = run(tmp_path, runtime, settings=replace(QUICK, max_rounds=5))
+    assert runtime.visits[wild] > QUICK.rounds
+    assert table.sessions[0]["drift"] < 0.15
 
 
 def test_drift_can_be_accepted_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -403,7 +468,7 @@ def test_what_is_loose_is_visited_again_and_nothing_else(tmp_path: Path) -> None
         def jump(self, visit: int) -> float:
             return 1.0 + 0.5 * (self.visits[wild] % 2) if self.order and self.order[-1] == wild else 1.0
 
-    runtime = Jumping(noticed=False)
+    runtime = Jumping(canaries=unnoticed)
     runtime._slowdown = runtime.jump
     settings = replace(QUICK, rounds=4, max_rounds=9, tightness=0.02, max_drift=9.0)
     run(tmp_path, runtime, settings=settings)
@@ -418,12 +483,12 @@ def test_further_rounds_are_resumed(tmp_path: Path) -> None:
             return 1.0 + 0.3 * (visit % 2)
 
     settings = replace(QUICK, rounds=2, max_rounds=6, max_drift=9.0)
-    whole = Jumping(noticed=False)
+    whole = Jumping(canaries=unnoticed)
     whole._slowdown = whole.jump
     run(tmp_path / "whole", whole, LAYERS[:5], settings)
     visits = len(whole.order)
     assert visits > 2 * 5
-    cut = Jumping(noticed=False)
+    cut = Jumping(canaries=unnoticed)
     cut._slowdown = cut.jump
 
     def stop(done: int, total: int, text: str) -> None:
