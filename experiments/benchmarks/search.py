@@ -321,8 +321,8 @@ def timed(problem: Analytic, measured: int, repeats: int) -> dict[str, Any]:
 
 
 SPEED_COLUMNS = (
-    "measured", "priced (networks/s)", "predicted (networks/s)", "fit (ms)", f"generation of {POPULATION} (s)",
-    "considered in it (networks/s)",
+    "measured", "priced (networks/s)", "predicted (networks/s)", "fit (ms)",
+    f"generation of {POPULATION} (s)", "considered in it (networks/s)",
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def search(
     constraints: Sequence[Constraint] = (),
     pricers: Sequence[LatencyPricer] = (),
     population: int = 12,
-    sampler: str | Sampler = "nsga2",
+    sampler: str | Sampler = "guided",
     seed: int = 0,
     seeds: Sequence[Arch] = (),
     study_name: str = "search",

@@ -419,7 +419,7 @@ class TestEverySampler:
 
 def test_nsga2_proposes_repeats_and_infeasible_offspring_that_cost_nothing(tmp_path: Path) -> None:
     """Without this the two guarantees above would hold for want of temptation."""
-    result = run(tmp_path / "a.journal", trials=60)
+    result = run(tmp_path / "a.journal", trials=60, sampler="nsga2")
     assert result.duplicates > 0
     assert result.infeasible
     assert {r.origin for r in result.evaluated} >= {"sample", "offspring", "mutation"}
@@ -558,7 +558,7 @@ def test_another_search_in_the_same_file_is_refused_with_the_differences(tmp_pat
     changes: dict[str, dict[str, Any]] = {
         "seed is 3 there, 5 here": {"seed": 5},
         "population is 8 there, 9 here": {"population": 9},
-        "sampler is nsga2 there, random here": {"sampler": "random"},
+        "sampler is guided there, random here": {"sampler": "random"},
         r"objectives is ap, macs there, ap, params here": {"objectives": [AP, PARAMS]},
         r"constraints is macs <= 7.*there, none here": {"constraints": []},
         "context checkpoint is abc there, xyz here": {"context": {"checkpoint": "xyz"}},
