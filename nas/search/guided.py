@@ -56,15 +56,16 @@ class Guided(Sampler):
         predictor = AccuracyPredictor.fit(known.pricing.space.choices, known.genotypes, known.aps)
         pool = _whole(known) if known.pricing.exact else _drawn(known, predictor, rng)
         measured = _costs(known, known.genotypes)
+        most = np.concatenate([measured, pool.costs]).max(axis=0) * _MARGIN
         fresh = np.zeros(len(pool.costs), dtype=bool)
         fresh[pool.fresh] = True
         taken: list[int] = []
-        for _ in range(n):
+        for _ in range(min(n, len(pool.fresh))):
             surface = predictor.sample(rng)
             guess = pool.guess(surface)
             rivals = np.concatenate([measured, pool.costs[taken]])
             values = np.concatenate([surface.at(known.genotypes), guess[taken]])
-            floor, most = float(guess.min()), pool.costs.max(axis=0) * _MARGIN
+            floor = float(guess.min())
             guess[~fresh] = -np.inf
             place = _most_improving(pool.costs, guess, pool.order, rivals, values, most, floor, rng)
             if place is not None:
@@ -227,8 +228,8 @@ def _axes(known: Known) -> tuple[Objective, ...]:
 
 def _costs(known: Known, genotypes: Genotypes) -> Floats:
     """Return the traded-off costs of genotypes, shape (n, costs)."""
-    prices = known.pricing.prices(genotypes)
-    return np.array([prices[axis] for axis in _axes(known)]).reshape(-1, len(genotypes)).T
+    prices, axes = known.pricing.prices(genotypes), _axes(known)
+    return np.array([prices[axis] for axis in axes]).reshape(len(axes), len(genotypes)).T
 
 
 def _by_cost(costs: Floats) -> Places:
@@ -249,7 +250,6 @@ def _drawn(known: Known, predictor: AccuracyPredictor, rng: np.random.Generator)
     """
     pricing, seen = known.pricing, set(known.seen)
     networks = pricing.sample(rng, _DRAWN, seen)
-    costs = _costs(known, networks)
     seen.update(map(key, networks))
     for _ in range(_ROUNDS):
         surface = predictor.sample(rng)

@@ -47,8 +47,7 @@ class Known:
 
 
 class Sampler:
-    """One way of proposing the candidates of a generation: drawn at random, where a subclass does nothing
-    else.
+    """One way of proposing the candidates of a generation: at random, where a subclass does nothing else.
 
     A sampler has no state: what it proposes follows from what it is told and from the generator, so that a
     generation which is asked again after a kill is the same one. The engine prices every proposal, drops what
@@ -61,8 +60,7 @@ class Sampler:
     """What the records of its proposals say about where they come from."""
 
     breeds: ClassVar[bool] = False
-    """Whether later generations are asked of the Optuna sampler first. Only what these leave open is
-    proposed."""
+    """Whether later generations are asked of the Optuna sampler; nothing is proposed then."""
 
     def check(self, pricing: Pricing) -> None:
         """Raise :class:`InputError` if the sampler cannot search this space."""
@@ -76,7 +74,6 @@ class Sampler:
     def propose(self, known: Known, rng: np.random.Generator, n: int) -> Genotypes:
         """Return up to ``n`` distinct new networks that meet every constraint, shape (at most n, genes).
 
-        Where fewer are returned, the engine completes the generation: with mutants of the front, then at
-        random.
+        Where fewer are returned, the engine completes the generation: mutants of the front, random networks.
         """
         return known.pricing.sample(rng, n, known.seen)

@@ -328,3 +328,8 @@ def test_named_networks_are_evaluated_first_and_learned_from(tmp_path: Path) -> 
     )
     assert [record.origin for record in result.evaluated[:2]] == ["seed", "seed"]
     assert {record.origin for record in result.evaluated[8:]} == {"guided"}
+
+
+def test_a_space_that_is_known_whole_gets_no_proposals(limit: str) -> None:
+    told = known(np.arange(len(EVERYTHING)))
+    assert SAMPLERS["guided"].propose(told, np.random.default_rng(0), 8).shape == (0, len(SPACE.shape))
