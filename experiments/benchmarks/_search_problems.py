@@ -60,8 +60,8 @@ class Problem(ABC):
 
     Attributes
     ----------
-    name, title
-        A key, and what it is in a line.
+    title
+        What it is, in a line.
     space
         Whose networks they are.
     macs, aps
@@ -74,7 +74,6 @@ class Problem(ABC):
         No search of this problem goes further; None: as far as is asked.
     """
 
-    name: str
     title: str
     space: SearchSpace
     macs: Floats
@@ -138,7 +137,6 @@ class Analytic(Problem):
             self.constraints = (Constraint(MACS, max_macs),)
             self.offered = self.macs <= max_macs
             words.append(f"at most {max_macs / 1e9:g} GMACs")
-        self.name = "analytic" + "-noisy" * (noise > 0) + "-budget" * (max_macs is not None)
         self.title = f"made-up AP, {', '.join(words)}"
 
     def find(self, genotype: Genotypes) -> int:
@@ -156,7 +154,7 @@ class Tabular(Problem):
 
     def __init__(self, table: Table) -> None:
         listed = Listed(table)
-        self.table, self.space, self.name = table, table.space, table.name
+        self.table, self.space = table, table.space
         self.aps = table.aps
         self.macs = table.space.costs(table.genotypes).macs.astype(np.float64)
         self.offered = np.ones(len(self.aps), dtype=bool)

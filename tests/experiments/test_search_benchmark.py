@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -120,43 +119,52 @@ def test_medians_know_of_searches_that_did_not_get_there(script: SimpleNamespace
     assert script.count(math.inf, 2000) == "> 2,000" and script.count(1234.0, 2000) == "1,234"
     ways = {
         name: {
+            "limit": 2000,
             "evaluations": {"0.9": [each], "0.95": [each], "0.99": [each]},
             **{"repeated": [2], "outside": [3], "measured": [50]},
         }
         for name, each in ((script.PLAIN, None), ("guided", 80))
     }
-    rows = script.evaluation_rows({"limit": 2000, "ways": ways})
+    rows = script.evaluation_rows({"ways": ways})
     assert rows[0][1:] == ["> 2,000 (> 2,000 to > 2,000)"] * 3 + ["10%", "-"]
     assert rows[1][1:] == ["80 (80 to 80)"] * 3 + ["10%", "> 25.0"]
 
 
-def test_it_prints_and_records(table: Table, tmp_path: Path) -> None:
+def test_it_prints_and_records(
+    script: SimpleNamespace, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_table(tmp_path / "tables" / "small.jsonl.gz", table)
-    words = ["--seeds", "1", "--limit", "13", "--repeats", "1", "--problems", "small", "analytic"]
-    words += ["--tables", str(tmp_path / "tables"), "--record", "--results", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / "search.py"), *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    tables = ["--tables", str(tmp_path / "tables")]
+    words = ["--repeats", "1", "--seeds", "1", "--limit", "13", "--measured", "40", "--problems", "small"]
+    monkeypatch.setattr(sys, "argv", ["", *words, *tables, "--record", "--results", str(tmp_path)])
+    script.main()
     report = json.loads((tmp_path / "search.json").read_text())
-    assert list(report["problems"]) == ["small", "analytic"]
-    assert report["command"].endswith(
-        "search.py --repeats 1 --seeds 1 --limit 13 --problems small analytic --tables tables"
-    )
-    ours = [each for each in report["prediction"] if "ours" in each["predictor"]]
-    assert ours[-1]["rmse"][0] < ours[0]["rmse"][0]
+    assert list(report["problems"]) == ["small"]
+    assert report["command"].endswith(f"search.py {' '.join(words)} --tables tables")
+    error = {each["predictor"]: each["rmse"][0] for each in report["prediction"]}
+    assert error["Gaussian process (ours)"] < min(error[name] for name in error if "ours" not in name)
     for each in report["speed"]:
-        assert each["predicted_per_second"] * each["cpu_seconds"]["predict"] == pytest.approx(
-            245_760, rel=0.01
-        )
+        took = each["cpu_seconds"]["predict"]
+        assert each["predicted_per_second"] * took == pytest.approx(245_760, rel=0.01)
     page = (tmp_path / "search.md").read_text()
-    assert page.count("| guided |") == 2 and report["machine"]["processor"] in page
+    assert page.count("| guided |") == 1 and report["machine"]["processor"] in page
     assert str(tmp_path) not in page + json.dumps(report)
     assert (tmp_path / "search.png").stat().st_size > 10_000
-    wrong = subprocess.run(
-        [sys.executable, str(FOLDER / "search.py"), "--problems", "other"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert wrong.returncode == 2 and "--problems: unknown other; there are analytic," in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--problems", "other"], "--problems: unknown other; there are analytic,"),
+        (["--seeds", "0"], "are at least 1"),
+        (["--measured", "7"], "--measured at least 8"),
+    ],
+)
+def test_wrong_options_are_named(
+    words: list[str], message: str, script: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["", *words])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert message in capsys.readouterr().err
