@@ -283,8 +283,9 @@ class _Search:
             return want - sum(c.status == "planned" for c in generation)
 
         if not self.sampler.breeds and need() > 0:
-            proposed = self.sampler.propose(self._known(), rng, need())
-            generation += self._take(proposed, self.sampler.origin)
+            known = self._known()
+            proposed = self.sampler.propose(known, rng, need())
+            generation += self._take(proposed, self.sampler.origin(known))
         if not first and need() > 0:
             generation += self._take(self._mutants(rng, need()), "mutation")
         if need() > 0:

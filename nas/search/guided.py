@@ -47,7 +47,10 @@ class Guided(Sampler):
     """Proposes what an accuracy predictor takes for promising, the price of everything being known."""
 
     name = "guided"
-    origin = "guided"
+
+    def origin(self, known: Known) -> str:
+        """Return ``guided``, or ``sample`` while next to nothing is known."""
+        return "guided" if len(known.genotypes) >= _BEGINNING else "sample"
 
     def propose(self, known: Known, rng: np.random.Generator, n: int) -> Genotypes:
         """Return up to ``n`` new networks within the budget; random ones while next to nothing is known."""

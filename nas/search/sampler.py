@@ -56,15 +56,17 @@ class Sampler:
 
     name: ClassVar[str]
 
-    origin: ClassVar[str] = "sample"
-    """What the records of its proposals say about where they come from."""
-
     breeds: ClassVar[bool] = False
     """Whether later generations are asked of the Optuna sampler; nothing is proposed then."""
 
     def check(self, pricing: Pricing) -> None:
         """Raise :class:`InputError` if the sampler cannot search this space."""
         del pricing
+
+    def origin(self, known: Known) -> str:
+        """Return what the records of its proposals say about where they come from."""
+        del known
+        return "sample"
 
     def optuna_sampler(self, population: int, seed: int) -> BaseSampler:
         """Return the Optuna sampler of one generation, seeded for it alone."""

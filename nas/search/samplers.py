@@ -64,7 +64,9 @@ class Exhaustive(Sampler):
     """
 
     name = "exhaustive"
-    origin = "enumeration"
+
+    def origin(self, known: Known) -> str:
+        return "enumeration"
 
     def check(self, pricing: Pricing) -> None:
         if not pricing.exact:
