@@ -410,7 +410,8 @@ def page(report: Mapping[str, Any]) -> str:
         "![hypervolume against evaluations](search.png)",
         f"**Prediction**, from networks measured at random with noise of sd {NOISE:g}; medians of"
         f" {report['seeds']} repeats. *error*: root mean square over 1,000 random networks, and over the"
-        " networks of the true front. *in the 90% interval*: of the random networks' true APs.",
+        " networks of the true front. *in the 90% interval*: of the random networks' true APs. *fit*: wall"
+        " clock.",
         table_of(PREDICTION_COLUMNS, prediction_rows(report["prediction"])),
         f"**Speed** over the {report['speed'][0]['networks']:,} networks of the native space, on one core:"
         " processor time, medians. *priced*: all costs of every network. *predicted*: a sample of the"

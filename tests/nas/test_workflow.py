@@ -438,7 +438,9 @@ def test_an_interrupted_search_goes_on(
     assert told.err.splitlines()[-1].startswith("stopped; the same command continues")
     assert call("plot", "run", "--json").code == 0  # what there is can be looked at
     monkeypatch.setattr(
-        nas.searching.SearchEvaluator, "evaluate", lambda self, arch: (asked.append(arch.id), own(self, arch))[1]
+        nas.searching.SearchEvaluator,
+        "evaluate",
+        lambda self, arch: (asked.append(arch.id), own(self, arch))[1],
     )
     whole = call("search", "run", "--name", "s", "--json").json
     assert len(asked) == len(set(asked)) == whole["evaluated"] == 4
