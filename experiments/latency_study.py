@@ -49,7 +49,7 @@ from nas.console import note, print_table, progress_bar
 from nas.latency import network_file
 from nas.plot_style import FAINT, STYLE, save_figure
 from search_spaces import Arch, SearchSpace, litepose_native
-from search_spaces.files import write_json, write_text
+from search_spaces.files import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "benchmarks"))
@@ -110,8 +110,14 @@ def measured(
         )
 
 
-def timed_alone(target: str, archs: Sequence[Arch], seconds: float = 2.0) -> list[float]:
-    """Return the milliseconds of networks timed one after the other now, at whatever speed the machine has."""
+def timed_alone(target: str, archs: Sequence[Arch], file: Path, seconds: float = 2.0) -> list[float]:
+    """Return milliseconds of networks timed one after the other, at whatever speed the machine has.
+
+    They are kept in a file, and taken from there if it holds those of these networks.
+    """
+    ids = [arch.id for arch in archs]
+    if file.is_file() and (kept := read_json(file))["archs"] == ids:
+        return list(kept["ms"])
     runtime, threads = TARGETS[target]
     described = local_target(runtime, threads)
     found = []
@@ -120,6 +126,7 @@ def timed_alone(target: str, archs: Sequence[Arch], seconds: float = 2.0) -> lis
             path = network_file(described, arch, JOINTS, Path(scratch))
             timing = measure_model(get_runtime(runtime), path, arch.size, threads, seconds=seconds)
         found.append(timing.median_ms)
+    write_json(file, {"archs": ids, "ms": found})
     return found
 
 
@@ -189,7 +196,7 @@ def study(target: str, sizes: Sizes, folder: Path, settings: ProfileSettings) ->
     chosen = chosen_under_budgets(whole, space, sizes.budgets, seed=1)
     later = measured(target, space, [*archs, *(arch for _, arch in chosen)], folder, settings)
     took = [network.row.median_ms for network in networks_of(later, [arch for _, arch in chosen])]
-    alone = timed_alone(target, [arch for _, arch in chosen])
+    alone = timed_alone(target, [arch for _, arch in chosen], folder / f"{target}-alone.json")
     budgets = [budget for budget, _ in chosen]
     predictor = LatencyPredictor(whole)
     expected = [predictor.predict(space.blocks(arch)) for _, arch in chosen]
@@ -311,8 +318,8 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path, name: 
         "These networks were measured after the search, in a session of their own, and brought to the"
         " speed of the first session by what the canaries took (`latency_tables/speed.py`). How much faster"
         " or slower than predicted they were, and how many lay within the interval, is told beside. *Timed"
-        " alone*: the same networks once more, one after the other for two seconds each, at whatever speed the"
-        " machine had by then.",
+        " alone*: the same networks once more, one after the other for two seconds each, at whatever speed"
+        " the machine had by then.",
         "",
         *(
             f"- {target}, session of {session['date']}: {session['rounds']} to"
