@@ -1,0 +1,76 @@
+"""What a search's records say beyond its networks: what they cost, how it went on, which choices matter."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from nas.pareto import hypervolume, pareto_front
+from nas.search.importance import importances
+from nas.search.objectives import Objective
+from nas.search.result import SearchResult
+
+__all__ = ["analyse", "joint_hypervolumes", "seconds_of"]
+
+
+def seconds_of(result: SearchResult) -> dict[str, Any]:
+    """Return what the evaluations cost in seconds: ``sum`` and ``median`` of those made here, ``saved``.
+
+    ``made`` and ``reused`` count them, those that ended early included; what was saved is what the reused
+    ones took where they were made. The median is None where none was made.
+    """
+    looked_at = (*result.evaluated, *result.partial)
+    made = [r.seconds for r in looked_at if not r.reused]
+    saved = [r.seconds for r in looked_at if r.reused]
+    return {
+        "made": len(made),
+        "reused": len(saved),
+        "sum": round(math.fsum(made), 3),
+        "median": round(statistics.median(made), 3) if made else None,
+        "saved": round(math.fsum(saved), 3),
+    }
+
+
+def joint_hypervolumes(result: SearchResult) -> list[float]:
+    """Return the hypervolume of AP and all traded costs together after each evaluation, exact.
+
+    AP's reference is 0; each cost's is :meth:`SearchResult.reference`. It rises only where the front of all
+    objectives does, so it is computed there alone.
+    """
+    objectives = result.objectives
+    directions = [objective.direction for objective in objectives]
+    reference = [result.reference(o) if o.is_cost else 0.0 for o in objectives]
+    front: list[list[float]] = []
+    volumes: list[float] = []
+    for record in result.evaluated:
+        point = [record.value(objective) for objective in objectives]
+        front.append(point)
+        front = [front[i] for i in pareto_front(front, directions)]
+        changed = any(each is point for each in front)
+        volumes.append(hypervolume(front, reference, directions) if changed else volumes[-1])
+    return volumes
+
+
+def analyse(result: SearchResult) -> dict[str, Any]:
+    """Return all of it, as ``result.json`` keeps it.
+
+    ``hypervolume`` holds, per traded cost and for all objectives together (``joint``, where there is more
+    than one cost), the reference costs and the value after each evaluation; AP's reference is 0.
+    ``importances`` (:mod:`nas.search.importance`) is None where too few networks were evaluated.
+    """
+    costs = [o for o in result.objectives if o.is_cost] or [result.axis()]
+    volumes: dict[str, Any] = {str(o): _volumes(result, [o], result.hypervolumes(o).tolist()) for o in costs}
+    if len(costs) > 1:
+        volumes["joint"] = _volumes(result, costs, joint_hypervolumes(result))
+    found = importances(result.evaluated)
+    return {
+        "seconds": seconds_of(result),
+        "hypervolume": volumes,
+        "importances": None if found is None else found.to_json(),
+    }
+
+
+def _volumes(result: SearchResult, costs: list[Objective], values: list[float]) -> dict[str, Any]:
+    reference = {str(o): result.reference(o) for o in costs} if result.evaluated else {}
+    return {"reference": reference, "values": values}
