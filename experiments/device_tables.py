@@ -534,6 +534,8 @@ def study(
         raw_error=summary["median_error"],
         half_width=roofline.half_width,
         coverage=coverage,
+        least_ms=float(ms.min()),
+        most_ms=float(ms.max()),
     )
     table = LatencyTable(device.target, rows_of(roofline), (session,), calibration, roofline)
     return Found(device, table, report)

@@ -192,8 +192,9 @@ def study(target: str, sizes: Sizes, folder: Path, settings: ProfileSettings) ->
                 key: session[key]
                 for key in (
                     *("date", "finished", "runtime_version", "rounds", "max_rounds", "seconds_per_layer"),
-                    *("drift", "canary_ms", "processes"),
+                    *("drift", "canary_ms", "processes", "speed"),
                 )
+                if key in session
             }
             for session in later.sessions
         ],
@@ -228,6 +229,14 @@ def lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
         for target, report in found.items()
         for name, row in report["rows"].items()
     ]
+
+
+def followed(session: dict[str, Any]) -> str:
+    """Return how far the session's timings followed the canaries, if it tells."""
+    if "speed" not in session:
+        return ""
+    pieces, networks = (sum(session["speed"][name]) for name in ("exponents", "network_exponents"))
+    return f"; canaries followed by blocks to {pieces:.0%}, by networks to {networks:.0%}"
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -280,14 +289,14 @@ def record(found: dict[str, dict[str, Any]], sizes: Sizes, results: Path, name: 
             for target, report in found.items()
         ),
         "",
-        "These networks were measured after the search, in a session of their own. How much faster or slower"
-        " than predicted they were, and how many lay within the interval, is in the last columns: an interval"
-        " knows nothing of a machine whose speed changes after it was profiled.",
+        "These networks were measured after the search, in a session of their own, and brought to the"
+        " speed of the first session by what the canaries took (`latency_tables/speed.py`). How much faster"
+        " or slower than predicted they were, and how many lay within the interval, is in the last columns.",
         "",
         *(
             f"- {target}, session of {session['date']}: {session['rounds']} to"
             f" {session['max_rounds']} rounds, canary {session['canary_ms']:.4f} ms, drift"
-            f" {session['drift']:.1%}"
+            f" {session['drift']:.1%}" + followed(session)
             for target, report in found.items()
             for session in report["sessions"]
         ),

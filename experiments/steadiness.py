@@ -5,7 +5,9 @@ with them (:mod:`latency_tables.speed`). Told is how far the profiles of each wa
 deviation of a row's logarithm between profiles: as they are; brought to one speed by what the canaries took,
 as the profiler does when it adds to a table; and relative to each other, the mean over all rows taken out.
 
-Run it while the machine does something else besides: on an idle one there is nothing to take out.
+Beside all of it a neighbour computes on and off, with one thread, as on a machine that is shared; its times
+are random, from a fixed seed. Let nothing else run: where more computes than the machine has processors, the
+scheduler cuts timings, which no canary sees.
 
 Run: python experiments/steadiness.py [--repeats N] [--record]
 """
@@ -13,9 +15,13 @@ Run: python experiments/steadiness.py [--repeats N] [--record]
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +48,30 @@ SETTINGS = ProfileSettings(
 HEADER = ("way", "of", "as profiled", "at one speed", "relative to each other", "seconds a profile")
 
 Array = npt.NDArray[np.float64]
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Let another process compute inside the block, on and off for up to three seconds at a time."""
+    work = (
+        "import numpy as np, time\n"
+        "rng = np.random.default_rng(0)\n"
+        "a = rng.random((512, 512), dtype=np.float32)\n"
+        "big = np.zeros(4_000_000, dtype=np.float32)\n"
+        "while True:\n"
+        "    time.sleep(rng.uniform(0, 3))\n"
+        "    end = time.monotonic() + rng.uniform(0, 3)\n"
+        "    while time.monotonic() < end:\n"
+        "        a @ a\n"
+        "        big += 1\n"
+    )
+    single = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", work], env=single)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 class PlainBench(LocalBench):
@@ -166,19 +196,20 @@ def main() -> None:
     options.add_argument("--record", action="store_true", help="write the results folder")
     options.add_argument("--results", type=Path, default=RESULTS)
     given = options.parse_args()
-    report = study(given.repeats, given.blocks, given.networks)
+    with neighbour():
+        report = study(given.repeats, given.blocks, given.networks)
     print_table("how far profiles are apart", HEADER, lines(report))
     if given.record:
         write_json(given.results / "steadiness.json", {"machine": machine(), **report})
         told = [
             "# How well profiles of a shared machine agree",
             "",
-            f"{given.blocks} blocks and {given.networks} whole networks of the native space, ONNX Runtime"
-            f" fp32 with one thread, profiled {given.repeats} times each way, in turn, while the machine did"
-            " other work. Standard deviations between profiles: *as profiled*; *at one speed*, brought to"
-            " what canaries took in the first profile, as the profiler does when it adds to a table;"
-            " *relative to each other*, the mean over all rows taken out. Written by `python experiments/steadiness.py"
-            " --record`.",
+            f"{given.blocks} blocks and {given.networks} whole networks of the native space, ONNX "
+            f"Runtime fp32 with one thread, profiled {given.repeats} times each way, in turn, beside a "
+            "neighbour that computes on and off. Standard deviations between profiles: *as profiled*; "
+            "*at one speed*: brought to what canaries took in the first profile, as the profiler does "
+            "when it adds to a table; *relative to each other*: the mean over all rows taken out. "
+            "Written by `python experiments/steadiness.py --record`.",
             "",
             "| " + " | ".join(HEADER) + " |",
             "|" + "---|" * len(HEADER),

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from latency_tables.table import LatencyTable, Row, files_in, is_packaged, packaged_folder
-from search_spaces.errors import InputError
+from latency_tables.predictor import LatencyPredictor
+from latency_tables.table import (
+    LatencyTable,
+    MeasuredNetwork,
+    Row,
+    files_in,
+    is_packaged,
+    packaged_folder,
+)
+from search_spaces.errors import InputError, MissingLayerError
 from search_spaces.files import read_yaml
 from search_spaces.layers import Block, Layer, Piece
 
-__all__ = ["CANARY_STEP", "TableEntry", "canary_steps", "catalogue", "describe", "plain", "session_date"]
+__all__ = [
+    "CANARY_STEP",
+    "Residual",
+    "TableEntry",
+    "canary_steps",
+    "catalogue",
+    "describe",
+    "network_residuals",
+    "plain",
+    "session_date",
+]
 
 CANARY_STEP = 0.15
 """Step of the canary between sessions that raises doubt; the profiler refuses to add to a table beyond it."""
@@ -65,7 +84,7 @@ def catalogue(folders: Sequence[str | Path] = ()) -> list[TableEntry]:
             except InputError as error:
                 table, problem = None, str(error)
             found.append(TableEntry(path, table, problem, path.stem in answering, is_packaged(path)))
-            if path.is_file() and path.with_suffix(".yaml").is_file():
+            if path.with_suffix(".yaml").is_file() and (path.is_file() or table is not None):
                 answering.add(path.stem)  # as available_tables has it, damaged or not
     return found
 
@@ -97,7 +116,10 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
         ``name``; ``target``; ``rows``: how many; ``provenance``: rows by provenance; ``sources``: rows by
         source; ``total_ms``: sum of all medians; ``kinds``: rows, sum and share of it for each kind of layer,
         most expensive first (the share in the table, where each layer stands once: no network's);
-        ``slowest``: rows; ``calibration``; ``roofline``; ``sessions``.
+        ``slowest``: rows; ``networks``: whole networks, None without any: how many (``count``), the range of
+        their times, their ``spread`` p90 / p10 (median and worst), how many of them the table can predict,
+        and the one that it predicts ``worst``; ``calibration``; ``roofline``; ``fit``;
+        ``sessions``.
     """
     total = math.fsum(row.median_ms for row in table.rows.values())
     kinds: dict[str, list[Row]] = {}
@@ -118,9 +140,72 @@ def describe(table: LatencyTable, slowest: int = 10) -> dict[str, Any]:
             for kind, ms in sorted(sums.items(), key=lambda item: -item[1])
         ],
         "slowest": [{"key": layer.key, **asdict(row)} for layer, row in ranked[:slowest]],
+        "networks": _networks(table),
         "calibration": None if table.calibration is None else asdict(table.calibration),
         "roofline": None if table.roofline is None else table.roofline.to_dict(),
+        "fit": None if table.fit is None else table.fit.to_dict(),
         "sessions": [plain(session) for session in table.sessions],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A whole network's time as measured and as its own table predicts it, milliseconds."""
+
+    measured_ms: float
+    predicted_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted."""
+        return self.measured_ms / self.predicted_ms
+
+
+def network_residuals(
+    table: LatencyTable, networks: Iterable[MeasuredNetwork] | None = None
+) -> dict[str, Residual]:
+    """Return of each network's name what was measured and what the table predicts.
+
+    Parameters
+    ----------
+    table
+        The table.
+    networks
+        By default its own; the fit has seen those, so new networks are off by more. What it cannot predict is
+        left out.
+    """
+    predictor = LatencyPredictor(table)
+    found = {}
+    for network in table.networks if networks is None else networks:
+        try:
+            predicted = predictor.predict(network.blocks).ms
+        except MissingLayerError:
+            continue
+        found[network.name] = Residual(network.row.median_ms, predicted)
+    return found
+
+
+def _networks(table: LatencyTable) -> dict[str, Any] | None:
+    """Return what the whole networks of a table tell of it; None where it has none."""
+    if not table.networks:
+        return None
+    times = sorted(network.row.median_ms for network in table.networks)
+    spreads = sorted(network.row.p90_ms / network.row.p10_ms for network in table.networks)
+    residuals = network_residuals(table)
+    worst = max(residuals, key=lambda name: abs(math.log(residuals[name].ratio)), default=None)
+    told = None
+    if worst is not None:
+        of = residuals[worst]
+        told = {"name": worst, "measured_ms": of.measured_ms, "predicted_ms": of.predicted_ms}
+    return {
+        "count": len(times),
+        "least_ms": times[0],
+        "median_ms": statistics.median(times),
+        "most_ms": times[-1],
+        "spread": statistics.median(spreads),
+        "worst_spread": spreads[-1],
+        "predictable": len(residuals),
+        "worst": told,
     }
 
 

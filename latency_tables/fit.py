@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RBFInterpolator
 
 from latency_tables.roofline import FEATURES, conformal, features, fit_coefficients
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shown
+from search_spaces.files import check_keys
 from search_spaces.layers import Block, Piece, layers_of
 
-__all__ = ["FEWEST_PIECES", "Form", "PieceFit", "distances", "form_of"]
+__all__ = ["FEWEST_CHECKS", "FEWEST_PIECES", "FitRecord", "Form", "PieceFit", "distances", "form_of"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,12 +35,16 @@ Engines have kernels of their own for some of these (one takes twenty times as l
 nothing is inferred from one to the other."""
 
 FEWEST_PIECES = 20
-_FEWEST_CHECKS = 10
+FEWEST_CHECKS = 10
+"""Fewest randomly drawn pieces that the errors of a fit are told of."""
+
 _FEWEST_OF_A_FORM = 6
 _NEIGHBOURS = 24
 _SMOOTHING = 0.05
 _FOLDS = 10
 _BEYOND = math.log(2.0) + 1e-9
+_LARGEST, _WIDEST = 1e6, 10.0
+"""Largest sensible error, and logarithm of an interval's factor."""
 _FURTHEST = 0.7
 """Largest logarithmic correction of the roofline, a factor of 2."""
 
@@ -67,6 +73,70 @@ def distances(pieces: Sequence[Piece], others: Sequence[Piece]) -> Floats:
     for mine, theirs in zip(a.T, b.T, strict=True):
         np.maximum(found, np.abs(mine[:, None] - theirs[None]), out=found)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class FitRecord:
+    """How far the fitted rows of a table can be believed; kept with it.
+
+    Attributes
+    ----------
+    samples
+        Measured pieces that the fit rests on.
+    checks
+        Those of them, each left out of the fit in its turn, that the errors are told of.
+    random
+        Whether these are a random sample of all pieces. If not (fewer than 10 were), they are all that were
+        measured: most of them were chosen, so what they say of the others is a guess.
+    median_error
+        Median of ``|predicted / measured - 1|`` of the checks.
+    half_width, coverage
+        A fitted piece takes between its estimate divided and multiplied by ``exp(half_width)`` with
+        probability ``coverage``.
+
+    Raises
+    ------
+    InputError
+        On construction, naming the field that is wrong.
+    """
+
+    samples: int
+    checks: int
+    random: bool
+    median_error: float
+    half_width: float
+    coverage: float
+
+    def __post_init__(self) -> None:
+        for what in ("samples", "checks"):
+            value = getattr(self, what)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"a fit's {what} is a whole number from 1, not {shown(value)}")
+        if self.checks > self.samples:
+            raise InputError(f"a fit's checks are some of its {self.samples} samples, not {self.checks}")
+        if not isinstance(self.random, bool):
+            raise InputError(f"a fit's random is true or false, not {shown(self.random)}")
+        for what, most in (("median_error", _LARGEST), ("half_width", _WIDEST), ("coverage", 1.0)):
+            value = getattr(self, what)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= most:
+                raise InputError(f"a fit's {what} is a number from 0 to {most:g}, not {shown(value)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for YAML and JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object, where: str = "fit") -> FitRecord:
+        """Return the record that a mapping describes; errors (:class:`InputError`) name ``where``."""
+        names = [field.name for field in fields(cls)]
+        given = check_keys(value, set(names), where)
+        if lacking := [name for name in names if name not in given]:
+            raise InputError(f"{where} lacks '{lacking[0]}'")
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -116,6 +186,8 @@ class PieceFit:
     ----------
     samples
         How many pieces it was fitted on.
+    checks, random
+        How many pieces the errors are told of, and whether these are a random sample (see ``checks`` above).
     median_error
         Median of ``|predicted / measured - 1|`` of pieces left out of the fit, a tenth at a time.
     half_width, coverage
@@ -144,14 +216,28 @@ class PieceFit:
             left = [i for i in np.flatnonzero(out) if self.knows(pieces[i])]
             if left:
                 errors[left] = np.log(self.ms([pieces[i] for i in left]) / times[left])
-        told = errors[np.isfinite(errors)]
-        among = np.array([piece in checks for piece in pieces])
-        if (among & np.isfinite(errors)).sum() >= _FEWEST_CHECKS:
-            told = errors[among & np.isfinite(errors)]
+        known = np.isfinite(errors)
+        among = known & np.array([piece in checks for piece in pieces])
+        self.random = int(among.sum()) >= FEWEST_CHECKS
+        told = errors[among if self.random else known]
         self._fit(pieces, times)
-        self.samples = len(pieces)
+        self.samples, self.checks = len(pieces), len(told)
         self.median_error = float(np.median(np.abs(np.expm1(told)))) if len(told) else math.inf
         self.half_width, self.coverage = conformal(told) if len(told) else (math.log(2.0), 0.5)
+
+    @property
+    def record(self) -> FitRecord | None:
+        """What a table keeps of it; None where no piece could be left out, so that no error is known."""
+        if not self.checks:
+            return None
+        return FitRecord(
+            samples=self.samples,
+            checks=self.checks,
+            random=self.random,
+            median_error=round(min(self.median_error, _LARGEST), 6),
+            half_width=round(min(self.half_width, _WIDEST), 6),
+            coverage=self.coverage,
+        )
 
     def _fit(self, pieces: Sequence[Piece], times: Floats) -> None:
         sums = _sums(pieces)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import optimize
 
 from latency_tables.fit import FEWEST_PIECES, PieceFit
+from latency_tables.roofline import conformal
 from latency_tables.selection import random_part
 from latency_tables.table import Calibration, LatencyTable, Provenance, Row, weakest
 from search_spaces.errors import InputError, MissingLayerError
@@ -29,7 +30,6 @@ Floats = npt.NDArray[np.float64]
 FEWEST_NETWORKS = 5
 """Fewest measured networks for a calibration."""
 
-_COVERAGE = 0.9
 _NAMED = 5
 _DECIMALS = 7
 _SOFT_ERROR = 0.05
@@ -50,13 +50,19 @@ class Prediction:
         widened by what is fitted. Without one: the sums of the rows' 10th and 90th percentiles, which tell
         the spread of the runs and nothing about the error of summing.
     coverage
-        See above; None without a calibration.
+        See above; None without a calibration, and beyond the networks that it was fitted on.
     provenance
         The weakest among the rows used.
     calibrated
         Whether the affine fix was applied.
     fitted
         Share of the time that rests on fitted pieces: rows that are fits, and pieces that the table lacks.
+    networks
+        How many measured networks the interval rests on: with n, its coverage is no better known than to
+        1 / (n + 1). None without a calibration.
+    beyond
+        What to know where the network is much faster or slower than all of those: then nothing supports the
+        interval's width. Else empty.
     """
 
     ms: float
@@ -66,6 +72,8 @@ class Prediction:
     provenance: Provenance
     calibrated: bool
     fitted: float = 0.0
+    networks: int | None = None
+    beyond: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,11 @@ class _Price:
 class LatencyPredictor:
     """Predicts from one table.
 
-    A block takes what its row says; where it has none, what the rows of its layers say together. What the
-    table lacks altogether is fitted from what it holds (:class:`latency_tables.fit.PieceFit`) if pieces of
-    that form were measured, and the interval grows accordingly; or from the roofline that made the rows, if
+    A block takes what its row says; where it has none, what the rows of its layers say together. In a table
+    of measured blocks such a sum is a makeshift: it is taken where no fit knows the block's form, counts as
+    fitted, and a strict predictor refuses it. What the table lacks altogether is fitted from what it holds
+    (:class:`latency_tables.fit.PieceFit`) if pieces of that form were measured, and the interval grows
+    accordingly; or from the roofline that made the rows, if
     the table has one. A form that the table does not know, or
     anything that is lacking from a strict predictor's table, is an error that names it.
 
@@ -168,14 +178,17 @@ class LatencyPredictor:
         ]
         found = self._intervals(*sums)
         calibration = self.table.calibration
+        beyond = _beyond(calibration, float(found.ms[0]))
         return Prediction(
             ms=float(found.ms[0]),
             low_ms=float(found.low_ms[0]),
             high_ms=float(found.high_ms[0]),
-            coverage=None if calibration is None else calibration.coverage,
+            coverage=None if calibration is None or beyond else calibration.coverage,
             provenance=weakest(price.provenance for price in of),
             calibrated=calibration is not None,
             fitted=float(sums[3][0] / sums[0][0]),
+            networks=None if calibration is None else calibration.networks,
+            beyond=beyond,
         )
 
     def predict_genotypes(self, space: SearchSpace, genotypes: npt.ArrayLike) -> Predictions:
@@ -233,12 +246,26 @@ class LatencyPredictor:
 
     def _rows(self, piece: Piece) -> tuple[Row, ...] | None:
         """Return the rows that answer for a piece; None if there are none that this predictor accepts."""
+        if self._makeshift(piece):
+            return None
         rows = self.table.answers(piece)
         if self.strict and rows is not None and _guessed(rows):
             known = self.table.rows
             rows = tuple(known[layer] for layer in layers_of(piece) if layer in known)
             return rows if len(rows) == len(layers_of(piece)) and not _guessed(rows) else None
         return rows
+
+    @cached_property
+    def _has_blocks(self) -> bool:
+        """Whether blocks were measured as blocks, the roofline's tables apart."""
+        rows = self.table.rows.items()
+        return self.table.roofline is None and any(
+            isinstance(piece, Block) and not is_fitted(row) for piece, row in rows
+        )
+
+    def _makeshift(self, piece: Piece) -> bool:
+        """Return whether a piece is a block without a row in a table whose other blocks have theirs."""
+        return self._has_blocks and isinstance(piece, Block) and piece not in self.table.rows
 
     def _fit_in(self, lacking: Sequence[Piece]) -> None:
         """Price pieces without a row by the fit, or raise :class:`MissingLayerError`.
@@ -261,25 +288,28 @@ class LatencyPredictor:
             if self._rows(part) is None
         ]
         unknown = [part for part in absent if fit is None or not fit.knows(part)]
-        if fit is None or unknown:
+        if unknown or (fit is None and absent) or self.strict:
             self.table.require([piece for piece in lacking if set(parts[piece]) & set(unknown)])
-            named = ", ".join(piece.key for piece in unknown[:_NAMED])
+            guessed = unknown or lacking
+            named = ", ".join(piece.key for piece in guessed[:_NAMED])
             raise MissingLayerError(
-                f"the latency table '{self.name}' has estimates instead of measurements for {len(unknown)} of"
+                f"the latency table '{self.name}' has estimates instead of measurements for {len(guessed)} of"
                 f" the layers and blocks needed: {named}; strict predictions need a table that is measured"
                 " throughout ('nas profile --share 1')"
             )
-        factor = math.exp(fit.half_width)
-        for part, ms in zip(absent, fit.ms(absent).tolist(), strict=True):
-            self._prices[part] = _Price(ms, ms / factor, ms * factor, ms, "calibrated-estimate")
+        if fit is not None and absent:
+            factor = math.exp(fit.half_width)
+            for part, ms in zip(absent, fit.ms(absent).tolist(), strict=True):
+                self._prices[part] = _Price(ms, ms / factor, ms * factor, ms, "calibrated-estimate")
         for piece in lacking:
             own = [self._prices.get(part) or _sum_of(self._rows(part) or ()) for part in parts[piece]]
+            summed = self._makeshift(piece) and parts[piece] != (piece,)
             self._prices[piece] = _Price(
                 math.fsum(price.median for price in own),
                 math.fsum(price.low for price in own),
                 math.fsum(price.high for price in own),
-                math.fsum(price.fitted for price in own),
-                weakest(price.provenance for price in own),
+                math.fsum(price.median if summed else price.fitted for price in own),
+                "calibrated-estimate" if summed else weakest(price.provenance for price in own),
             )
 
     def _intervals(
@@ -298,6 +328,15 @@ class LatencyPredictor:
             width += excess * (fit.half_width if fit is not None else 0.0)
         factor = np.exp(width)
         return Predictions(ms, ms / factor, ms * factor)
+
+
+def _beyond(calibration: Calibration | None, ms: float) -> str:
+    if calibration is None or calibration.reaches(ms):
+        return ""
+    return (
+        f"beyond the {calibration.networks} networks of {calibration.least_ms:.3g} to"
+        f" {calibration.most_ms:.3g} ms that the interval rests on: nothing supports its width"
+    )
 
 
 def _guessed(rows: Sequence[Row]) -> bool:
@@ -335,21 +374,21 @@ def fill_table(table: LatencyTable, pieces: Iterable[Piece]) -> LatencyTable:
         If the table knows too little, or nothing of a piece's form.
     """
     pieces = tuple(pieces)
-    measured = replace(table, rows={piece: row for piece, row in table.rows.items() if not is_fitted(row)})
+    rows = {piece: row for piece, row in table.rows.items() if not is_fitted(row)}
+    measured = replace(table, rows=rows, fit=None)
     former = [piece for piece, row in table.rows.items() if is_fitted(row)]
-    lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if measured.answers(piece) is None]
+    predictor = LatencyPredictor(measured, priced=(*former, *pieces))
+    lacking = [piece for piece in dict.fromkeys((*former, *pieces)) if predictor._rows(piece) is None]
     if not lacking:
         return measured
-    predictor = LatencyPredictor(measured, priced=(*former, *pieces))
     prices = predictor._priced(lacking)
     fit = predictor._fit
     told = "" if fit is None else f"{fit.samples} measured pieces, median error {fit.median_error:.1%}"
-    rows = {}
     for piece in lacking:
         price = prices[piece]
         median, low, high = (round(ms, _DECIMALS) for ms in (price.median, price.low, price.high))
         rows[piece] = Row(median, low, high, 0, "calibrated-estimate", FITTED + told)
-    return replace(measured, rows={**measured.rows, **rows})
+    return replace(measured, rows=rows, fit=None if fit is None else fit.record)
 
 
 def calibrate(
@@ -360,9 +399,9 @@ def calibrate(
     The fit minimises relative errors with a soft-L1 loss (scale 5%), so that a network measured in a bad
     moment does not bend it; a is at least 0.
 
-    The interval is conformal: each network is predicted by the fit on all others, and ``half_width`` is the
-    k-th smallest ``|log(measured / predicted)|`` of those n, k = ceil(0.9 * (n + 1)). With fewer than 9
-    networks that rank exceeds n; then the largest is taken and ``coverage`` says n / (n + 1) instead of 0.9.
+    The interval is conformal (:func:`latency_tables.roofline.conformal`): each network is predicted by the
+    fit on all others, and ``half_width`` covers 90% of those errors; with fewer than 9 networks the largest,
+    and ``coverage`` says n / (n + 1).
 
     Parameters
     ----------
@@ -399,8 +438,7 @@ def calibrate(
         own_a, own_b = _fit(sums[others], measured[others])
         left_out[i] = own_a + own_b * sums[i]
     errors = np.abs(left_out / measured - 1)
-    scores = np.sort(np.abs(np.log(measured / left_out)))
-    rank = math.ceil(_COVERAGE * (n + 1))
+    half_width, coverage = conformal(np.log(left_out / measured))
     calibration = Calibration(
         a_ms=a,
         b=b,
@@ -408,8 +446,10 @@ def calibrate(
         median_error=float(np.median(errors)),
         worst_error=float(errors.max()),
         raw_error=float(np.median(np.abs(sums / measured - 1))),
-        half_width=float(scores[min(rank, n) - 1]),
-        coverage=_COVERAGE if rank <= n else n / (n + 1),
+        half_width=half_width,
+        coverage=coverage,
+        least_ms=float(measured.min()),
+        most_ms=float(measured.max()),
     )
     return replace(table, calibration=calibration)
 

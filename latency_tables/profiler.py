@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latency_tables.bench import Bench, LocalBench
+from latency_tables.holding import held_table
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.speed import learn_speed
@@ -206,20 +207,36 @@ def profile(
             _measure(journal, bench, todo, settings, progress, former)
         drift = _check_drift(journal, former, settings)
         rows, measured, session = _results(journal.found, bench, settings, drift, whole, speed)
-        if former is None:
-            table = LatencyTable(target, rows, (session,), networks=measured)
-        else:
-            kept = {piece: row for piece, row in former.rows.items() if piece.key in known}
-            table = replace(
-                former,
-                rows={**rows, **kept},
-                sessions=(*former.sessions, session),
-                networks=(*former.networks, *measured),
-                calibration=None,  # it was fitted on other rows
-            )
-        table.save(path)
+        with held_table(path):
+            # Another command may have added to the table while this one measured.
+            latest = _former_table(path, target, bench)
+            if latest is None:
+                table = LatencyTable(target, rows, (session,), networks=measured)
+            else:
+                table = _added(latest, rows, measured, session)
+            table.save(path)
         journal.remove()
     return table
+
+
+def _added(
+    former: LatencyTable,
+    rows: Mapping[Piece, Row],
+    networks: Sequence[MeasuredNetwork],
+    session: Mapping[str, Any],
+) -> LatencyTable:
+    """Return a table with what was measured now; what it had measured before stays."""
+    known = _measured_keys(former)
+    kept = {piece: row for piece, row in former.rows.items() if piece.key in known}
+    new = (each for each in networks if _network_key(each.arch, each.joints) not in known)
+    return replace(
+        former,
+        rows={**rows, **kept},
+        sessions=(*former.sessions, session),
+        networks=(*former.networks, *new),
+        calibration=None,  # these were fitted on other rows
+        fit=None,
+    )
 
 
 def measure_model(

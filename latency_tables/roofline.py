@@ -59,10 +59,7 @@ TERMS: Terms = (MappingProxyType(dict.fromkeys((*_KINDS, "idle"), 1.0)), Mapping
 """Two coefficients for where a handful of networks is all there is: of padded multiply-accumulates, and of
 values read. See ``experiments/results/device-tables.md`` for what it was compared with."""
 
-FEWEST_LAYERS = 20
-FEWEST_NETWORKS = 5
 _COVERAGE = 0.9
-_FOLDS = 10
 _ROUNDS = 30
 _WIDEST = 10.0
 _TINY = 1e-6
@@ -190,83 +187,6 @@ class Roofline:
         weights = np.array([self.coefficients[name] for name in FEATURES])
         return np.asarray(np.asarray(sums, dtype=np.float64) @ weights)
 
-    # -- fitting ----------------------------------------------------------------------------------------
-
-    @classmethod
-    def fit_layers(cls, rows: Mapping[Piece, float]) -> Roofline:
-        """Return the roofline of layers, or blocks, that were measured.
-
-        A kind of layer that no row shows (dense, pointwise, depthwise, deconv) gets the dearest coefficient
-        of the kinds that multiply matrices too (all but depthwise), or of what there is: an estimate for it
-        rests on no measurement of its kind and is not within the interval's promise.
-
-        Parameters
-        ----------
-        rows
-            Milliseconds of each layer or block, e.g. a table's medians; at least 20.
-
-        Raises
-        ------
-        InputError
-            If there are too few, or a time is not positive.
-        """
-        if len(rows) < FEWEST_LAYERS:
-            raise InputError(
-                f"a roofline needs at least {FEWEST_LAYERS} measured layers, not {len(rows)};"
-                " measure more of them"
-            )
-        ordered = sorted(rows, key=lambda piece: piece.key)
-        sums, times = features(ordered), _times([rows[piece] for piece in ordered])
-        # Every fold has layers from all over the sorted keys; nothing is drawn: equal rows give equal fits.
-        folds = [i % _FOLDS for i in range(len(ordered))]
-        errors = left_out_errors(sums, times, folds=folds)
-        return cls._of(fit_coefficients(sums, times), errors, "layers")
-
-    @classmethod
-    def fit_networks(
-        cls, networks: Sequence[tuple[Sequence[Piece], float]], terms: Terms = TERMS
-    ) -> Roofline:
-        """Return the roofline of whole networks that were measured.
-
-        Parameters
-        ----------
-        networks
-            Layers or blocks, and milliseconds, of each; at least 5, and more than there are terms.
-        terms
-            What gets a coefficient of its own, as weights of features; few networks support few terms.
-
-        Raises
-        ------
-        InputError
-            If there are too few networks, a time is not positive, or a term names no feature.
-        """
-        sums = np.array([features(pieces).sum(axis=0) for pieces, _ in networks])
-        return cls.fit_sums(sums.reshape(len(networks), -1), [ms for _, ms in networks], terms)
-
-    @classmethod
-    def fit_sums(cls, sums: npt.ArrayLike, ms: Sequence[float], terms: Terms = TERMS) -> Roofline:
-        """Do the same from the networks' features summed over their layers, shape (n, 9)."""
-        fewest = max(FEWEST_NETWORKS, len(terms) + 1)
-        if len(ms) < fewest:
-            raise InputError(
-                f"a roofline of {len(terms)} terms needs at least {fewest} measured networks, not {len(ms)}"
-            )
-        matrix, times = np.asarray(sums, dtype=np.float64), _times(ms)
-        errors = left_out_errors(matrix, times, terms, range(len(times)))
-        return cls._of(fit_coefficients(matrix, times, terms), errors, "networks")
-
-    @classmethod
-    def _of(cls, coefficients: Floats, errors: Floats, fitted_on: FittedOn) -> Roofline:
-        half_width, coverage = conformal(errors)
-        return cls(
-            coefficients=dict(zip(FEATURES, coefficients.tolist(), strict=True)),
-            fitted_on=fitted_on,
-            samples=len(errors),
-            median_error=float(np.median(np.abs(np.expm1(errors)))),
-            half_width=half_width,
-            coverage=coverage,
-        )
-
     # -- files ------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -296,14 +216,6 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float holds
         return False
-
-
-def _times(ms: Iterable[float]) -> Floats:
-    times = np.array(list(ms), dtype=np.float64)
-    wrong = times[~(np.isfinite(times) & (times > 0))]
-    if wrong.size:
-        raise InputError(f"measured milliseconds are positive numbers, not {wrong[0]}")
-    return times
 
 
 def _matrix(terms: Terms) -> Floats:

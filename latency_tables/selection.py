@@ -6,8 +6,9 @@ block's weight is how often a random network executes it times how long it takes
 measured is the one with the largest weight times distance to the nearest measured block of its form: farthest
 point sampling (Gonzalez, 1985), weighted.
 
-A fifth of the measured blocks is drawn at random instead. They are what the fit's interval is found from
-(:func:`random_part`): blocks chosen for their distance are no sample of those that were not chosen.
+A fifth of the measured blocks is drawn at random instead; of few blocks up to a third, since ten are needed.
+They are what the fit's interval is found from (:func:`random_part`): blocks chosen for their distance are no
+sample of those that were not chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from latency_tables.fit import Form, distances, form_of
+from latency_tables.fit import FEWEST_CHECKS, Form, distances, form_of
 from search_spaces.errors import InputError
 from search_spaces.layers import Piece, layers_of
 
@@ -29,7 +30,7 @@ __all__ = ["random_order", "random_part", "select_pieces"]
 PieceT = TypeVar("PieceT", bound=Piece)
 
 _LEAST_OF_A_FORM = 4
-_RANDOM_SHARE = 0.2
+_RANDOM_SHARE, _MOST_RANDOM = 0.2, 1 / 3
 
 
 def select_pieces(
@@ -56,7 +57,8 @@ def select_pieces(
     if not weights:
         raise InputError("there is nothing to select from")
     wanted = math.ceil(share * len(weights))
-    drawn = random_order(weights)[: math.ceil(_RANDOM_SHARE * wanted)]
+    enough = min(FEWEST_CHECKS, math.floor(_MOST_RANDOM * wanted))
+    drawn = random_order(weights)[: max(math.ceil(_RANDOM_SHARE * wanted), enough)]
     taken = {*measured, *drawn}
     by_form: dict[Form, list[PieceT]] = {}
     for piece in sorted(weights, key=lambda piece: piece.key):

@@ -3,14 +3,22 @@
 A table is two files side by side. ``NAME.csv`` holds one row per layer, sorted by key, so that ``diff`` and
 ``git merge`` work on it; ``NAME.yaml`` holds the target, the circumstances of the measurements, and the
 calibration on whole networks where there is one.
+
+Both are saved together: the YAML file says which rows it was saved with, by their digest (``rows_sha256``;
+a file written by hand needs none). It is replaced first, while the new CSV file lies complete beside it,
+under a hidden name. So whenever a kill comes, the table is the former one or the new one: where rows do not
+fit the digest, those in that hidden file do, and where there is none, the table is refused as a mixture.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
+import hashlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from latency_tables.fit import FitRecord
 from latency_tables.roofline import Roofline
 from latency_tables.target import Target
 from search_spaces.arch import Arch
@@ -41,9 +50,13 @@ _FORMAT = 1
 _NAMED = 5
 _WIDEST = 10.0
 """Largest sensible logarithm of an interval's factor; exp of it is 22,000."""
+_REACH = 1.25
 _SHORTEST_MS, _LONGEST_MS = 1e-9, 1e9
 """What no layer takes; sums and ratios of what lies between are finite."""
 _MOST_DIGITS = 12
+_READINGS = 5
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+_DIGEST = re.compile("[0-9a-f]{64}")
 _DEEPEST, _MOST_VALUES = 12, 100_000
 """How deeply metadata may be nested, and how many values it may hold, aliases counted each time."""
 
@@ -142,7 +155,10 @@ class Calibration:
         The interval is the prediction divided and multiplied by ``exp(half_width)``; conformal, from the
         left-out residuals (see :func:`latency_tables.predictor.calibrate`).
     coverage
-        Share of new networks that the interval is made to hold.
+        Share of new networks that the interval is made to hold; of n networks at most n / (n + 1).
+    least_ms, most_ms
+        The fastest and the slowest of the networks, as measured; None where nobody has noted them. Of
+        networks far beyond, the interval knows nothing (:meth:`reaches`).
 
     Raises
     ------
@@ -158,6 +174,8 @@ class Calibration:
     raw_error: float
     half_width: float
     coverage: float
+    least_ms: float | None = None
+    most_ms: float | None = None
 
     def __post_init__(self) -> None:
         for what in ("a_ms", "b", "median_error", "worst_error", "raw_error", "half_width", "coverage"):
@@ -172,18 +190,42 @@ class Calibration:
                 )
         if not isinstance(self.networks, int) or isinstance(self.networks, bool) or self.networks < 1:
             raise InputError(f"a calibration's networks is a whole number from 1, not {self.networks!r}")
+        ends = (self.least_ms, self.most_ms)
+        if ends != (None, None) and not all(_is_time(value) for value in ends):
+            raise InputError(
+                "a calibration's least_ms and most_ms are two positive numbers of milliseconds, or both left"
+                f" out, not {shown(self.least_ms)} and {shown(self.most_ms)}"
+            )
+        if self.least_ms is not None and self.most_ms is not None and self.least_ms > self.most_ms:
+            raise InputError(
+                f"a calibration's least_ms is at most its most_ms {self.most_ms}, not {self.least_ms}"
+            )
+
+    def reaches(self, ms: float) -> bool:
+        """Return whether networks of about as many milliseconds are among those that it was fitted on.
+
+        That is from a fifth less than the fastest to a quarter more than the slowest. Where they are not
+        noted, it is taken to.
+        """
+        if self.least_ms is None or self.most_ms is None:
+            return True
+        return self.least_ms / _REACH <= ms <= self.most_ms * _REACH
 
     @classmethod
     def from_dict(cls, value: object, where: str) -> Calibration:
         """Return the calibration that a mapping describes; errors (:class:`InputError`) name ``where``."""
         names = {field.name for field in fields(cls)}
         given = check_keys(value, names, where)
-        for name in sorted(names - given.keys()):
+        for name in sorted(names - given.keys() - {"least_ms", "most_ms"}):
             raise InputError(f"{where} lacks '{name}'")
         try:
             return cls(**given)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as YAML holds them, without what nobody has noted."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +243,11 @@ class MeasuredNetwork:
     arch: Arch
     joints: int
     row: Row
+
+    @property
+    def name(self) -> str:
+        """What tells it from others: the arch's id, and its joints."""
+        return f"{self.arch.id} ({self.joints} joints)"
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -253,6 +300,8 @@ class LatencyTable:
         What layers without a row are estimated from, or None.
     networks
         Whole networks that were timed on the target.
+    fit
+        How far its fitted rows can be believed, or None where it has none.
     """
 
     target: Target
@@ -261,12 +310,12 @@ class LatencyTable:
     calibration: Calibration | None = None
     roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
+    fit: FitRecord | None = None
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise InputError(f"the latency table '{self.target.name}' needs at least one row")
-        ordered = sorted(self.rows.items(), key=lambda item: item[0].key)
-        object.__setattr__(self, "rows", MappingProxyType(dict(ordered)))
+        object.__setattr__(self, "rows", MappingProxyType(_sorted(self.rows)))
 
     @property
     def name(self) -> str:
@@ -340,24 +389,29 @@ class LatencyTable:
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (CSV) and the YAML file beside it; return the CSV file's path.
 
-        Each is replaced atomically, and neither before both are on the disk.
+        Neither is replaced before both are on the disk, and a kill in between leaves this table or the former
+        one. Who changes a table that others may change, too, holds it from loading to saving
+        (:func:`latency_tables.holding.held_table`).
+
+        Raises
+        ------
+        RunError
+            If the files cannot be written; then nothing was changed.
         """
         path = csv_path(path)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for layer, row in self.rows.items():
-            numbers = (repr(value) for value in (row.median_ms, row.p10_ms, row.p90_ms))
-            writer.writerow([layer.key, *numbers, row.runs, row.provenance, row.source])
+        text = _rows_text(self.rows)
         metadata: dict[str, Any] = {"format": _FORMAT, "target": self.target.to_dict()}
         if self.calibration is not None:
-            metadata["calibration"] = asdict(self.calibration)
+            metadata["calibration"] = self.calibration.to_dict()
         if self.roofline is not None:
             metadata["roofline"] = self.roofline.to_dict()
+        if self.fit is not None:
+            metadata["fit"] = self.fit.to_dict()
         if self.networks:
             metadata["networks"] = [network.to_dict() for network in self.networks]
         metadata["sessions"] = [dict(session) for session in self.sessions]
-        write_texts({path.with_suffix(".yaml"): yaml_text(metadata), path: text.getvalue()})
+        metadata["rows_sha256"] = _digest(text)
+        write_texts({path.with_suffix(".yaml"): yaml_text(metadata), path: text})
         return path
 
     @classmethod
@@ -374,7 +428,32 @@ class LatencyTable:
             raise InputError(fault.message)
         if scan.target is None:  # a scan without a fault has one
             raise InputError(f"latency table '{scan.path}' has no target")
-        return cls(scan.target, scan.rows, scan.sessions, scan.calibration, scan.roofline, scan.networks)
+        given = (scan.sessions, scan.calibration, scan.roofline, scan.networks, scan.fit)
+        return cls(scan.target, scan.rows, *given)
+
+
+def _rows_text(rows: Mapping[Piece, Row]) -> str:
+    """Return rows as a CSV file holds them, in the order given."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for layer, row in rows.items():
+        numbers = (repr(value) for value in (row.median_ms, row.p10_ms, row.p90_ms))
+        writer.writerow([layer.key, *numbers, row.runs, row.provenance, row.source])
+    return text.getvalue()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _fits(digest: str, text: str, rows: Mapping[Piece, Row]) -> bool:
+    """Return whether a file's rows are those of a digest, however the file orders and spells them."""
+    return _digest(text) == digest or _digest(_rows_text(_sorted(rows))) == digest
+
+
+def _sorted(rows: Mapping[Piece, Row]) -> dict[Piece, Row]:
+    return dict(sorted(rows.items(), key=lambda item: item[0].key))
 
 
 def csv_path(path: str | Path) -> Path:
@@ -423,10 +502,14 @@ class Scan:
         The rows that are sound.
     lines
         For each of them its line and its key as the file spells it.
-    target, sessions, calibration, roofline, networks
+    target, sessions, calibration, roofline, networks, fit
         As in :class:`LatencyTable`; None or empty where they cannot be read.
     faults
         What is wrong; a table without a fault can be loaded.
+    digest
+        Of the rows that the YAML file was saved with; None where it does not say.
+    torn
+        Whether the rows are sound and not those.
     """
 
     path: Path
@@ -437,20 +520,80 @@ class Scan:
     calibration: Calibration | None = None
     roofline: Roofline | None = None
     networks: tuple[MeasuredNetwork, ...] = ()
+    fit: FitRecord | None = None
     faults: list[Fault] = field(default_factory=list)
+    digest: str | None = None
+    torn: bool = False
 
 
 def scan_table(path: str | Path) -> Scan:
-    """Return what the CSV and YAML file of a table hold, with every fault in them; never raises for one."""
+    """Return what the CSV and YAML file of a table hold, with every fault in them; never raises for one.
+
+    Where a kill came between the two files of a table, the rows are those that the YAML file was saved with.
+    """
+    files = (csv_path(path), csv_path(path).with_suffix(".yaml"))
+    for _ in range(_READINGS):
+        before = [*map(file_identity, files)]
+        scan = _scan(path)
+        if not scan.torn or [*map(file_identity, files)] == before:
+            break  # else somebody has saved it between our reading the one file and the other
+    if scan.torn:
+        beside = scan.path.with_suffix(".yaml")
+        message = (
+            f"latency table '{scan.path}' does not hold the rows that '{beside}' was saved with: one of the"
+            " files was edited or comes from another table; put the right ones side by side or, if the edit"
+            f" was meant, delete 'calibration' and 'rows_sha256' in '{beside.name}'"
+        )
+        scan.faults.append(Fault(beside, None, "rows_sha256", "", message))
+    return scan
+
+
+def _scan(path: str | Path) -> Scan:
+    """Return what the files hold; what stands where the YAML file's rows should is judged by the caller."""
     scan = Scan(csv_path(path))
+    _scan_metadata(scan)
+    told, scan.faults = scan.faults, []
+    text = ""
     try:
         text = read_text(scan.path, "latency table")
     except InputError as error:
         scan.faults.append(Fault(scan.path, None, "", "", str(error)))
     else:
         _scan_rows(scan, text)
-    _scan_metadata(scan)
+    whole = not scan.faults and (scan.digest is None or _fits(scan.digest, text, scan.rows))
+    if not whole and scan.digest is not None and (left := _left_rows(scan)) is not None:
+        scan.rows, scan.lines, scan.faults, whole = left.rows, left.lines, [], True
+    scan.torn = not whole and not scan.faults
+    scan.faults += told
     return scan
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from the one that replaces it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def leftover_rows(path: Path) -> list[Path]:
+    """Return the hidden files in which the rows of a table may lie that was being saved when a kill came."""
+    return sorted(path.parent.glob(f".{glob.escape(path.stem[:80])}-????????.csv"))
+
+
+def _left_rows(scan: Scan) -> Scan | None:
+    """Return the rows that the metadata was saved with, from the file in which a kill has left them."""
+    for path in leftover_rows(scan.path):
+        found = Scan(scan.path)
+        try:
+            text = read_text(path, "latency table")
+        except InputError:
+            continue  # renamed meanwhile, by who was saving it
+        if _digest(text) == scan.digest:
+            _scan_rows(found, text)
+            return found
+    return None
 
 
 def _scan_rows(scan: Scan, text: str) -> None:
@@ -465,6 +608,12 @@ def _scan_rows(scan: Scan, text: str) -> None:
 
     try:
         header = next(reader, [])
+        if len(header) == 1 and (other := next((sep for sep in _SEPARATORS if sep in header[0]), None)):
+            fault(
+                f" separates its columns by {_SEPARATORS[other]}, as some spreadsheets do; a table's are"
+                " separated by commas, and its numbers have a point: save it as CSV in that form"
+            )
+            return
         for column in COLUMNS:
             if column not in header:
                 scan.faults.append(
@@ -515,7 +664,8 @@ def _parse(cells: Mapping[str, str]) -> tuple[Piece | None, Row | None, list[tup
         try:
             values[column] = float(cells[column])
         except ValueError:
-            wrong.append((column, f"{column} is a number of milliseconds, not {shown(cells[column])}"))
+            point = ", with a point where it has a comma" if "," in cells[column] else ""
+            wrong.append((column, f"{column} is a number of milliseconds{point}, not {shown(cells[column])}"))
     if cells["runs"].isdecimal() and len(cells["runs"]) <= _MOST_DIGITS:
         values["runs"] = int(cells["runs"])
     else:
@@ -537,7 +687,7 @@ def _scan_metadata(scan: Scan) -> None:
     try:
         given = read_yaml(path, "latency table metadata")
         _check_extent(given, where)
-        known = {"format", "target", "calibration", "roofline", "networks", "sessions"}
+        known = {"format", "target", "calibration", "roofline", "fit", "networks", "sessions", "rows_sha256"}
         check_keys(given, known, where)
     except InputError as error:
         fault("", str(error))
@@ -545,6 +695,12 @@ def _scan_metadata(scan: Scan) -> None:
     if given.get("format") != _FORMAT:
         message = f"{where}: 'format' is {_FORMAT}, not {shown(given.get('format'))}"
         fault("format", message, given.get("format"))
+    digest = given.get("rows_sha256")
+    if digest is None or (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+        scan.digest = digest
+    else:
+        message = f"{where}: 'rows_sha256' is 64 hexadecimal digits, not {shown(digest)}"
+        fault("rows_sha256", message, digest)
     sessions = given.get("sessions") or []
     if isinstance(sessions, list) and all(isinstance(session, dict) for session in sessions):
         scan.sessions = tuple(sessions)
@@ -566,6 +722,12 @@ def _scan_metadata(scan: Scan) -> None:
             scan.roofline = Roofline.from_dict(roofline, f"{where}: roofline")
     except InputError as error:
         fault("roofline", str(error), roofline)
+    fit = given.get("fit")
+    try:
+        if fit is not None:
+            scan.fit = FitRecord.from_dict(fit, f"{where}: fit")
+    except InputError as error:
+        fault("fit", str(error), fit)
     networks = given.get("networks") or []
     if not isinstance(networks, list):
         fault("networks", f"{where}: 'networks' is a list of mappings, not {shown(networks)}", networks)
@@ -593,6 +755,11 @@ def _check_extent(value: object, where: str) -> None:
             waiting += [(inner, depth + 1) for inner in each]
 
 
+def _is_time(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and _is_finite(value) and value > 0  # type: ignore[arg-type, operator]
+
+
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
@@ -616,13 +783,14 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
 def available_tables(folders: Sequence[str | Path] = ()) -> dict[str, Path]:
     """Return the CSV file of every table in ``folders`` and among the packaged ones, by name.
 
-    A table is a CSV file with a YAML file beside it. Folders come first: a user's own table hides a packaged
-    one of the same name. A folder that does not exist holds none.
+    A table is a CSV file with a YAML file beside it (a YAML file alone where a kill came while the table was
+    saved for the first time, and its rows are still to be had). Folders come first: a user's own table hides
+    a packaged one of the same name. A folder that does not exist holds none.
     """
     found: dict[str, Path] = {}
     for folder in (*map(Path, folders), packaged_folder()):
-        for path in files_in(folder, ".csv"):
-            if path.with_suffix(".yaml").is_file():
+        for path in (each.with_suffix(".csv") for each in files_in(folder, ".yaml")):
+            if path.is_file() or leftover_rows(path):
                 found.setdefault(path.stem, path)
     return found
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from latency_tables.machine import available_threads, processor_name
+from latency_tables.machine import available_threads, processor_name, system_name
 from search_spaces.errors import InputError
 from search_spaces.files import check_keys, read_yaml, write_yaml
 
@@ -98,6 +99,44 @@ def read_target(path: str | Path) -> Target:
 def write_target(path: str | Path, target: Target) -> None:
     """Write the target to a YAML file, atomically."""
     write_yaml(path, target.to_dict())
+
+
+def processors_differ(one: str, other: str) -> bool:
+    """Return whether two descriptions of processors are of different ones: neither is within the other."""
+    a, b = (" ".join(text.lower().split()) for text in (one, other))
+    return a not in b and b not in a
+
+
+def elsewhere(target: Target, sessions: Sequence[Mapping[str, Any]]) -> str:
+    """Return why a target called ``this-machine`` is not the machine at hand; empty where nothing tells so.
+
+    Parameters
+    ----------
+    target
+        A table's target; other devices are never the machine at hand.
+    sessions
+        The table's sessions, whose ``processor`` and ``system`` say where it was measured. An update of the
+        system makes no other machine: only its name and architecture count.
+    """
+    if target.device != _LOCAL_DEVICE:
+        return ""
+    here, system = processor_name(), system_name()
+    processors = [target.processor, *(str(each["processor"]) for each in sessions if "processor" in each)]
+    for processor in processors:
+        if processors_differ(processor, here):
+            return f"it was measured on '{processor}', and here is '{here}'"
+    for each in sessions:
+        if "system" in each and _kind(str(each["system"])) != _kind(system):
+            return f"it was measured on '{each['system']}', and here is '{system}'"
+    if target.threads > (most := available_threads()):
+        return f"it is of {target.threads} threads, and here are {most} processors"
+    return ""
+
+
+def _kind(system: str) -> tuple[str, str]:
+    """Return name and architecture of ``Linux 6.6.31 aarch64``."""
+    words = system.split() or [""]
+    return words[0], words[-1]
 
 
 def local_target(

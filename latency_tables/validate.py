@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from latency_tables.catalogue import CANARY_STEP, canary_steps, plain, session_date
 from latency_tables.table import Calibration, Row, Scan, scan_table
+from latency_tables.target import Target, elsewhere, processors_differ
 from search_spaces.errors import shown
 from search_spaces.layers import Block, Layer, Piece, layers_of
 
@@ -34,7 +36,7 @@ WIDEST_INTERVAL = 2.0
 GROSS, ABSURD = 1.5, 4.0
 """From which factor on a layer may not take longer than one with more work: doubt; error."""
 
-FEWEST_NETWORKS = 10
+ENOUGH_NETWORKS = 10
 LARGEST_ERROR = 0.1
 WIDEST_FACTOR = 1.5
 CLOCK_STEP = 0.1
@@ -115,6 +117,8 @@ def validate_table(
                 "there is none: whole networks are predicted as plain sums of layers",
             )
         )  # fmt: skip
+    if scan.target is not None:
+        found += _machines(scan, scan.target)
     if scan.target is not None and scan.path.stem != scan.target.name:
         found.append(
             _told(
@@ -177,7 +181,7 @@ def _contradictions(scan: Scan) -> Iterator[Finding]:
         branches = piece.branches if isinstance(piece, Block) else ()
         alike.setdefault((branches, *map(_form, layers_of(piece))), []).append(piece)
     for layers in alike.values():
-        yield from _blamed(scan, layers, list(_pairs([(layer, scan.rows[layer]) for layer in layers])))
+        yield from _blamed(scan, sorted(layers, key=lambda piece: piece.key))
 
 
 def _form(layer: Layer) -> tuple[object, ...]:
@@ -187,59 +191,83 @@ def _form(layer: Layer) -> tuple[object, ...]:
     return (layer.kind, layer.kernel, layer.stride, groups, *behind)
 
 
-def _pairs(rows: Sequence[tuple[Piece, Row]]) -> Iterator[tuple[int, int]]:
-    """Yield the positions (slower with less work, faster with more) of rows that contradict each other."""
-    every = [layers_of(piece) for piece, _ in rows]
-    channels = np.array([[n for x in own for n in (x.c_in, x.c_out)] for own in every], dtype=np.int64)
-    sizes = np.array([[n for x in own for n in (x.h_in, x.w_in)] for own in every], dtype=np.int64)
-    shapes = np.concatenate((channels, sizes), axis=1)
-    work = np.array([float(sum(layer.macs for layer in own)) for own in every])
-    low = np.array([row.p10_ms for _, row in rows])
-    middle = np.array([row.median_ms for _, row in rows])
-    high = np.array([row.p90_ms for _, row in rows])
-    for i in range(len(rows)):
-        unaligned = (channels[i] % _ALIGNED != 0) & (channels != channels[i])
-        against = (
-            (shapes >= shapes[i]).all(axis=1)
-            & (work > work[i])
-            & ~unaligned.any(axis=1)
-            & (high < low[i])
-            & (middle * GROSS < middle[i])
-            & (middle + _NOISE_MS < middle[i])
+class _Alike:
+    """Rows of one form as arrays, to tell which of them contradict a given one.
+
+    Nothing is kept for pairs of rows: in a table that is wrong throughout nearly all of them contradict.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Piece, Row]]) -> None:
+        every = [layers_of(piece) for piece, _ in rows]
+        channels = np.array([[n for x in own for n in (x.c_in, x.c_out)] for own in every], np.int64)
+        sizes = np.array([[n for x in own for n in (x.h_in, x.w_in)] for own in every], np.int64)
+        # One contiguous array for each channel or size in which the rows differ at all, each once.
+        self._channels = _distinct(channels)
+        self._shapes = (*self._channels, *_distinct(sizes))
+        self._unaligned = [column % _ALIGNED != 0 for column in self._channels]
+        self._work = np.array([float(sum(layer.macs for layer in own)) for own in every])
+        self._low = np.array([row.p10_ms for _, row in rows])
+        self.ms = np.array([row.median_ms for _, row in rows])
+        self._high = np.array([row.p90_ms for _, row in rows])
+
+    def against(self, i: int) -> npt.NDArray[np.bool_]:
+        """Return which rows contradict row ``i``, shape (rows,)."""
+        ms = self.ms[i]
+        slower = (
+            (self._work < self._work[i])
+            & (self._high[i] < self._low)
+            & (ms * GROSS < self.ms)
+            & (ms + _NOISE_MS < self.ms)
         )
-        for j in np.flatnonzero(against):
-            yield i, int(j)
+        faster = (
+            (self._work > self._work[i])
+            & (self._high < self._low[i])
+            & (self.ms * GROSS < ms)
+            & (self.ms + _NOISE_MS < ms)
+        )
+        # Of a sound table, the times leave nothing of which shapes must be compared.
+        if slower.any():
+            for column in self._shapes:
+                slower &= column <= column[i]
+            for column, unaligned in zip(self._channels, self._unaligned, strict=True):
+                slower &= ~unaligned | (column == column[i])
+        if faster.any():
+            for column in self._shapes:
+                faster &= column >= column[i]
+            for column, unaligned in zip(self._channels, self._unaligned, strict=True):
+                if unaligned[i]:
+                    faster &= column == column[i]
+        return np.asarray(slower | faster)
 
 
-def _blamed(scan: Scan, layers: Sequence[Piece], pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    partners: dict[int, set[int]] = {}
-    for i, j in pairs:
-        partners.setdefault(i, set()).add(j)
-        partners.setdefault(j, set()).add(i)
-    slower = set(pairs)
-    while partners:
-        worst = min(partners, key=lambda each: (-len(partners[each]), layers[each].key))
-        layer, others = layers[worst], partners.pop(worst)
-        mine = scan.rows[layer].median_ms
+def _distinct(columns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the columns that are not the same number throughout, equal ones once."""
+    found = {column.tobytes(): np.ascontiguousarray(column) for column in columns.T if np.ptp(column)}
+    return tuple(found.values())
 
-        def factor(other: int, mine: float = mine) -> float:
-            theirs = scan.rows[layers[other]].median_ms
-            return max(mine / theirs, theirs / mine)
 
-        other = max(others, key=lambda each: (factor(each), layers[each].key))
-        too_slow = (worst, other) in slower
+def _blamed(scan: Scan, layers: Sequence[Piece]) -> Iterator[Finding]:
+    """Yield the rows to blame among those of one form, which are given in the order of their keys."""
+    alike = _Alike([(layer, scan.rows[layer]) for layer in layers])
+    partners = np.array([np.count_nonzero(alike.against(i)) for i in range(len(layers))])
+    while partners.any():
+        worst = int(partners.argmax())
+        others = np.flatnonzero(alike.against(worst) & (partners > 0))
+        layer, mine = layers[worst], float(alike.ms[worst])
+        factors = np.maximum(mine / alike.ms[others], alike.ms[others] / mine)
+        most = float(factors.max())
+        other = int(others[np.flatnonzero(factors == most)[-1]])
+        too_slow = mine > alike.ms[other]
         text = (
             f"is {mine:g}, {'more' if too_slow else 'less'} than"
             f" {'a layer' if len(others) == 1 else f'{len(others)} layers'} with"
             f" {'more' if too_slow else 'less'} work, such as {scan.rows[layers[other]].median_ms:g}"
             f" of {layers[other].key}"
         )
-        level: Level = "error" if factor(other) > ABSURD else "warning"
+        level: Level = "error" if most > ABSURD else "warning"
         yield _at(scan, layer, level, "contradiction", "median_ms", mine, text)
-        for each in others:
-            partners[each].discard(worst)
-            if not partners[each]:
-                del partners[each]
+        partners[others] -= 1
+        partners[worst] = 0
 
 
 # -- metadata ----------------------------------------------------------------------------------------------
@@ -284,6 +312,18 @@ def _sessions(scan: Scan, now: datetime) -> Iterator[Finding]:
             yield _told(scan, "warning", "canary", "sessions", None, text)
 
 
+def _machines(scan: Scan, target: Target) -> Iterator[Finding]:
+    """Yield whether the table is of another machine than its target's name or description says."""
+    if why := elsewhere(target, scan.sessions):
+        text = f"is 'this-machine', but {why}: give it a name of its own, or profile this machine"
+        yield _told(scan, "warning", "machine", "target.device", target.device, text)
+    for i, session in enumerate(scan.sessions):
+        processor = session.get("processor")
+        if isinstance(processor, str) and processors_differ(processor, target.processor):
+            text = f"is '{processor}', where the target's is '{target.processor}'"
+            yield _told(scan, "warning", "machine", f"sessions[{i}].processor", processor, text)
+
+
 def _share(value: object) -> str:
     return f"{value:.0%}" if isinstance(value, float) else "an unknown share"
 
@@ -310,8 +350,8 @@ def _calibration(scan: Scan, found: Calibration) -> Iterator[Finding]:
     if found.worst_error < found.median_error:
         text = f"is {found.worst_error:g}, less than median_error {found.median_error:g}"
         yield _told(scan, "error", "calibration", "calibration.worst_error", found.worst_error, text)
-    if found.networks < FEWEST_NETWORKS:
-        text = f"is {found.networks}: an interval needs {FEWEST_NETWORKS} whole networks"
+    if found.networks < ENOUGH_NETWORKS:
+        text = f"is {found.networks}: an interval needs {ENOUGH_NETWORKS} whole networks"
         yield _told(scan, "warning", "calibration", "calibration.networks", found.networks, text)
     if found.median_error > LARGEST_ERROR:
         text = f"is {found.median_error:.1%} of networks left out of the fit (aim: {LARGEST_ERROR:.0%})"

@@ -132,6 +132,7 @@ def cost(
     Example: nas cost litepose-s --joints 14 --json
     """
     from nas.console import print_json, print_table, show
+    from nas.latency_report import prediction_line, published_line
 
     network = get_arch(arch)
     pixels = _size(size)
@@ -176,9 +177,9 @@ def cost(
         "MACs, paper's count": f"{found.macs_paper / 1e9:.4f} G (as LitePose's tables print it)",
     }
     for name, value in report.get("latency", {}).items():
-        lines[f"latency on {name}"] = _latency_line(value)
+        lines[f"latency on {name}"] = prediction_line(value)
         if (published := value["published"]) is not None:
-            lines[f"published on {published['device']}"] = _published_line(published)
+            lines[f"published on {published['device']}"] = published_line(published)
     show(lines)
 
 
@@ -459,7 +460,7 @@ def _print_front(study: Study) -> None:
         "gain over the one above [95%]",
         "MACs (M)",
         "params (M)",
-        *(f"ms {t}" for t in result.targets),
+        *(f"ms {t}, upper end" for t in result.targets),
         "",
     )
     title = f"Pareto front of {len(result.evaluated)} evaluated networks; {study.folder}"
@@ -558,6 +559,7 @@ def _untrained(path: Path, sets: list[str] | None) -> RunDirectory:
 
 @app.command()
 def profile(
+    context: typer.Context,
     target: Annotated[
         str,
         typer.Argument(
@@ -572,20 +574,34 @@ def profile(
             help="Whose blocks are measured: a kind of space, a recipe, a run, or a named arch. Repeatable.",
         ),
     ] = None,
-    joints: Joints = 14,
+    joints: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keypoints, for a kind of space or a named arch; default: 14."),
+    ] = None,
     runtime: Annotated[
-        str, typer.Option(help="onnxruntime, openvino, ncnn, litert or torch.")
-    ] = "onnxruntime",
-    precision: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="fp32, or int8 (onnxruntime, openvino, litert): weights and activations in 8 bits."
+            help="onnxruntime, openvino, ncnn, litert or torch; default: the target file's, else onnxruntime."
         ),
-    ] = "fp32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all processors.")] = None,
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, or int8 (onnxruntime, openvino, litert): weights and activations in 8 bits;"
+            " default: the target file's, else fp32."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads; default: the target file's, else all processors."),
+    ] = None,
     networks: Annotated[
         int,
-        typer.Option(min=0, help="Whole networks measured to fit total = a + b x sum of blocks; 0: none."),
+        typer.Option(
+            min=0,
+            help="Whole networks measured to fit total = a + b x sum of blocks, drawn evenly from the spaces;"
+            " 0: none.",
+        ),
     ] = 12,
     share: Annotated[
         float,
@@ -609,7 +625,11 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path("tables"),
     describe: Annotated[
         bool,
-        typer.Option("--describe", help="TARGET is ssh:user@host: only print a target .yaml for it."),
+        typer.Option(
+            "--describe",
+            help="TARGET is ssh:user@host: only print a target .yaml for it, with --runtime, --precision and"
+            " --threads as given.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -624,9 +644,15 @@ def profile(
     from latency_tables import ProfileSettings
     from nas.console import print_json, show
     from nas.latency import describe_target, run_profile
+    from search_spaces.files import yaml_text
 
     if describe:
-        print(describe_target(target, runtime), end="")
+        _only_describe(context)
+        told = describe_target(target, runtime, precision, threads)
+        if as_json:
+            print_json(told)
+        else:
+            print(yaml_text(told), end="")
         return
     report = run_profile(
         target,
@@ -650,6 +676,22 @@ def profile(
         print_json(report)
     else:
         show(report)
+
+
+_DESCRIBES = ("target", "runtime", "precision", "threads", "describe", "as_json")
+"""Parameters of ``nas profile`` that mean something with ``--describe``."""
+
+
+def _only_describe(context: typer.Context) -> None:
+    """Refuse options that measuring alone heeds."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in _DESCRIBES and source is not None and source.name == "COMMANDLINE":
+            raise InputError(
+                f"--describe only prints a target file and measures nothing; {parameter.opts[0]} has no"
+                " meaning with it: leave it out"
+            )
 
 
 @app.command()
@@ -704,19 +746,22 @@ def emit(
         str | None, typer.Option(help="Choose from this study only; default: all of the run.")
     ] = None,
     tables: Tables = None,
+    strict_tables: StrictTables = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Write the best network within a budget as a folder that runs: arch, weights, ONNX, card.
 
     It is extracted from the supernet, its BN statistics are recomputed on training images, and its AP is
-    measured on the val images from the files written.
+    measured on the val images from the files written. Where a latency table is of this very machine, the
+    network is timed, too, and held against the budget.
 
     Example: nas emit runs/synthetic --max-macs 300M -o mynet
     """
     from nas.console import note, print_json, show
     from nas.emitting import emit_from_run
     from nas.eval_report import interval_words
+    from nas.latency_report import emitted_lines
     from nas.run import RunDirectory
     from nas.search_report import ties_words
 
@@ -728,6 +773,7 @@ def emit(
         arch=None if arch is None else get_arch(arch),
         study=study,
         tables=tables,
+        strict_tables=strict_tables,
         folder=output,
     )
     if as_json:
@@ -742,7 +788,7 @@ def emit(
         "parameters": f"{card['cost']['params']:,}",
     }
     for name, value in card["latency"].items():
-        lines[f"latency on {name}"] = _latency_line(value)
+        lines |= emitted_lines(name, value)
     lines["supernet's ranking"] = card["trust"]["says"]
     if "within_noise" in card["chosen"]:
         lines["networks like it"] = ties_words(card["chosen"]["within_noise"])
@@ -909,6 +955,7 @@ def time_(
         typer.Option("--latency", metavar="TARGET", help="Network's part as its table predicts. Repeatable."),
     ] = None,
     tables: Tables = None,
+    strict_tables: StrictTables = False,
     runtime: Annotated[str, typer.Option(help="What runs the network.")] = "onnxruntime",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     max_people: Annotated[int, typer.Option(min=1, help="People kept per frame: the decoder's limit.")] = 30,
@@ -942,7 +989,9 @@ def time_(
         rounds=rounds,
         limit=limit,
     )
-    report = measure_frames(model, settings, images=images, latency=latency or [], tables=tables)
+    report = measure_frames(
+        model, settings, images=images, latency=latency or [], tables=tables, strict_tables=strict_tables
+    )
     if as_json:
         print_json(report_json(report))
     else:
@@ -1043,27 +1092,14 @@ def _drift(text: str) -> Literal["refuse", "warn"]:
     raise InputError(f"--on-drift is 'refuse' or 'warn', not '{text}'")
 
 
-def _latency_line(value: dict[str, Any]) -> str:
-    held = f" with probability {value['coverage']:.0%}" if value.get("coverage") else ""
-    text = f"{value['ms']:.2f} ms ({value['low_ms']:.2f} to {value['high_ms']:.2f}{held})"
-    calibrated = "" if value.get("calibrated", True) else ", sum of blocks, not calibrated"
-    fitted = f", {value['fitted']:.0%} of it fitted" if value.get("fitted") else ""
-    return f"{text}, {value['provenance']}{calibrated}{fitted}"
-
-
-def _published_line(value: dict[str, Any]) -> str:
-    where = "" if value["kind"] == "table" else ", read off a chart"
-    where += ", one of those that the estimate was fitted on" if value["fitted_on_it"] else ""
-    return (
-        f"{value['ms']:g} ms ({value['provenance']}; runtime: {value['runtime']}{where}): {value['source']}"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0, 1 for flawed data, 2 after a mistake of the user's, 130 after Ctrl-C.
 
     A mistake is one line on standard error, whoever found it: this toolkit, the option parser or the system.
     """
+    from nas.console import begin
+
+    begin(sys.stdout, sys.stderr)
     try:
         given = None if arguments is None else list(arguments)
         code = app(args=given, prog_name="nas", standalone_mode=False)

@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from io import TextIOWrapper
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bar", "note", "print_json", "print_table", "progress_bar"]
+__all__ = ["Bar", "begin", "note", "note_once", "print_json", "print_table", "progress_bar"]
 
 
 def _errors() -> Console:
@@ -29,6 +31,30 @@ def _errors() -> Console:
 def printable(text: str) -> str:
     r"""Return a text with what cannot be printed, the bytes of names that are not UTF-8, as ``\\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
+"""What the command at work has told once; None outside of commands."""
+
+
+def begin(*streams: TextIO | None) -> None:
+    r"""Begin a command's output: nothing was told yet, and what a stream's encoding lacks is ``\xb0``.
+
+    Without that, a degree sign would end a command where ``LANG=C``.
+    """
+    _SAID.set(set())
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def note_once(text: str) -> None:
+    """Tell something on standard error, unless the command has told it before."""
+    said = _SAID.get()
+    if said is None or text not in said:
+        note(text)
+    if said is not None:
+        said.add(text)
 
 
 def note(text: str) -> None:

@@ -201,6 +201,7 @@ def _report(
     for name, each in emitted.items():
         card = each.card
         latency = card["latency"].get(target)
+        measured = None if latency is None else latency["measured_here"]
         networks[name] = {
             "budget": budgets[name],
             "folder": str(each.folder),
@@ -212,7 +213,7 @@ def _report(
             **card["cost"],
             "latency_ms": None if latency is None else latency["ms"],
             "latency_high_ms": None if latency is None else latency["high_ms"],
-            "measured_ms": None if latency is None else latency["measured_here"]["median_ms"],
+            "measured_ms": None if measured is None else measured["median_ms"],
         }
     return {
         "run": str(run.folder),

@@ -5,17 +5,25 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from latency_tables import LatencyPredictor
+from latency_tables import LatencyPredictor, Target
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
-from nas.latency import full_bounds, is_here, known_targets, load_predictors, measure_onnx, prediction_json
+from nas.latency import (
+    full_bounds,
+    known_targets,
+    load_predictors,
+    measure_emitted,
+    prediction_json,
+    quantised_promise,
+    why_not_here,
+)
 from nas.run import RunDirectory, environment
 from nas.search import Constraint, SearchResult, parse_constraints
 from nas.search.result import Record
@@ -23,7 +31,16 @@ from nas.search_report import ties_of
 from nas.searching import load_result, search_context
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import standing
-from search_spaces import Arch, BudgetError, InputError, RunError, to_research_config, write_arch
+from search_spaces import (
+    Arch,
+    BudgetError,
+    InputError,
+    LitePoseNasError,
+    MissingLayerError,
+    RunError,
+    to_research_config,
+    write_arch,
+)
 from search_spaces.errors import did_you_mean
 from search_spaces.files import write_json
 from search_spaces.research import has_research_config
@@ -61,6 +78,7 @@ def emit(
     folder: Path,
     *,
     latencies: Mapping[str, Any] | None = None,
+    notices: Sequence[str] = (),
     found: Mapping[str, Any] | None = None,
     trust: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -79,6 +97,8 @@ def emit(
         Made anew; nothing is left of it if anything fails.
     latencies
         Predicted latencies by target, as they should stand in the card.
+    notices
+        What must be known before the network is used, for the card.
     found
         How the arch was chosen, for the card.
     trust
@@ -141,6 +161,7 @@ def emit(
             },
             "cost": {"params": cost.params, "macs": cost.macs, "macs_paper": cost.macs_paper},
             "latency": dict(latencies or {}),
+            "notices": list(notices),
             "ap": {
                 "on": f"{len(data.val)} images of {data.val.where}",
                 "protocol": evaluator.protocol,
@@ -269,18 +290,22 @@ def emit_from_run(
     arch: Arch | None = None,
     study: str | None = None,
     tables: Sequence[Path] | None = None,
+    strict_tables: bool = False,
     folder: Path | None = None,
     data: Datasets | None = None,
 ) -> Emitted:
     """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, measure where possible.
 
-    The card's latency holds for each target the prediction with its interval and provenance; where the
-    target is ONNX Runtime on this very machine, the exported file is timed too.
+    The card's latency holds for each target the prediction with its interval and provenance and the budget:
+    that of this command, or else that of the search which found the network. Where the target is this very
+    machine, the network is timed as the target says (runtime, threads, precision) and held against both.
 
     Raises
     ------
     InputError
         If options contradict each other or are malformed.
+    MissingLayerError
+        If the table of a bounded target does not answer; with ``strict_tables`` measurements alone do.
     BudgetError
         If no evaluated network meets the budget.
     """
@@ -292,30 +317,35 @@ def emit_from_run(
         targets=known,
     )
     found: dict[str, Any] = {"by": "hand"}
+    budgets: dict[str, dict[str, Any]] = {}
     targets = [c.objective.target for c in constraints if c.objective.target is not None]
     opened = data or open_datasets(run.recipe)
     context = search_context(run, opened) if run.best.is_file() else None
     if arch is None:
-        bounded = load_predictors(targets, tables, run)
+        bounded = load_predictors(targets, tables, run, strict=strict_tables)
         record, name = choose_record(run, constraints, study, predictors=bounded, context=context)
         arch = record.arch
         budget = [str(c) for c in constraints]
         found = {"by": f"search '{name}'", "budget": budget, "search_ap": record.ap, "trial": record.trial}
-        found["within_noise"] = ties_of(record, load_result(run, name))
+        chosen_from = load_result(run, name)
+        found["within_noise"] = ties_of(record, chosen_from)
+        budgets = _budgets(chosen_from.constraints, found["by"]) | _budgets(constraints, "this command")
     elif constraints or study:
         raise InputError("--arch names the network itself; leave out the budget and --study")
     with run.locked():
-        predictors = load_predictors(targets, tables, run)
         blocks = arch.blocks(len(opened.skeleton))
-        for name in known:  # what further tables say is told where they can say it
-            try:
-                further = load_predictors([name], tables, run)[name]
-            except InputError as error:
-                note(f"latency table left out: {error}")
-                continue
-            if not further.table.missing(blocks):
-                predictors.setdefault(name, further)
+        predictors = load_predictors(targets, tables, run, strict=strict_tables)
         latencies = {n: prediction_json(p, p.predict(blocks)) for n, p in predictors.items()}
+        for name in (name for name in known if name not in latencies):
+            try:  # what further tables say is told where they can say it
+                further = load_predictors([name], tables, run, strict=strict_tables)[name]
+                if name in budgets or not further.table.missing(blocks):
+                    latencies[name] = prediction_json(further, further.predict(blocks))
+            except (InputError, MissingLayerError) as error:
+                note(f"latency table left out: {error}")
+        notices = _promises(latencies, budgets)
+        for line in notices:
+            note(line)
         where = folder or run.folder / "emitted" / arch.id
         with progress_bar("evaluating", len(opened.val)) as bar:
             emitted = emit(
@@ -324,14 +354,57 @@ def emit_from_run(
                 arch,
                 where,
                 latencies=latencies,
+                notices=notices,
                 found=found,
                 trust=standing(run.folder, context or {}).to_json(),
                 progress=lambda d, n: bar.update(d, n),
             )
-    for name, predictor in predictors.items():
-        target = predictor.table.target
-        if target.runtime == "onnxruntime" and is_here(target):
-            measured = measure_onnx(emitted.folder / "model.onnx", arch.size, target)
-            emitted.card["latency"][name]["measured_here"] = measured
+    for told in emitted.card["latency"].values():
+        told |= _measured(emitted.folder, told)
     write_json(emitted.folder / "card.json", emitted.card)
     return emitted
+
+
+def _budgets(constraints: Sequence[Constraint], by: str) -> dict[str, dict[str, Any]]:
+    """Return the latency budgets among constraints, by target, with who set them."""
+    return {
+        c.objective.target: {"ms": c.upper, "by": by} for c in constraints if c.objective.target is not None
+    }
+
+
+def _promises(latencies: dict[str, Any], budgets: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Put each budget beside its prediction; return what has to be said of budgets, a line each."""
+    lines = []
+    for name, told in latencies.items():
+        budget = budgets.get(name)
+        within = budget and {"upper_end_within": told["high_ms"] <= budget["ms"], "measured_within": None}
+        told["budget"] = budget and {**budget, **(within or {})}
+        promise = quantised_promise(Target.from_dict(told["target"]))
+        if budget is not None and promise is not None:
+            lines.append(promise)
+    lines += [
+        f"the budget on '{name}', by {budget['by']}, could not be checked: no table answers for it any more"
+        for name, budget in budgets.items()
+        if name not in latencies
+    ]
+    return lines
+
+
+def _measured(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measurement of an emitted network on a prediction's target, or why there is none."""
+    target, budget = Target.from_dict(told["target"]), told["budget"]
+    reason = why_not_here(target)
+    if reason is None:
+        try:
+            timing = measure_emitted(folder, target)
+        except LitePoseNasError as error:
+            reason = str(error)
+        else:
+            ms = timing.median_ms
+            inside = {"within_interval": told["low_ms"] <= ms <= told["high_ms"]}
+            return {
+                "measured_here": {**asdict(timing), **inside},
+                "not_measured": None,
+                "budget": budget and {**budget, "measured_within": ms <= budget["ms"]},
+            }
+    return {"measured_here": None, "not_measured": reason}

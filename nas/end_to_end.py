@@ -35,6 +35,7 @@ from nas.evaluation import OnnxNetwork, load_model
 from nas.inputs import find_inputs
 from nas.latency import load_predictors, random_network, runnable
 from nas.predicting import cpu_threads
+from nas.run import RunDirectory
 from nas.train import load_with_skeleton
 from search_spaces import Arch, InputError, UnavailableError, arch_from_json, get_arch, named_archs
 from search_spaces.errors import did_you_mean
@@ -263,6 +264,10 @@ class _Model:
             arch = get_arch(name)
             skeleton = get_skeleton(settings.skeleton or "crowdpose14")
             return cls._exported(random_network(arch, len(skeleton)), skeleton, settings, scratch, False)
+        if RunDirectory.is_run(path):
+            raise InputError(
+                f"'{name}' is a run, which holds many networks; 'nas emit {name}' writes one of them"
+            )
         if not path.exists() and not path.suffix:
             raise InputError(
                 f"there is no model '{name}': neither an emitted folder, a .safetensors or an .onnx, nor a"
@@ -468,6 +473,7 @@ def measure_frames(
     images: Path | None = None,
     latency: Sequence[str] = (),
     tables: Sequence[Path] | None = None,
+    strict_tables: bool = False,
 ) -> TimeReport:
     """Carry out ``nas time``: time a model on frames with so many people, and on a folder of pictures.
 
@@ -482,6 +488,8 @@ def measure_frames(
         Folder of pictures on which the model's own maps are grouped, too.
     latency, tables
         Targets whose tables predict the network's part, and where those are looked for.
+    strict_tables
+        Refuse a table that does not answer with measurements alone.
 
     Raises
     ------
@@ -496,12 +504,16 @@ def measure_frames(
     runtime = get_runtime(settings.runtime)
     runtime.check(1 if settings.threads is None else settings.threads)
     target = local_target(settings.runtime, settings.threads)
-    predictors = load_predictors(latency, tables)
-    files = [] if images is None else _pictures(images, settings.limit)
-    if files and _is_arch(name):
+    predictors = load_predictors(latency, tables, strict=strict_tables)
+    if images is None and settings.limit is not None:
+        raise InputError("--limit is for the pictures of --images; without them it has no meaning")
+    if images is not None and _is_arch(name):
         raise InputError(
             f"--images: '{name}' has random weights, so it finds nobody in pictures; take a trained model"
         )
+    files, unreadable = ([], []) if images is None else _pictures(images, settings.limit)
+    for line in unreadable:
+        note(line)
     before = machine_state()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory() as folder, cpu_threads(target.threads):
@@ -515,6 +527,9 @@ def measure_frames(
             _write_frame(frame, settings.frame)
             frames, notices = _time_frames(chain, frame, settings)
             photos = _time_photos(chain, files, settings.rounds) if files else ()
+    notices = (*unreadable, *notices)
+    if photos and not any(each.people for each in photos):
+        notices += ("nobody was found in any picture, so their times are those of empty frames",)
     return TimeReport(
         model=name,
         trained=model.trained,
@@ -661,14 +676,25 @@ def _drift(rounds: Sequence[Samples]) -> float:
     return float(np.abs(medians / np.median(medians) - 1).max())
 
 
-def _pictures(folder: Path, limit: int | None) -> list[Path]:
-    """Return the pictures of a folder, in order of names."""
+def _pictures(folder: Path, limit: int | None) -> tuple[list[Path], list[str]]:
+    """Return the pictures of a folder that can be read, in order of names, and what is told of the others."""
     if not folder.is_dir():
-        raise InputError(f"--images: '{folder}' is no folder")
+        film = "; a film's frames are timed by 'nas predict --show-times'" if folder.is_file() else ""
+        raise InputError(f"--images: '{folder}' is no folder{film}")
     found = [each.path for each in find_inputs([str(folder)])[0] if each.kind == "picture"]
     if not found:
         raise InputError(f"--images: folder '{folder}' holds no picture")
-    return found[:limit]
+    fine, left_out = [], []
+    for path in found[:limit]:
+        try:
+            read_image(path, upright=True)
+        except InputError as error:
+            left_out.append(f"picture left out: {str(error).partition('; ')[0]}")
+        else:
+            fine.append(path)
+    if not fine:
+        raise InputError(f"--images: no picture of '{folder}' can be read ({left_out[0]})")
+    return fine, left_out
 
 
 def _time_photos(chain: _Chain, files: Sequence[Path], rounds: int) -> tuple[PhotoTimes, ...]:

@@ -24,6 +24,7 @@ from latency_tables import (
     Prediction,
     ProfileSettings,
     Target,
+    Timing,
     available_tables,
     calibrate,
     fill_table,
@@ -34,7 +35,8 @@ from latency_tables import (
     profile,
     select_pieces,
 )
-from latency_tables.fit import FEWEST_PIECES
+from latency_tables.fit import FEWEST_CHECKS, FEWEST_PIECES, FitRecord
+from latency_tables.holding import held_table
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
@@ -47,11 +49,21 @@ from latency_tables.table import device_table, files_in, is_packaged
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
-from nas.tables import given_folders
-from search_spaces import SPACES, Arch, Block, InputError, SearchSpace, get_arch, named_archs
+from nas.tables import given_folders, tell_elsewhere
+from search_spaces import (
+    SPACES,
+    Arch,
+    Block,
+    InputError,
+    LitePoseNasError,
+    SearchSpace,
+    get_arch,
+    named_archs,
+)
 from search_spaces.errors import did_you_mean
-from search_spaces.files import write_bytes
+from search_spaces.files import parse_yaml, write_bytes
 from supernet.base import Subnet
+from supernet.checkpoint import load_network
 from supernet.export import export_onnx, fold_batchnorm
 from supernet.registry import build_network
 
@@ -60,19 +72,21 @@ __all__ = [
     "UpperEnd",
     "bench_of",
     "describe_target",
+    "draw_networks",
     "full_bounds",
-    "is_here",
     "known_targets",
     "load_predictors",
-    "measure_onnx",
+    "measure_emitted",
     "network_file",
     "prediction_json",
     "profile_space",
     "published_json",
+    "quantised_promise",
     "random_network",
     "run_profile",
     "runnable",
     "table_folders",
+    "why_not_here",
     "work_list",
 ]
 
@@ -80,6 +94,12 @@ MODEL_WRITERS: Mapping[str, Callable[[str], ModelWriter]] = {
     "litert": lambda precision: partial(litert_runtime.piece_file, precision=precision)
 }
 """By runtime: what writes pieces, at a precision, as files for the runtime's benchmark program."""
+
+_RUNTIME, _PRECISION, _JOINTS = "onnxruntime", "fp32", 14
+"""What is profiled where neither an option nor a file says otherwise."""
+
+_TRIES = 100
+"""Draws at most for a network that was not drawn yet."""
 
 NETWORK_WRITERS: Mapping[str, Callable[[Program, Path, str], Path]] = {
     "litert": lambda program, stem, precision: litert_runtime.write_network(
@@ -140,7 +160,8 @@ def load_predictors(
         If there is no table for a target, or it is damaged.
     """
     folders = table_folders(tables, run)
-    tables_ = (find_table(name, folders) for name in dict.fromkeys(targets))
+    tables_ = [find_table(name, folders) for name in dict.fromkeys(targets)]
+    tell_elsewhere(tables_)
     predictors = (LatencyPredictor(table, strict=strict) for table in tables_)
     return {predictor.name: predictor for predictor in predictors}
 
@@ -197,8 +218,8 @@ def published_json(arch: Arch, predictor: LatencyPredictor) -> dict[str, Any] | 
 
 def work_list(
     wanted: Sequence[str], joints: int
-) -> tuple[dict[Block, float], list[tuple[Arch, int]], SearchSpace | None]:
-    """Return the blocks to measure, the whole networks named, and the (last) space to draw more from.
+) -> tuple[dict[Block, float], list[tuple[Arch, int]], tuple[SearchSpace, ...]]:
+    """Return the blocks to measure, the whole networks named, and the spaces to draw more from.
 
     Each block comes with how often a network executes it on average, named networks and random ones of
     spaces counting alike.
@@ -217,15 +238,13 @@ def work_list(
     """
     weights: dict[Block, float] = {}
     named: list[tuple[Arch, int]] = []
-    space: SearchSpace | None = None
+    spaces: list[SearchSpace] = []
     for text in wanted:
         path = Path(text)
         if text in SPACES:
             space = SPACES[text](joints)
-        elif RunDirectory.is_run(path):
-            space = _recipe_space(RunDirectory.open(path).recipe)
-        elif path.suffix in (".yaml", ".yml"):
-            space = _recipe_space(load_recipe(path))
+        elif (own := _own_space(path)) is not None:
+            space = own
         elif text in named_archs() or path.suffix == ".json":
             arch = get_arch(text)
             named.append((arch, joints))
@@ -235,9 +254,38 @@ def work_list(
         else:
             hint = did_you_mean(text, [*SPACES, *named_archs()])
             raise InputError(f"--for: '{text}' is no space, recipe, run or arch{hint}")
+        if space in spaces:
+            continue
+        spaces.append(space)
         for block, often in space.block_frequencies().items():
             weights[block] = weights.get(block, 0.0) + often
-    return weights, named, space
+    return weights, named, tuple(spaces)
+
+
+def draw_networks(
+    spaces: Sequence[SearchSpace], named: Sequence[tuple[Arch, int]], count: int
+) -> list[tuple[Arch, int]]:
+    """Return the networks named, and random ones, from each space in turn, until there are ``count``.
+
+    None comes twice; spaces that hold fewer networks give what they have. The same call draws the same, and a
+    larger count only adds to them.
+    """
+    rng = np.random.default_rng(0)
+    found = dict.fromkeys(named)
+    for turn in range(count - len(found) if spaces else 0):
+        space = spaces[turn % len(spaces)]
+        drawn = ((space.sample(rng), space.joints) for _ in range(_TRIES))
+        new = next((each for each in drawn if each not in found), None)
+        if new is not None:
+            found[new] = None
+    return list(found)
+
+
+def _own_space(path: Path) -> SearchSpace | None:
+    """Return the space of a run directory or a recipe, with its own joints; None for what is neither."""
+    if RunDirectory.is_run(path):
+        return _recipe_space(RunDirectory.open(path).recipe)
+    return _recipe_space(load_recipe(path)) if path.suffix in (".yaml", ".yml") else None
 
 
 def _recipe_space(recipe: Any) -> SearchSpace:
@@ -255,24 +303,57 @@ def _recipe_space(recipe: Any) -> SearchSpace:
     return space
 
 
-def is_here(target: Target) -> bool:
-    """Return whether the target is this very machine."""
-    return target.threads <= available_threads() and target == local_target(
-        target.runtime, target.threads, precision=target.precision
+def why_not_here(target: Target) -> str | None:
+    """Return why nothing can be measured for a target on this machine, or None if it can."""
+    here = local_target(target.runtime)
+    if target.device != here.device:
+        return f"it is another device, '{target.device}'"
+    if target.processor != here.processor:
+        return f"it was profiled on another processor, '{target.processor}'"
+    if target.threads > available_threads():
+        return f"it has {target.threads} threads, and this process may use {available_threads()} processors"
+    try:
+        get_runtime(target.runtime).check(target.threads, target.precision)
+    except LitePoseNasError as error:
+        return str(error)
+    return None
+
+
+def quantised_promise(target: Target) -> str | None:
+    """Return what has to be said of a budget on a target that computes in other numbers than AP and files."""
+    if target.precision in (_PRECISION, "unstated"):
+        return None
+    return (
+        f"the budget on '{target.name}' is of {target.precision}, but AP is measured in {_PRECISION} and"
+        f" 'nas emit' writes {_PRECISION} files: it is of the network quantised, whose AP is not known"
     )
 
 
-def measure_onnx(path: Path, size: tuple[int, int], target: Target, seconds: float = 2.0) -> dict[str, float]:
-    """Return the measured milliseconds of a whole network on this machine: median, p10, p90, runs."""
-    timing = measure_model(
-        get_runtime(target.runtime), path, size, target.threads, precision=target.precision, seconds=seconds
-    )
-    return {
-        "median_ms": timing.median_ms,
-        "p10_ms": timing.p10_ms,
-        "p90_ms": timing.p90_ms,
-        "runs": timing.runs,
-    }
+def measure_emitted(folder: Path, target: Target, seconds: float = 2.0) -> Timing:
+    """Time an emitted network on this machine as a target says: its runtime, threads and precision.
+
+    What the runtime does not read is written for it; where it computes in 8 bits, it quantises a copy first.
+
+    Raises
+    ------
+    UnavailableError
+        If the runtime is not installed, or does not offer the precision.
+    InputError
+        If the runtime cannot be given the network.
+    """
+    network, _ = load_network(folder / "model.safetensors")
+    with tempfile.TemporaryDirectory() as scratch:
+        file = folder / "model.onnx"
+        if target.runtime == "torch" or target.runtime in NETWORK_WRITERS:
+            file = runnable(target.runtime, network, Path(scratch) / "model", precision=target.precision)
+        return measure_model(
+            get_runtime(target.runtime),
+            file,
+            network.arch.size,
+            target.threads,
+            precision=target.precision,
+            seconds=seconds,
+        )
 
 
 def random_network(arch: Arch, joints: int) -> Subnet:
@@ -390,7 +471,7 @@ def profile_space(
             export = cache(partial(network_file, target, arch, joints, Path(scratch)))
             return NetworkJob(arch, joints, export)
 
-        table = profile(
+        profile(
             target,
             chosen,
             out=folder,
@@ -400,11 +481,13 @@ def profile_space(
             progress=lambda done, total, name: bar.update(done, total, name),
             command=" ".join(["nas", *sys.argv[1:]]),
         )
-    filled = fill_table(table, weights)
-    if len(filled.networks) >= FEWEST_NETWORKS:
-        filled = calibrate(filled)
-    if filled != table:
-        filled.save(path)
+    with held_table(path):
+        table = LatencyTable.load(path)
+        filled = fill_table(table, weights)
+        if len(filled.networks) >= FEWEST_NETWORKS:
+            filled = calibrate(filled)
+        if filled != table:
+            filled.save(path)
     return filled
 
 
@@ -412,12 +495,12 @@ def run_profile(
     target: str,
     wanted: Sequence[str],
     *,
-    joints: int,
-    runtime: str,
-    threads: int | None,
+    joints: int | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
     networks: int,
     folder: Path,
-    precision: str = "fp32",
+    precision: str | None = None,
     share: float = 1.0,
     settings: ProfileSettings | None = None,
 ) -> dict[str, Any]:
@@ -426,15 +509,22 @@ def run_profile(
     Raises
     ------
     InputError
-        If the target or what is to be profiled is unknown.
+        If the target or what is to be profiled is unknown, or options contradict a file.
     UnavailableError
         If the runtime is not installed, or does not offer the precision.
     """
+    _check_joints(wanted, joints)
     link: LinkDescription | None = None
     if target == "this-machine":
-        described = local_target(runtime, threads, precision=precision)
+        described = local_target(runtime or _RUNTIME, threads, precision=precision or _PRECISION)
     elif Path(target).suffix in (".yaml", ".yml"):
         described, link = read_linked_target(target)
+        for option, given in (("runtime", runtime), ("precision", precision), ("threads", threads)):
+            if given is not None and given != (told := getattr(described, option)):
+                raise InputError(
+                    f"--{option} {given} contradicts the target file '{target}', which says"
+                    f" '{option}: {told}'; leave the option out, or change the file"
+                )
     else:
         raise InputError(
             f"the target is 'this-machine' or a .yaml file that describes one, not '{target}';"
@@ -448,19 +538,21 @@ def run_profile(
                 f"'{target}' says that its processor is '{described.processor}'; what is measured is this"
                 f" machine, '{here.processor}'. If that is another one, give the file a 'link' to the device"
             )
-    weights, archs, space = work_list(wanted, joints)
-    if space is not None and networks > len(archs):
-        rng = np.random.default_rng(0)
-        archs += [(space.sample(rng), space.joints) for _ in range(networks - len(archs))]
+    weights, named, spaces = work_list(wanted, _JOINTS if joints is None else joints)
+    archs = draw_networks(spaces, named, networks)
+    if len(archs) < networks and spaces:
+        note(f"only {len(archs)} of {networks} different networks could be drawn")
     chosen = f", {share:.0%} of them measured" if share < 1 else ""
     note(f"{len(weights)} distinct blocks{chosen}, {len(archs)} whole networks on {described.name}")
     with bench_of(described, link) as bench:
         table = profile_space(described, weights, archs, folder, share=share, settings=settings, bench=bench)
+    fitted = sum(map(is_fitted, table.rows.values()))
     report: dict[str, Any] = {
         "target": table.name,
         "table": str(folder / f"{table.name}.csv"),
         "blocks": len(table),
-        "fitted": sum(map(is_fitted, table.rows.values())),
+        "fitted": fitted,
+        **(_fit_report(table.fit) if fitted else {}),
         "provenance": table.provenance,
         "processor": described.processor,
         "threads": described.threads,
@@ -472,10 +564,47 @@ def run_profile(
             "median_error": round(c.median_error, 4),
             "worst_error": round(c.worst_error, 4),
             "uncalibrated_median_error": round(c.raw_error, 4),
+            "interval_factor": round(math.exp(c.half_width), 4),
+            "interval_coverage": round(c.coverage, 4),
         }
     else:
         report["calibration"] = "none: fewer than 5 whole networks; predictions are plain sums of blocks"
     return report
+
+
+def _fit_report(fit: FitRecord | None) -> dict[str, Any]:
+    """Return how far the fitted rows of a table can be believed; what makes it hard to tell is noted."""
+    if fit is None:
+        note(
+            "the error of the fitted blocks is not known: none could be left out of the fit; measure a larger"
+            " --share"
+        )
+        return {}
+    if not fit.random:
+        note(
+            f"the error of the fitted blocks is a guess: it is that of all {fit.checks} measured ones that"
+            f" could be left out, and fewer than {FEWEST_CHECKS} of them were drawn at random; measure a"
+            " larger --share"
+        )
+    return {
+        "fit_samples": fit.samples,
+        "fit_checks": fit.checks,
+        "fit_checks_random": fit.random,
+        "fit_median_error": round(fit.median_error, 4),
+        "fit_interval_factor": round(math.exp(fit.half_width), 4),
+        "fit_interval_coverage": round(fit.coverage, 4),
+    }
+
+
+def _check_joints(wanted: Sequence[str], joints: int | None) -> None:
+    """Refuse a number of joints where all that is wanted says another itself."""
+    own = [_own_space(Path(text)) for text in wanted] if joints is not None else []
+    for text, space in zip(wanted, own, strict=False):
+        if all(own) and space is not None and space.joints != joints:
+            raise InputError(
+                f"--joints {joints} contradicts '{text}', whose networks have {space.joints} joints; leave"
+                " the option out"
+            )
 
 
 def bench_of(target: Target, link: LinkDescription | None) -> Bench:
@@ -486,16 +615,29 @@ def bench_of(target: Target, link: LinkDescription | None) -> Bench:
     return open_bench(target, link, None if make is None else make(target.precision))
 
 
-def describe_target(device: str, runtime: str) -> str:
-    """Return a target file for a device: ``ssh:user@host``, or ``ssh:user@host:port``.
+def describe_target(
+    device: str, runtime: str | None = None, precision: str | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Return what a target file says of a device: ``ssh:user@host``, or ``ssh:user@host:port``.
 
     Raises
     ------
     InputError
-        If the device is written otherwise.
+        If the device is written otherwise, or has fewer processors than ``threads``.
     """
     way, _, place = device.partition(":")
     host, _, port = place.partition(":")
     if way != "ssh" or not host or not (port.isdecimal() or not port):
         raise InputError(f"--describe needs a device such as ssh:pi@kitchen.local, not '{device}'")
-    return describe_device(LinkDescription(ssh=host, port=int(port) if port else None), runtime)
+    runtime = runtime or _RUNTIME
+    offered = get_runtime(runtime).precisions
+    if precision is not None and precision not in offered:
+        raise InputError(
+            f"--precision: the runtime '{runtime}' is timed in {', '.join(offered)}, not in '{precision}'"
+        )
+    link = LinkDescription(ssh=host, port=int(port) if port else None)
+    told: dict[str, Any] = parse_yaml(describe_device(link, runtime), "target file")
+    if threads is not None and threads > told["threads"]:
+        raise InputError(f"--threads: '{device}' has {told['threads']} processors, so not {threads} threads")
+    own = {"precision": precision or _PRECISION, "threads": threads or told["threads"]}
+    return {**told, **own}

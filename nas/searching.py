@@ -18,7 +18,7 @@ from latency_tables import LatencyPredictor
 from nas.config import to_plain
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
-from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors
+from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors, quantised_promise
 from nas.pareto import choose
 from nas.plot import plot_front, plot_progress
 from nas.run import RunDirectory
@@ -489,6 +489,8 @@ class _Plan:
                     self._search(job, space, evaluator, seeds, executor, context, shared) for job in jobs
                 ]
         for predictor in predictors.values():
+            if (promise := quantised_promise(predictor.table.target)) is not None:
+                note(promise)
             if not predictor.calibrated:
                 note(
                     f"the latency table '{predictor.name}' is not calibrated on whole networks: its budget"

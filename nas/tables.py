@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from latency_tables.catalogue import TableEntry, catalogue, describe, latest
-from latency_tables.compare import Difference, compare_tables, merge_tables
+from latency_tables.compare import Change, Difference, Merged, Ratios, compare_tables, merge_tables
+from latency_tables.fit import FitRecord
+from latency_tables.holding import held_table
+from latency_tables.predictor import is_fitted
 from latency_tables.roofline import Roofline
 from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, is_packaged, locate_table
+from latency_tables.target import elsewhere
 from latency_tables.validate import Finding, validate_table
-from nas.console import print_json, print_table, show
+from nas.console import note_once, print_json, print_table, show
 from search_spaces import InputError, Piece
 
 __all__ = [
@@ -33,6 +37,8 @@ __all__ = [
 ]
 
 DEFAULT_FOLDER = Path("tables")
+_FEW_NETWORKS = 19
+"""Of fewer, an interval of 90% is as wide as the worst error of a network left out."""
 _LISTED = 5
 """Findings of one rule that people are told; the others are counted."""
 
@@ -49,6 +55,13 @@ def given_folders(tables: Sequence[Path] | None) -> list[Path]:
         if not folder.is_dir():
             raise InputError(f"--tables: '{folder}' does not exist or is no folder")
     return [*(tables or []), DEFAULT_FOLDER]
+
+
+def tell_elsewhere(tables: Iterable[LatencyTable]) -> None:
+    """Warn, once a command, of each table that is called after this machine and was measured on another."""
+    for table in tables:
+        if why := elsewhere(table.target, table.sessions):
+            note_once(f"the latency table '{table.name}' is not of this machine: {why}; its times hold there")
 
 
 def clean(value: object) -> str:
@@ -146,6 +159,17 @@ def _roofline(roofline: Roofline) -> str:
     )
 
 
+def _fit(fit: FitRecord) -> str:
+    """Return how far fitted rows can be believed, in one line."""
+    factor = exp(fit.half_width)
+    checks = "drawn at random" if fit.random else "most of them chosen, so that of the others it is a guess"
+    return (
+        f"fitted on {_n(fit.samples, 'measured piece')}; {fit.checks} of them left out in turn, {checks}:"
+        f" median error {fit.median_error:.1%}, interval {1 / factor - 1:+.0%} to {factor - 1:+.0%}"
+        f" ({fit.coverage:.0%})"
+    )
+
+
 # -- show ----------------------------------------------------------------------------------------------------
 
 
@@ -170,8 +194,12 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
         lines["calibration"] = (
             f"{c.a_ms:.3g} ms + {c.b:.3f} x sum of layers, fitted on {c.networks} whole networks; left out in"
             f" turn, their error is {c.median_error:.1%} (median), {c.worst_error:.1%} (worst), against"
-            f" {c.raw_error:.1%} of plain sums; interval {_interval(c)}"
+            f" {c.raw_error:.1%} of plain sums; interval {_interval(c)}{_support(c)}"
         )
+    if (networks := found["networks"]) is not None:
+        lines["whole networks"] = _whole(networks)
+    if table.fit is not None:
+        lines["fitted rows"] = _fit(table.fit)
     if table.roofline is not None:
         lines["other layers"] = _roofline(table.roofline)
     for i, session in enumerate(found["sessions"]):
@@ -194,6 +222,35 @@ def show_table(name: str, tables: Sequence[Path] | None, *, slowest: int, as_jso
         print_table(f"the {len(rows)} slowest rows", columns, rows)
 
 
+def _support(c: Calibration) -> str:
+    """Return what the width of a calibration's intervals rests on."""
+    few = (
+        ", as wide as the worst of their errors: so few support no more" if c.networks < _FEW_NETWORKS else ""
+    )
+    if c.least_ms is None:
+        return few and f", from {c.networks} networks{few}"
+    reach = f"of {c.least_ms:.4g} to {c.most_ms:.4g} ms (nothing supports it far beyond)"
+    return f", from {c.networks} networks {reach}{few}"
+
+
+def _whole(networks: Mapping[str, Any]) -> str:
+    """Return what the whole networks of a table tell of it, in one line."""
+    told = (
+        f"{networks['count']} measured, {networks['least_ms']:.4g} to {networks['most_ms']:.4g} ms (median"
+        f" {networks['median_ms']:.4g}); p90 is {networks['spread']:.2f} times p10 (worst"
+        f" {networks['worst_spread']:.2f})"
+    )
+    if (worst := networks["worst"]) is not None:
+        off = worst["predicted_ms"] / worst["measured_ms"] - 1
+        told += (
+            f"; predicted worst: {worst['name']}, {worst['predicted_ms']:.4g} instead of"
+            f" {worst['measured_ms']:.4g} ms ({off:+.1%})"
+        )
+    if lacking := networks["count"] - networks["predictable"]:
+        told += f"; the rows do not tell {lacking} of them"
+    return told
+
+
 def _times(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{row['median_ms']:.4f}", f"{row['p10_ms']:.4f}", f"{row['p90_ms']:.4f}"
 
@@ -209,7 +266,9 @@ _STATE = (
 def _session(session: Mapping[str, Any]) -> str:
     """Return what a session tells of its circumstances, in one line; the rest is for ``--json``."""
     if "merged" in session:
-        return f"{session.get('date', 'no date')}: merged by '{session.get('command', '')}'"
+        doubts = session.get("doubts")
+        doubt = f"; doubt: {'; '.join(map(str, doubts))}" if isinstance(doubts, list) else ""
+        return f"{session.get('date', 'no date')}: merged by '{session.get('command', '')}'{doubt}"
     told = [str(session.get("date", "no date"))]
     told.append(f"{session['layers']} layers" if "layers" in session else "")
     told.append(f"runtime version {session['runtime_version']}" if "runtime_version" in session else "")
@@ -221,6 +280,9 @@ def _session(session: Mapping[str, Any]) -> str:
         if one is not None or other is not None:
             same = one == other or other is None
             told.append(f"{word} {one}{unit}" if same else f"{word} {one} to {other}{unit}")
+    speed = session.get("speed")
+    if isinstance(speed, dict) and isinstance(followed := speed.get("exponents"), list):
+        told.append(f"the machine's speed of the moment taken out (followed {sum(followed):.0%})")
     if isinstance(session.get("drift"), float):
         told.append(f"drift {session['drift']:.1%}{', too much' if session.get('drifted') is True else ''}")
     if session.get("command"):
@@ -322,7 +384,8 @@ def run_diff(first: str, second: str, tables: Sequence[Path] | None, *, most: in
     if as_json:
         print_json({"first": str(paths[0]), "second": str(paths[1]), **found.to_dict()})
     elif found.same:
-        print(clean(f"'{paths[0]}' and '{paths[1]}' are the same: {found.common} rows"))
+        both = f"{found.common} rows, {_n(found.networks.common, 'whole network')}"
+        print(clean(f"'{paths[0]}' and '{paths[1]}' are the same: {both}"))
     else:
         _print_difference(paths, found, most)
     return found.same
@@ -335,14 +398,23 @@ def _print_difference(paths: Sequence[Path], found: Difference, most: int) -> No
     lines = {
         "first": paths[0],
         "second": paths[1],
-        "rows in both": f"{found.common}; {found.common - len(found.changes)} equal,"
-        f" {len(found.changes) - len(found.beyond)} within their intervals, {len(found.beyond)} beyond",
-        "only in first": _keys(found.only_first),
-        "only in second": _keys(found.only_second),
+        "rows in both": _counts(found.common, found.changes, found.beyond),
+        "only in first": _some([layer.key for layer in found.only_first]),
+        "only in second": _some([layer.key for layer in found.only_second]),
     }
     if found.ratios is not None:
-        low, middle, high = found.ratios
-        lines["second / first"] = f"median {middle:.3f}, p10 {low:.3f}, p90 {high:.3f} of the rows in both"
+        lines["second / first"] = _spread(found.ratios, "the rows in both")
+    whole = found.networks
+    if whole.common or whole.only_first or whole.only_second:
+        lines |= {
+            "networks in both": _counts(whole.common, whole.changes, whole.beyond),
+            "networks only in first": _some(whole.only_first),
+            "networks only in second": _some(whole.only_second),
+        }
+    if whole.ratios is not None:
+        lines["networks, second / first"] = _spread(whole.ratios, "the networks in both")
+    if found.predicted is not None:
+        lines["predictions, second / first"] = _spread(found.predicted, "the networks of either")
     show({key: clean(value) for key, value in lines.items()})
     if found.metadata:
         print_table(
@@ -350,21 +422,31 @@ def _print_difference(paths: Sequence[Path], found: Difference, most: int) -> No
             ("key", "first", "second"),
             [(clean(key), clean(a), clean(b)) for key, (a, b) in found.metadata.items()],
         )
-    beyond = found.beyond[:most]
-    if beyond:
-        rows = [(c.layer.key, _span(c.first), _span(c.second), f"{c.ratio:.3f}") for c in beyond]
-        title = f"{len(beyond)} of {len(found.beyond)} rows that differ beyond their intervals"
-        print_table(title, ("layer", "first, ms", "second, ms", "second / first"), rows)
+    for what, column, every in (("rows", "layer", found.beyond), ("networks", "network", whole.beyond)):
+        if beyond := every[:most]:
+            rows = [(c.key, _span(c.first), _span(c.second), f"{c.ratio:.3f}") for c in beyond]
+            title = f"{len(beyond)} of {len(every)} {what} that differ beyond their intervals"
+            print_table(title, (column, "first, ms", "second, ms", "second / first"), rows)
+
+
+def _counts(common: int, changes: Sequence[Change], beyond: Sequence[Change]) -> str:
+    equal, within = common - len(changes), len(changes) - len(beyond)
+    return f"{common}; {equal} equal, {within} within their intervals, {len(beyond)} beyond"
+
+
+def _spread(ratios: Ratios, of: str) -> str:
+    low, middle, high = ratios
+    return f"median {middle:.3f}, p10 {low:.3f}, p90 {high:.3f} of {of}"
 
 
 def _span(row: Any) -> str:
     return f"{row.median_ms:.4f} ({row.p10_ms:.4f} to {row.p90_ms:.4f})"
 
 
-def _keys(layers: Sequence[Piece]) -> str:
-    named = ", ".join(layer.key for layer in layers[:_LISTED])
-    more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
-    return f"{len(layers)}{': ' if layers else ''}{named}{more}"
+def _some(names: Sequence[str]) -> str:
+    named = ", ".join(names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{len(names)}{': ' if names else ''}{named}{more}"
 
 
 # -- merge ---------------------------------------------------------------------------------------------------
@@ -388,24 +470,21 @@ def run_merge(
         if _same(path, paths[:i]):
             raise InputError(f"'{path}' is named twice; merging takes different tables")
     loaded = [LatencyTable.load(path) for path in paths]
-    found = merge_tables(loaded, [str(path) for path in paths])
-    path = output / f"{found.table.name}.csv" if output.is_dir() else csv_path(output)
+    path = output / f"{loaded[0].name}.csv" if output.is_dir() else csv_path(output)
     if not force:
         for file in (path, path.with_suffix(".yaml")):
             if file.exists():
                 role = "is one of the tables to merge" if _same(path, paths) else "exists already"
                 raise InputError(f"'{file}' {role}; choose another --output, or overwrite it with --force")
-    sources = [
-        {"table": str(each), "rows": len(table), "taken": taken}
-        for each, table, taken in zip(paths, loaded, found.taken, strict=True)
-    ]
-    record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["nas", *sys.argv[1:]]),
-        "merged": sources,
-    }
-    table = replace(found.table, sessions=(*found.table.sessions, record))
-    table.save(path)
+    called = [str(path) for path in paths]
+    found = merge_tables(loaded, called)
+    with held_table(path):
+        if _same(path, paths):  # it may have changed until now
+            loaded = [LatencyTable.load(each) for each in paths]
+            found = merge_tables(loaded, called)
+        record = _merge_record(paths, loaded, found)
+        table = replace(found.table, sessions=(*found.table.sessions, record))
+        table.save(path)
     dropped, rooflines = ([str(paths[i]) for i in of] for of in (found.dropped, found.rooflines_dropped))
     if as_json:
         print_json(
@@ -413,29 +492,74 @@ def run_merge(
                 "table": str(path),
                 "rows": len(table),
                 "provenance": dict(table.provenances),
-                "sources": sources,
+                "sources": record["merged"],
+                "fitted": record["fitted"],
+                "networks": len(table.networks),
+                "calibration": None if table.calibration is None else _error_bar(table.calibration),
+                "uncalibrated": found.uncalibrated or None,
                 "calibrations_dropped": dropped,
                 "rooflines_dropped": rooflines,
                 "doubts": list(found.doubts),
             }
         )
         return
-    lines = {"table": str(path), "rows": str(len(table))}
-    for source in sources:
-        lines[f"from {source['table']}"] = f"{source['taken']} of {source['rows']}"
+    lines = {"table": str(path), "rows": _provenances(table)}
+    for source in record["merged"]:
+        first = ", first where nothing else decides" if source["rank"] == 0 else ""
+        lines[f"from {source['table']}"] = (
+            f"{source['taken']} of {_n(source['rows'], 'row')} that are not fitted,"
+            f" {source['networks_taken']} of {_n(source['networks'], 'whole network')}{first}"
+        )
+    if found.outdated:
+        lines["fitted"] = (
+            f"{found.refitted} rows, anew on what is measured in all of them;"
+            f" {_n(found.outdated, 'fitted row')} of the tables left out"
+        )
+    if (c := table.calibration) is not None:
+        lines["calibration"] = (
+            f"fitted anew on {c.networks} whole networks: left out in turn, their error is"
+            f" {c.median_error:.1%} (median), {c.worst_error:.1%} (worst); interval {_interval(c)}"
+        )
+    else:
+        lines["calibration"] = f"none: {found.uncalibrated}"
     show({clean(key): clean(value) for key, value in lines.items()})
     if dropped:
         renamed = "" if path.stem == table.name else f", once it is called {table.name},"
         print(
             clean(
                 f"the calibration of {', '.join(dropped)} was dropped: it was fitted on other rows;"
-                f" 'nas profile' into this table's folder{renamed} fits a new one"
+                f" 'nas profile' into this table's folder{renamed} measures whole networks for a new one"
             )
         )
     if rooflines:
         print(clean(f"the roofline of {', '.join(rooflines)} was dropped: it was fitted on other rows"))
+    if found.unfitted:
+        print(f"{_n(found.unfitted, 'fitted row')} dropped: what is measured does not tell them any more")
     for doubt in found.doubts:
         print(clean(f"doubt: {doubt}"))
+
+
+def _merge_record(paths: Sequence[Path], loaded: Sequence[LatencyTable], found: Merged) -> dict[str, Any]:
+    """Return what the merged table keeps of how it was made, as a session."""
+    each = zip(paths, loaded, found.taken, found.networks_taken, found.ranks, strict=True)
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["nas", *sys.argv[1:]]),
+        "merged": [
+            {
+                "table": str(path),
+                "rows": sum(not is_fitted(row) for row in table.rows.values()),
+                "taken": taken,
+                "networks": len(table.networks),
+                "networks_taken": networks,
+                "rank": rank,
+            }
+            for path, table, taken, networks, rank in each
+        ],
+        "fitted": {"left_out": found.outdated, "anew": found.refitted, "dropped": found.unfitted},
+        "calibration": found.uncalibrated or f"fitted anew on {len(found.table.networks)} whole networks",
+    }
+    return {**record, "doubts": list(found.doubts)} if found.doubts else record
 
 
 def _same(path: Path, paths: Iterable[Path]) -> bool:

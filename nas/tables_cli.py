@@ -74,7 +74,8 @@ def validate(
 
     Errors: what cannot be read, keys of no layer, keys twice, percentiles out of order, rows without a
     source, measurements without a date or a runtime version, times that contradict each other grossly,
-    layers that --for needs. Warnings: few runs, wide intervals, drift, no calibration or a poor one.
+    layers that --for needs. Warnings: few runs, wide intervals, drift, no calibration or a poor one, a
+    'this-machine' that is another one.
 
     Example: nas tables validate this-machine-onnxruntime-fp32-2t --for litepose-native
     """
@@ -170,7 +171,8 @@ def diff(
 ) -> None:
     """How two latency tables differ. Exit code 0 if they are the same, 1 if not, as diff has it.
 
-    A row differs beyond the intervals if neither median lies between the other's p10 and p90. Tables of
+    Rows, whole networks, calibrations, and what both predict for the networks. A row differs beyond the
+    intervals if neither median lies between the other's p10 and p90. Tables of
     different targets are compared too, with a word that their times are not comparable.
 
     Example: nas tables diff tables/this-machine-onnxruntime-fp32-2t.csv before.csv
@@ -195,9 +197,11 @@ def merge(
 ) -> None:
     """Make one latency table of several of the same target.
 
-    Where several have a layer, the better provenance wins, then ten runs over fewer, then the table named
-    later. What is known of each measuring session is kept. Calibrations are dropped: they were fitted on
-    other rows.
+    Where several have a layer or a network, the better provenance wins, then a table without a session that
+    drifted, ten runs over fewer, p90 at most twice p10, then the table that has measured more exactly what
+    they share; the one named later if nothing else decides. Fitted rows are fitted anew on what all have
+    measured, and the result is calibrated on all whole networks where there are five. It warns where the
+    tables differ throughout by more than 5%: then the machine was at another speed, or another one.
 
     Example: nas tables merge monday.csv tuesday.csv --output both.csv
     """

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from latency_tables import calibrate
+from latency_tables.holding import held_table
 from latency_tables.predictor import FEWEST_NETWORKS
 from latency_tables.target import read_target
 from latency_tables.tensorrt import read_work, write_work
 from nas.console import note, print_json, progress_bar, show
-from nas.latency import work_list
+from nas.latency import draw_networks, work_list
 from nas.tables import clean
 from search_spaces import InputError
 
@@ -39,11 +38,9 @@ def run_export(
     InputError
         If something that was given is wrong, or there is nothing to time.
     """
-    every, archs, space = work_list(wanted, joints)
+    every, named, spaces = work_list(wanted, joints)
     pieces = list(every) if blocks else []
-    if space is not None:
-        rng = np.random.default_rng(0)
-        archs = [*archs, *((space.sample(rng), space.joints) for _ in range(networks))]
+    archs = draw_networks(spaces, named, len(named) + networks)
     with progress_bar("models") as bar:
         script = write_work(
             folder,
@@ -92,7 +89,8 @@ def run_import(
     whole = [block for network in table.networks for block in network.blocks]
     if len(table.networks) >= FEWEST_NETWORKS and not table.missing(whole):
         table = calibrate(table)
-    table.save(path)
+    with held_table(path):
+        table.save(path)
     if as_json:
         print_json(
             {

@@ -97,8 +97,10 @@ class _Deconv(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(width)
 
     def forward(self, refined: Tensor, raw: Tensor, like: Tensor) -> Tensor:
-        x = crop_like(self.refined(refined) + self.raw(raw), like)
-        return F.relu(self.norm(x), inplace=True)
+        whole = self.refined(refined) + self.raw(raw)
+        x = crop_like(whole, like)
+        # Folded, the norm is none: written in place into a part, an export would scatter it into the whole.
+        return F.relu(self.norm(x), inplace=x is whole)
 
 
 class _Separable(nn.Module):

@@ -1,10 +1,11 @@
 """How fast a whole search space is priced: table look-up against summing over each network's layers.
 
-Two prices, each obtained in two ways for LitePose's native space (245,760 distinct networks):
+Three prices, each obtained in two ways for LitePose's native space (245,760 distinct networks):
 
 - parameters and MACs: ``space.costs(genotypes)`` against ``arch.cost(joints)`` for one arch after another;
 - latency from a table: ``LatencyPredictor.predict_genotypes`` against ``predict(arch.layers(joints))``. The
-  table is filled with seeded random numbers: what is timed is the look-up, not a device.
+  table is filled with seeded random numbers: what is timed is the look-up, not a device;
+- latency on all three devices whose tables come with the package, estimates by their rooflines included.
 
 Every repeat makes a new space, so the look-up pays for building its tables (``cold``), and runs the look-up
 again with the tables at hand (``warm``). Both ways run in turn within the same repeat, on one thread; the
@@ -33,6 +34,7 @@ import numpy as np
 
 from latency_tables import Calibration, LatencyPredictor, LatencyTable, Row, Target
 from latency_tables.machine import processor_name
+from latency_tables.table import packaged_folder
 from nas.console import print_table
 from search_spaces import SPACES, Arch, Genotypes, SearchSpace
 from search_spaces.files import write_json, write_text
@@ -115,7 +117,11 @@ def compare(
 
 
 def one_repeat(
-    kind: str, genotypes: Genotypes, sample: np.ndarray[Any, np.dtype[np.int64]], table: LatencyTable
+    kind: str,
+    genotypes: Genotypes,
+    sample: np.ndarray[Any, np.dtype[np.int64]],
+    table: LatencyTable,
+    shipped: Sequence[Path],
 ) -> dict[str, Repeat]:
     """Price the genotypes of a new space of that kind in all ways, and check that the ways agree."""
     space = SPACES[kind](JOINTS)
@@ -142,7 +148,22 @@ def one_repeat(
     expected = np.array([single.ms for single in singles])
     if not np.allclose(predictions.ms[sample], expected, rtol=1e-9, atol=0):
         raise SystemExit("look-up and sum over layers disagree on a latency")
-    return {"parameters, MACs": costs_repeat, "latency": latency_repeat}
+
+    space = SPACES[kind](JOINTS)
+    predictors = [LatencyPredictor(LatencyTable.load(path)) for path in shipped]
+    shipped_repeat, upper, singles = compare(
+        lambda: np.stack([each.upper_ms(space, genotypes) for each in predictors], axis=1),
+        lambda arch: [each.predict(arch.blocks(JOINTS)).high_ms for each in predictors],
+        archs,
+        len(genotypes),
+    )
+    if not np.allclose(upper[sample], np.array(singles), rtol=1e-9, atol=0):
+        raise SystemExit("look-up and sum over blocks disagree on a latency of a shipped table")
+    return {
+        "parameters, MACs": costs_repeat,
+        "latency": latency_repeat,
+        f"latency on {len(shipped)} shipped targets": shipped_repeat,
+    }
 
 
 def _short(value: float) -> float:
@@ -158,7 +179,8 @@ def run(kind: str, repeats: int, sample: int, networks: int | None) -> dict[str,
     rng = np.random.default_rng(0)
     chosen = rng.choice(count, size=min(sample, count), replace=False)
     table = made_up_table(space)
-    taken = [one_repeat(kind, genotypes, chosen, table) for _ in range(repeats)]
+    shipped = sorted(packaged_folder().glob("*.csv"))
+    taken = [one_repeat(kind, genotypes, chosen, table, shipped) for _ in range(repeats)]
     prices = {}
     for name in taken[0]:
         rows = [repeat[name] for repeat in taken]
@@ -242,7 +264,8 @@ def markdown(report: dict[str, Any]) -> str:
         " building their tables included; *again*: with the tables at hand. *One by one*: `arch.cost`, and"
         " `LatencyPredictor.predict`, with archs decoded beforehand. *Ratio*: networks per second, look-up"
         " over one by one, taken within each repeat: median (least to most). *CPU / wall* is about 1 where"
-        " one thread works. The latency table holds random numbers.",
+        " one thread works. The first latency table holds random numbers; of the shipped ones the upper"
+        " ends of the intervals are priced.",
         "",
         f"Machine: {machine['processor']}, {machine['cpus']} logical processors, {machine['system']};"
         f" Python {machine['python']}, NumPy {machine['numpy']}, litepose-nas {machine['litepose-nas']};"

@@ -38,6 +38,8 @@ def joint_hypervolumes(result: SearchResult) -> list[float]:
     AP's reference is 0; each cost's is :meth:`SearchResult.reference`. It rises only where the front of all
     objectives does, so it is computed there alone.
     """
+    if not result.evaluated:
+        return []
     objectives = result.objectives
     directions = [objective.direction for objective in objectives]
     reference = [result.reference(o) if o.is_cost else 0.0 for o in objectives]

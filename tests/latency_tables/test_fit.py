@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from latency_tables import (
     fill_table,
     select_pieces,
 )
-from latency_tables.fit import FEWEST_PIECES, PieceFit, distances, form_of
+from latency_tables.fit import FEWEST_CHECKS, FEWEST_PIECES, FitRecord, PieceFit, distances, form_of
 from latency_tables.predictor import is_fitted
 from latency_tables.selection import random_order, random_part
 from search_spaces import (
@@ -122,7 +124,7 @@ def test_what_was_not_measured_is_within_the_interval() -> None:
     errors = np.log(fit.ms(rest) / np.array([true_ms(block) for block in rest]))
     assert np.median(np.abs(errors)) < 0.04
     assert (np.abs(errors) <= fit.half_width).mean() > 0.8
-    assert (fit.samples, fit.coverage) == (len(MEASURED), 0.9)
+    assert (fit.samples, fit.checks, fit.random, fit.coverage) == (len(MEASURED), len(checks), True, 0.9)
     same = PieceFit({piece: true_ms(piece) for piece in reversed(MEASURED)}, checks)
     np.testing.assert_array_equal(same.ms(rest), fit.ms(rest))
 
@@ -185,6 +187,60 @@ def test_fitted_rows_say_so_and_are_fitted_anew() -> None:
     assert not is_fitted(fill_table(more, ()).rows[further])
     assert fill_table(more, ()).rows.keys() == filled.rows.keys()
     assert fill_table(table_of(BLOCKS), WEIGHTS).rows.keys() == set(BLOCKS)
+
+
+def test_a_table_keeps_how_good_its_fit_is(tmp_path: Path) -> None:
+    filled = fill_table(PART, WEIGHTS)
+    fit = PieceFit({p: true_ms(p) for p in MEASURED}, random_part(WEIGHTS, set(MEASURED)))
+    assert filled.fit == fit.record and filled.fit is not None and filled.fit.random
+    assert (filled.fit.samples, filled.fit.half_width) == (
+        len(MEASURED),
+        pytest.approx(fit.half_width, abs=1e-6),
+    )
+    assert LatencyTable.load(filled.save(tmp_path / "pi.csv")) == filled
+    # Once all is measured, nothing is fitted, and nothing is said of a fit.
+    measured = {piece: make_row(true_ms(piece)) for piece in BLOCKS}
+    assert fill_table(replace(filled, rows=measured), WEIGHTS).fit is None
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "told"),
+    [
+        ("samples: 60", "samples: 0", "samples is a whole number from 1, not 0"),
+        ("checks: 12", "checks: 61", "checks are some of its 60 samples, not 61"),
+        ("random: true", "random: 1", "random is true or false, not 1"),
+        ("half_width: 0.2", "half_width: .nan", "half_width is a number from 0 to 10, not nan"),
+        ("coverage: 0.9", "coverage: 1.1", "coverage is a number from 0 to 1, not 1.1"),
+        ("median_error: 0.04", "median_error: -1", "median_error is a number from 0 to 1e+06, not -1"),
+        ("  checks: 12\n", "", "fit lacks 'checks'"),
+        ("checks: 12", "chekcs: 12", "chekcs"),
+    ],
+)
+def test_damaged_records_of_fits_are_named(line: str, other: str, told: str, tmp_path: Path) -> None:
+    path = replace(PART, fit=FitRecord(60, 12, True, 0.04, 0.2, 0.9)).save(tmp_path / "pi.csv")
+    metadata = path.with_suffix(".yaml")
+    text = metadata.read_text()
+    assert text.count(line) == 1
+    metadata.write_text(text.replace(line, other))
+    with pytest.raises(InputError, match=re.escape(told)) as error:
+        LatencyTable.load(path)
+    assert "pi.yaml" in str(error.value)
+
+
+def test_errors_of_few_random_pieces_are_those_of_all_and_say_so() -> None:
+    rows = {piece: true_ms(piece) for piece in MEASURED[:60]}
+    few = PieceFit(rows, MEASURED[: FEWEST_CHECKS - 1])
+    assert not few.random and few.checks > FEWEST_CHECKS
+    assert few.record is not None and few.record.random is False
+    assert PieceFit(rows).half_width == few.half_width
+    assert PieceFit(rows, MEASURED[:30]).random
+
+
+@pytest.mark.parametrize(("wanted", "drawn"), [(21, 7), (30, 10), (45, 10), (100, 20)])
+def test_of_few_pieces_more_are_drawn_at_random(wanted: int, drawn: int) -> None:
+    chosen = select_pieces(WEIGHTS, wanted / len(WEIGHTS))
+    assert chosen[:drawn] == tuple(random_order(WEIGHTS)[:drawn]) and len(chosen) == wanted
+    assert chosen[: drawn + 1] != tuple(random_order(WEIGHTS)[: drawn + 1])
 
 
 def test_predictions_that_rest_on_fits_say_how_much_and_are_wider_beyond_what_is_usual() -> None:
@@ -258,6 +314,24 @@ def test_a_block_is_the_sum_of_its_layers_where_only_they_were_measured() -> Non
         LatencyPredictor(rest, strict=True).predict([block])
     both = LatencyTable(PI, {**table.rows, block: make_row(7.0)})
     assert LatencyPredictor(both).predict([block]).ms == 7.0
+
+
+def test_in_a_table_of_blocks_a_sum_of_layers_is_a_makeshift() -> None:
+    """Engines fuse what is in a block: its layers' sum is no measurement of it."""
+    first, second, *_ = (b for b in BLOCKS if b.name.startswith("stage"))
+    layers = {layer: make_row(true_ms(layer)) for layer in first.layers}
+    few = LatencyTable(PI, {second: make_row(true_ms(second)), **layers})
+    found = LatencyPredictor(few).predict([first, second])
+    total = sum(map(true_ms, first.layers))
+    assert found.ms == pytest.approx(total + true_ms(second)), "nothing else is known of it"
+    assert found.fitted == pytest.approx(total / found.ms) and found.provenance == "calibrated-estimate"
+    with pytest.raises(MissingLayerError, match="estimates instead of measurements for 1 of"):
+        LatencyPredictor(few, strict=True).predict([first, second])
+    # Where blocks of its form were measured, the fit to them is better than the sum.
+    absent = next(b for b in BLOCKS if b not in PART.rows and b.name.startswith("stage"))
+    many = LatencyTable(PI, {**PART.rows, **{layer: make_row(9.0) for layer in absent.layers}})
+    assert LatencyPredictor(many).predict([absent]).ms == pytest.approx(true_ms(absent), rel=0.3)
+    assert is_fitted(fill_table(many, [absent]).rows[absent])
 
 
 def test_blocks_are_what_they_hold_not_where_they_stand() -> None:

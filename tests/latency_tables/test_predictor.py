@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,34 @@ def test_intervals_cover_new_networks_as_promised(n: int, coverage: float, repea
             assert prediction.low_ms < prediction.ms < prediction.high_ms
             held.append(prediction.low_ms <= ms <= prediction.high_ms)
     assert abs(np.mean(held) - coverage) < 0.06
+
+
+def test_the_range_of_the_networks_is_noted_and_what_lies_beyond_is_told() -> None:
+    measured = networks(12, a=1.0, b=1.2, noise=0.02)
+    table = calibrate(TABLE, measured)
+    calibration = table.calibration
+    assert calibration is not None
+    times = [ms for _, ms in measured]
+    assert (calibration.least_ms, calibration.most_ms) == (min(times), max(times))
+    predictor = LatencyPredictor(table)
+    inside = predictor.predict(measured[0][0])
+    assert (inside.beyond, inside.coverage, inside.networks) == ("", 0.9, 12)
+    for pieces, side in ((measured[0][0] * 40, "much slower"), (measured[0][0][:2], "much faster")):
+        beyond = predictor.predict(pieces)
+        assert beyond.coverage is None and beyond.low_ms < beyond.ms < beyond.high_ms, side
+        assert "beyond the 12 networks of" in beyond.beyond and "nothing supports" in beyond.beyond
+    unnoted = replace(table, calibration=replace(calibration, least_ms=None, most_ms=None))
+    assert LatencyPredictor(unnoted).predict(measured[0][0] * 40).coverage == 0.9
+    assert calibration.reaches(max(times) * 1.24) and not calibration.reaches(max(times) * 1.26)
+    assert calibration.reaches(min(times) / 1.24) and not calibration.reaches(min(times) / 1.26)
+
+
+@pytest.mark.parametrize("ends", [(1.0, None), (0.0, 1.0), (2.0, 1.0), (True, 2.0), (1.0, float("nan"))])
+def test_a_range_is_two_times_in_order(ends: tuple[Any, Any]) -> None:
+    calibration = calibrate(TABLE, networks(6, 1.0, 1.2, 0.02)).calibration
+    assert calibration is not None
+    with pytest.raises(InputError, match="least_ms"):
+        replace(calibration, least_ms=ends[0], most_ms=ends[1])
 
 
 def test_too_few_networks_are_refused() -> None:

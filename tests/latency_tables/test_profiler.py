@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from latency_tables import LatencyTable, NetworkJob, ProfileSettings, Row, get_runtime, local_target, profile
+from latency_tables.bench import LocalBench
 from latency_tables.profiler import CANARY, MEMORY_CANARY
 from latency_tables.runtimes import Prepared
 from latency_tables.timing import summarise, take_samples
@@ -139,6 +140,47 @@ def test_a_table_of_another_version_or_target_is_not_added_to(tmp_path: Path) ->
         profile(other, LAYERS, out=tmp_path / CSV, bench=runtime.bench())
     assert (tmp_path / CSV).read_bytes() == before
     assert JOURNAL not in names(tmp_path)
+
+
+def test_what_another_command_adds_meanwhile_is_kept(tmp_path: Path) -> None:
+    """A table of the same target appears, or grows, while this command measures."""
+    run(tmp_path / "other", layers=LAYERS[5:10])
+    other = LatencyTable.load(tmp_path / "other" / CSV)
+
+    def meddle(done: int, total: int, text: str) -> None:
+        if done == 3:
+            other.save(tmp_path / CSV)
+
+    profile(
+        TARGET,
+        LAYERS[:7],
+        out=tmp_path,
+        settings=QUICK,
+        bench=FakeRuntime(lambda visit: 1.1).bench(),
+        progress=meddle,
+    )
+    table = LatencyTable.load(tmp_path / CSV)
+    assert set(table.rows) == set(LAYERS[:10]) and len(table.sessions) == 2
+    assert all(table.rows[layer] == other.rows[layer] for layer in LAYERS[5:10])
+
+
+def test_a_table_of_another_processor_or_other_cores_is_not_added_to(tmp_path: Path) -> None:
+    class Elsewhere(LocalBench):
+        def system(self) -> dict[str, str]:
+            return {"processor": "another clock", "system": "a clock's", "pinned": "processors 4-5"}
+
+    def there() -> Elsewhere:
+        return Elsewhere(runtime := FakeRuntime(), TARGET.threads, clock=runtime.clock)
+
+    profile(TARGET, LAYERS[:5], out=tmp_path, settings=QUICK, bench=there())
+    before = (tmp_path / CSV).read_bytes()
+    with pytest.raises(InputError, match="measured with processor 'another clock', here it is"):
+        run(tmp_path)
+    assert (tmp_path / CSV).read_bytes() == before
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Interrupted(3))
+    with pytest.raises(RunError, match=r"other settings.*processor"):
+        profile(TARGET, LAYERS, out=tmp_path / "cut", settings=QUICK, bench=there())
 
 
 # -- drift ---------------------------------------------------------------------------------------------

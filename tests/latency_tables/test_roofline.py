@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +11,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latency_tables.roofline import FEATURES, Roofline, conformal, features, fit_coefficients, left_out_errors
+from latency_tables.roofline import (
+    FEATURES,
+    TERMS,
+    Roofline,
+    conformal,
+    features,
+    fit_coefficients,
+    left_out_errors,
+)
 from search_spaces import Block, InputError, Layer, get_arch, litepose_native, named_archs
 
 SPACE = litepose_native(14, resolutions=[256])
 LAYERS = SPACE.distinct_layers()
 TRUE = {"dense": 4.0, "pointwise": 5.0, "depthwise": 30.0, "deconv": 6.0, "read": 0.4, "layers": 0.01}
 DEVICE = Roofline(TRUE, "layers", 100, 0.05, 0.1, 0.9)
+
+
+def fitted(
+    rows: dict[Any, float], terms: Sequence[Mapping[str, float]] | None = None, folds: int | None = 10
+) -> Roofline:
+    """A roofline of layers (or sums of their features), its error bar from what is left out in turn."""
+    ordered = sorted(rows, key=lambda piece: piece.key)
+    return fitted_on(features(ordered), [rows[piece] for piece in ordered], terms, folds)
+
+
+def fitted_on(
+    sums: Any, ms: Sequence[float], terms: Sequence[Mapping[str, float]] | None, folds: int | None
+) -> Roofline:
+    times = np.array(ms)
+    of = None if folds is None else [i % folds for i in range(len(times))]
+    errors = left_out_errors(sums, times, terms, of)
+    coefficients = fit_coefficients(sums, times, terms)
+    half_width, coverage = conformal(errors)
+    median = float(np.median(np.abs(np.expm1(errors))))
+    named = dict(zip(FEATURES, coefficients.tolist(), strict=True))
+    return Roofline(named, "layers", len(times), median, half_width, coverage)
 
 
 def noisy(seed: int, spread: float = 0.1) -> dict[Any, float]:
@@ -73,7 +103,7 @@ def test_no_layer_is_free(layer: Layer, coefficients: dict[str, float]) -> None:
 
 
 def test_layers_without_noise_are_found_again() -> None:
-    found = Roofline.fit_layers(noisy(0, 0.0))
+    found = fitted(noisy(0, 0.0))
     np.testing.assert_allclose(found.ms(LAYERS), DEVICE.ms(LAYERS), rtol=1e-6)
     assert found.median_error < 1e-6
     # And so are layers that no row showed: another resolution, another space's widths.
@@ -83,7 +113,7 @@ def test_layers_without_noise_are_found_again() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_interval_of_a_fit_holds_nine_of_ten_new_layers(seed: int) -> None:
-    found = Roofline.fit_layers(noisy(seed))
+    found = fitted(noisy(seed))
     again = np.array(list(noisy(seed + 100).values()))
     held = np.abs(np.log(again / found.ms(LAYERS))) <= found.half_width
     assert found.coverage == 0.9
@@ -100,24 +130,24 @@ def test_too_long_and_too_short_weigh_the_same() -> None:
 
 def test_a_kind_that_no_row_shows_is_priced_like_the_dearest_like_it() -> None:
     rows = {layer: ms for layer, ms in noisy(0, 0.0).items() if layer.kind != "deconv"}
-    found = Roofline.fit_layers(rows).coefficients
+    found = fitted(rows).coefficients
     assert found["deconv"] == max(found["dense"], found["pointwise"]) > 0
     depthwise = {layer: ms for layer, ms in rows.items() if layer.kind == "dwconv"}
-    only = Roofline.fit_layers(depthwise).coefficients
+    only = fitted(depthwise).coefficients
     assert only["dense"] == only["deconv"] == only["depthwise"]
 
 
 def test_whole_networks_tell_few_coefficients() -> None:
     macs = {"dense": 1.0, "pointwise": 1.0, "depthwise": 1.0, "deconv": 1.0, "idle": 1.0}
     true = Roofline({**dict.fromkeys(macs, 8.0), "read": 0.7}, "networks", 1, 0.0, 0.0, 0.5)
-    networks = [(arch.blocks(14), float(true.ms(arch.blocks(14)).sum())) for arch in named_archs().values()]
-    found = Roofline.fit_networks(networks)
+    sums = np.array([features(arch.blocks(14)).sum(axis=0) for arch in named_archs().values()])
+    times = true.ms_of(sums).tolist()
+    found = fitted_on(sums, times, TERMS, None)
     assert found.coefficients["dense"] == pytest.approx(8.0, rel=1e-6)
     assert found.coefficients["idle"] == found.coefficients["dense"]
     assert found.coefficients["read"] == pytest.approx(0.7, rel=1e-6)
-    assert (found.fitted_on, found.samples) == ("networks", len(networks))
-    assert found.coverage == pytest.approx(len(networks) / (len(networks) + 1))
-    scaled = Roofline.fit_networks(networks, [dict(true.coefficients)])
+    assert found.coverage == pytest.approx(len(times) / (len(times) + 1))
+    scaled = fitted_on(sums, times, [dict(true.coefficients)], None)
     assert scaled.coefficients == pytest.approx(true.coefficients, rel=1e-6)
 
 
@@ -181,13 +211,8 @@ def test_what_is_missing_and_what_is_too_little_is_named() -> None:
     lacking = {name: value for name, value in DEVICE.to_dict().items() if name != "half_width"}
     with pytest.raises(InputError, match="roofline lacks 'half_width'"):
         Roofline.from_dict(lacking)
-    few = dict(list(noisy(0).items())[:19])
-    with pytest.raises(InputError, match="at least 20 measured layers, not 19"):
-        Roofline.fit_layers(few)
-    with pytest.raises(InputError, match=r"positive numbers, not -1\.0"):
-        Roofline.fit_layers({**noisy(0), LAYERS[3]: -1.0})
-    network = (get_arch("litepose-xs").layers(14), 1.0)
-    with pytest.raises(InputError, match="2 terms needs at least 5 measured networks, not 4"):
-        Roofline.fit_networks([network] * 4)
+    sums = features(get_arch("litepose-xs").layers(14))
     with pytest.raises(InputError, match="unknown feature 'reads'; did you mean 'read'"):
-        Roofline.fit_networks([network] * 5, [{"reads": 1.0}])
+        fit_coefficients(sums, np.ones(len(sums)), [{"reads": 1.0}])
+    with pytest.raises(InputError, match="at least two folds"):
+        left_out_errors(sums, np.ones(len(sums)), folds=[0] * len(sums))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from latency_tables import Target, local_target, read_target, write_target
 from latency_tables.machine import available_threads, processor_name
+from latency_tables.target import elsewhere
 from search_spaces import InputError
 
 
@@ -65,3 +67,21 @@ def test_the_local_target_describes_this_machine() -> None:
 def test_more_threads_than_processors_are_refused() -> None:
     with pytest.raises(InputError, match=rf"at most {available_threads()} threads, not 4096"):
         local_target("onnxruntime", threads=4096)
+
+
+def test_this_machine_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency_tables.target.processor_name", lambda: "Xeon(R) Gold 6130")
+    monkeypatch.setattr("latency_tables.target.system_name", lambda: "Linux 6.6.31 x86_64")
+    monkeypatch.setattr("latency_tables.target.available_threads", lambda: 4)
+    here = Target("this-machine", "Xeon(R) Gold 6130", "onnxruntime", "fp32", 4)
+    session = {"processor": "Xeon(R) Gold 6130", "system": "Linux 5.10.0 x86_64"}  # another kernel
+    assert elsewhere(here, [session, {}]) == ""
+    for target, sessions, words in (
+        (replace(here, processor="Cortex-A72"), [], "measured on 'Cortex-A72', and here is 'Xeon"),
+        (here, [session, {**session, "processor": "EPYC 7B13"}], "measured on 'EPYC 7B13'"),
+        (here, [{**session, "system": "Darwin 23.1 arm64"}], "measured on 'Darwin 23.1 arm64'"),
+        (here, [{**session, "system": ""}], "measured on ''"),
+        (replace(here, threads=8), [session], "of 8 threads, and here are 4 processors"),
+    ):
+        assert words in elsewhere(target, sessions)
+    assert elsewhere(replace(here, device="pi", processor="Cortex-A72"), []) == ""

@@ -63,6 +63,10 @@ def shop(box: Path, models: Path) -> Path:
     (box / "cut.safetensors").write_bytes((models / "net.safetensors").read_bytes()[:-100])
     (box / "empty").mkdir()
     (box / "photos").mkdir()
+    for folder in ("broken", "run"):
+        (box / folder).mkdir()
+    (box / "broken" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (box / "run" / "recipe.yaml").touch()
     for index in range(2):
         image, _ = render(3, index, (80, 100 + 20 * index))
         cv2.imwrite(str(box / "photos" / f"{index}.png"), image)
@@ -202,6 +206,18 @@ def test_what_the_command_tells_and_writes(shop: Path, nas_: Callable[..., Outco
     assert read_image(shop / "out" / "time.png").std() > 10
 
 
+def test_pictures_that_show_nobody_or_nothing_are_told(shop: Path, models: Path) -> None:
+    (shop / "photos" / "cut.png").write_bytes(b"")
+    cv2.imwrite(str(shop / "broken" / "black.png"), np.zeros((80, 90, 3), np.uint8))
+    quick = replace(QUICK, people=(0,), rounds=1)
+    both = measure_frames(str(models / "net.onnx"), quick, images=shop / "photos")
+    assert [each.name for each in both.photos] == ["0.png", "1.png"]
+    assert "cut.png" in both.notices[0] and both.notices[0].startswith("picture left out: image ")
+    nobody = measure_frames(str(models / "net.onnx"), quick, images=shop / "broken")
+    assert [each.people for each in nobody.photos] == [0]
+    assert "nobody was found in any picture, so their times are those of empty frames" in nobody.notices
+
+
 def test_an_arch_gets_random_weights(nas_: Callable[..., Outcome], box: Path, network: Subnet) -> None:
     (box / "arch.json").write_text(json.dumps(network.arch.to_json()))
     told = nas_(*f"time arch.json --people 1 {OPTIONS} --json".split())
@@ -242,6 +258,11 @@ FAULTS = [
     ("net.onnx --latency no-such-target", "no-such-target"),
     ("net.onnx --images nowhere", "--images: 'nowhere' is no folder"),
     ("net.onnx --images empty", "'empty'"),
+    ("net.onnx --images net.onnx", "'net.onnx' is no folder; a film's frames are timed by 'nas predict"),
+    ("net.onnx --images broken", "no picture of 'broken' can be read (picture left out: image "),
+    ("net.onnx --latency raspberry-pi-4 --strict-tables", "'raspberry-pi-4-unstated-unstated' lacks"),
+    ("net.onnx --limit 3", "--limit is for the pictures of --images"),
+    ("run", "'run' is a run, which holds many networks; 'nas emit run' writes one of them"),
     ("litepose-xs --images photos", "--images: 'litepose-xs' has random weights"),
     ("net.safetensors --skeleton crowdpose14", "17 joints, but skeleton 'crowdpose14' has 14"),
 ]

@@ -7,17 +7,22 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from latency_tables import Calibration, LatencyTable, Row, Target
+from latency_tables import Calibration, LatencyTable, MeasuredNetwork, Row, Target, calibrate, fill_table
+from latency_tables.holding import held_table
+from latency_tables.machine import processor_name
 from nas.console import print_table
 from nas.latency import table_folders
-from search_spaces import Layer, litepose_native
+from search_spaces import Arch, Layer, get_arch, litepose_native
 from tests.nas.conftest import Outcome
 
 Nas = Callable[..., Outcome]
@@ -202,7 +207,7 @@ def test_validate_for_a_network_tells_what_is_missing(tables: Path, nas_: Nas) -
 def test_diff_of_the_same(tables: Path, nas_: Nas) -> None:
     told = nas_("tables", "diff", NAME, f"tables/{NAME}.csv")
     assert (told.code, told.err) == (0, "")
-    assert "are the same: 4 rows" in told.out
+    assert "are the same: 4 rows, 0 whole networks" in told.out
 
 
 def test_diff(tables: Path, nas_: Nas) -> None:
@@ -231,18 +236,26 @@ def test_merge(tables: Path, nas_: Nas) -> None:
     before = files(tables)
     told = nas_("tables", "merge", NAME, "other.csv", "-o", "both.csv")
     assert (told.code, told.err) == (0, "")
-    assert f"from tables/{NAME}.csv" in told.out and "3 of 4" in told.out
+    words = " ".join(told.out.split())
+    # The second row of the other has five runs, too few; of the first it has 99, so it goes first.
+    assert f"from tables/{NAME}.csv 3 of 4 rows that are not fitted, 0 of 0 whole networks" in words
+    assert "from other.csv 1 of 2 rows that are not fitted" in words
+    assert words.count("first where nothing else decides") == 1
+    assert "calibration none: 0 whole networks are too few, it takes 5" in words
     assert f"the calibration of tables/{NAME}.csv was dropped" in told.out
-    assert f"once it is called {NAME}, fits a new one" in told.out
+    assert f"once it is called {NAME}, measures whole networks for a new one" in told.out
     table = LatencyTable.load(tables / "both.csv")
     assert [table.rows[layer].median_ms for layer in LAYERS] == [2.0, 2.0, 3.0, 4.0]
+    assert table.rows[LAYERS[1]].runs == 20
     assert table.calibration is None
     measured, merging = table.sessions
     assert measured == SESSION
+    none = {"networks": 0, "networks_taken": 0}
     assert merging["merged"] == [
-        {"table": f"tables/{NAME}.csv", "rows": 4, "taken": 3},
-        {"table": "other.csv", "rows": 2, "taken": 1},
+        {"table": f"tables/{NAME}.csv", "rows": 4, "taken": 3, **none, "rank": 1},
+        {"table": "other.csv", "rows": 2, "taken": 1, **none, "rank": 0},
     ]
+    assert merging["fitted"] == {"left_out": 0, "anew": 0, "dropped": 0}
     after = files(tables)
     assert after.keys() - before.keys() == {"both.csv", "both.yaml"}
     assert all(after[name] == content for name, content in before.items())
@@ -256,8 +269,145 @@ def test_merge_into_a_folder_as_json(tables: Path, nas_: Nas) -> None:
     found = json.loads(told.out)
     assert (found["table"], found["rows"]) == (f"out/{NAME}.csv", 4)
     assert found["calibrations_dropped"] == [f"tables/{NAME}.csv"]
-    assert found["doubts"] == []
+    assert (found["calibration"], found["doubts"]) == (None, [])
+    assert "too few" in found["uncalibrated"]
     assert len(LatencyTable.load(found["table"])) == 4
+
+
+SPACE = litepose_native(joints=14, resolutions=(64,))
+ARCHS = tuple(SPACE.decode(genes) for genes in SPACE.sample_genotypes(np.random.default_rng(3), 12))
+
+
+def profiled(archs: Sequence[Arch], speed: float = 1.0) -> LatencyTable:
+    """A table with all blocks of a space, but every fifth fitted, calibrated on some networks."""
+    rows = {
+        block: row(speed * (0.02 + sum(layer.macs for layer in block.layers) / 4e6))
+        for block in SPACE.distinct_blocks()
+    }
+    networks = tuple(
+        MeasuredNetwork(arch, 14, row(1.2 * sum(rows[block].median_ms for block in arch.blocks(14))))
+        for arch in archs
+    )
+    measured = {block: each for i, (block, each) in enumerate(rows.items()) if i % 5}
+    return calibrate(fill_table(LatencyTable(PI, measured, (SESSION,), networks=networks), rows))
+
+
+def test_merging_profiles_fits_and_calibrates_anew(tables: Path, nas_: Nas) -> None:
+    profiled(ARCHS[:6]).save(tables / "monday.csv")
+    profiled(ARCHS[4:], 1.1).save(tables / "tuesday.csv")
+    told = nas_("tables", "merge", "monday.csv", "tuesday.csv", "-o", "week.csv")
+    assert (told.code, told.err) == (0, "")
+    words = " ".join(told.out.split())
+    table = LatencyTable.load(tables / "week.csv")
+    count = sum(row.runs == 0 for row in table.rows.values())
+    assert f"fitted {count} rows, anew on what is measured in all of them; {2 * count} fitted rows" in words
+    assert "calibration fitted anew on 12 whole networks: left out in turn" in words
+    assert "dropped" not in words
+    assert "share take 1.10 times as long in the second" in words
+    assert table.calibration is not None and table.calibration.networks == len(table.networks) == 12
+    assert table.sessions[-1]["calibration"] == "fitted anew on 12 whole networks"
+    assert "share take 1.10 times" in " ".join(nas_("tables", "show", "week.csv").out.split())
+    shown = " ".join(nas_("tables", "show", "week.csv").out.split())
+    assert table.fit is not None
+    assert f"fitted on {table.fit.samples} measured pieces; {table.fit.checks} of them left out" in shown
+    again = json.loads(nas_("tables", "merge", "monday.csv", "tuesday.csv", "-o", "x.csv", "--json").out)
+    assert again["fitted"] == {"left_out": 2 * count, "anew": count, "dropped": 0}
+    assert again["calibration"]["networks"] == 12 and again["uncalibrated"] is None
+    assert len(again["doubts"]) == 1
+
+
+def test_whole_networks_are_shown_and_compared(tables: Path, nas_: Nas) -> None:
+    first, second = profiled(ARCHS[:6]), profiled(ARCHS[4:], 1.3)
+    first.save(tables / "monday.csv")
+    second.save(tables / "tuesday.csv")
+    shown = " ".join(nas_("tables", "show", "monday.csv").out.split())
+    times = sorted(network.row.median_ms for network in first.networks)
+    assert f"whole networks 6 measured, {times[0]:.4g} to {times[-1]:.4g} ms" in shown
+    assert "predicted worst: " in shown
+    reach = f"{times[0]:.4g} to {times[-1]:.4g} ms"
+    assert f"from 6 networks of {reach} (nothing supports it far beyond)" in shown
+    assert "as wide as the worst of their errors: so few support no more" in shown
+    told = nas_("tables", "diff", "monday.csv", "tuesday.csv")
+    assert told.code == 1
+    words = " ".join(told.out.split())
+    assert "networks in both 2; 0 equal, 0 within their intervals, 2 beyond" in words
+    assert f"networks only in first 4: {first.networks[0].name}" in words
+    assert "networks only in second 6: " in words and "and 1 more" in words
+    assert "networks, second / first median 1.300" in words
+    assert "predictions, second / first median 1.3" in words
+    assert "calibration.networks" in words
+    assert "2 of 2 networks that differ beyond their intervals" in words
+    replace(first, networks=first.networks[:5]).save(tables / "fewer.csv")
+    assert nas_("tables", "diff", "monday.csv", "fewer.csv").code == 1
+
+
+def test_a_table_that_another_command_writes_is_not_merged_into(
+    tables: Path, nas_: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.tables.held_table", partial(held_table, patience_s=0.0))
+    with held_table(tables / "both.csv"):
+        told = nas_("tables", "merge", NAME, "other.csv", "-o", "both.csv")
+    assert told.code == 2 and told.err.count("\n") == 1
+    assert "another command is writing the latency table 'both.csv': wait for it" in told.err
+    assert not (tables / "both.csv").exists()
+
+
+def test_rows_that_were_added_until_the_merge_begins_are_in_it(
+    tables: Path, nas_: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a profile into one of the tables, which is to be overwritten, ends meanwhile."""
+
+    @contextmanager
+    def late(path: Path) -> Iterator[Path]:
+        with held_table(path) as file:
+            added = LatencyTable.load(file)
+            replace(added, rows={**added.rows, LAYERS[3]: row(44.0, runs=500)}).save(file)
+            yield file
+
+    monkeypatch.setattr("nas.tables.held_table", late)
+    assert nas_("tables", "merge", NAME, "other.csv", "-o", "other.csv", "--force").code == 0
+    table = LatencyTable.load(tables / "other.csv")
+    assert table.rows[LAYERS[3]].median_ms == 44.0
+    assert table.sessions[-1]["merged"][1]["rows"] == 3
+
+
+# -- machines, terminals -------------------------------------------------------------------------------------
+
+
+def test_a_table_of_another_machine_is_told_of_once(box: Path, nas_: Nas) -> None:
+    here = Target("this-machine", "Cortex-A72 of another machine", "onnxruntime", "fp32", 1)
+    rows = {block: row(1.0) for block in get_arch("litepose-xs").blocks(14)}
+    table = LatencyTable(here, rows, ({**SESSION, "processor": here.processor},))
+    path = table.save(box / "tables" / f"{here.name}.csv")
+    target = ("--latency", here.name)
+    told = nas_("cost", "litepose-xs", *target, *target, "--json")
+    assert told.code == 0 and json.loads(told.out)["latency"]
+    assert told.err.count("\n") == 1
+    assert f"the latency table '{here.name}' is not of this machine" in told.err
+    assert "'Cortex-A72 of another machine', and here is" in told.err
+    assert nas_("cost", "litepose-xs", *target, "--json").err == told.err, "once a command, not for ever"
+    checked = nas_("tables", "validate", here.name)
+    assert "target.device: is 'this-machine', but it was measured on" in checked.out
+    mine = replace(here, processor=processor_name())
+    replace(table, target=mine, sessions=({**SESSION, "processor": mine.processor},)).save(path)
+    assert nas_("cost", "litepose-xs", *target).err == ""
+
+
+def test_terminals_without_unicode(tables: Path) -> None:
+    strange = replace(TABLE, sessions=({**SESSION, "system": "Línux 6 aarch64"},))
+    strange.save(tables / "größe.csv")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    for command in ("show größe.csv", f"diff größe.csv {NAME}"):
+        found = subprocess.run(
+            [sys.executable, "-m", "nas", "tables", *command.split()],
+            capture_output=True,
+            env=environment,
+            check=False,
+        )
+        assert found.returncode == (1 if command.startswith("diff") else 0), found.stderr
+        assert b"Traceback" not in found.stderr
+        assert (b"\\xb0C" in found.stdout) == command.startswith("show")
+        assert b"gr\\xf6\\xdfe.csv" in found.stdout
 
 
 def test_what_a_kill_has_left_keeps_nobody_from_using_the_folder(tables: Path, nas_: Nas) -> None:
