@@ -6,9 +6,11 @@ import math
 import statistics
 from typing import Any
 
+import numpy as np
+
 from nas.pareto import hypervolume, pareto_front
 from nas.search.importance import importances
-from nas.search.objectives import Objective
+from nas.search.objectives import Direction, Objective
 from nas.search.result import SearchResult
 
 __all__ = ["analyse", "joint_hypervolumes", "seconds_of"]
@@ -35,22 +37,26 @@ def seconds_of(result: SearchResult) -> dict[str, Any]:
 def joint_hypervolumes(result: SearchResult) -> list[float]:
     """Return the hypervolume of AP and all traded costs together after each evaluation, exact.
 
-    AP's reference is 0; each cost's is :meth:`SearchResult.reference`. It rises only where the front of all
-    objectives does, so it is computed there alone.
+    AP's reference is 0; each cost's is :meth:`SearchResult.reference`. A network adds the volume of its own
+    box less what of it the front dominates already (While, Bradstreet & Barone 2012, "A Fast Way of
+    Calculating Exact Hypervolumes": the exclusive hypervolume).
     """
     if not result.evaluated:
         return []
-    objectives = result.objectives
-    directions = [objective.direction for objective in objectives]
-    reference = [result.reference(o) if o.is_cost else 0.0 for o in objectives]
-    front: list[list[float]] = []
+    reference = np.array([result.reference(o) if o.is_cost else 0.0 for o in result.objectives])
+    signs = np.array([1.0 if o.is_cost else -1.0 for o in result.objectives])
+    minimise: list[Direction] = ["minimize"] * len(signs)
+    bound = signs * reference
+    front = np.empty((0, len(signs)))
     volumes: list[float] = []
     for record in result.evaluated:
-        point = [record.value(objective) for objective in objectives]
-        front.append(point)
-        front = [front[i] for i in pareto_front(front, directions)]
-        changed = any(each is point for each in front)
-        volumes.append(hypervolume(front, reference, directions) if changed else volumes[-1])
+        losses = signs * np.array([record.value(o) for o in result.objectives])
+        box = float(np.maximum(bound - losses, 0.0).prod())
+        shared = np.maximum(front, losses)
+        gain = box - hypervolume(shared[pareto_front(shared, minimise)], bound, minimise)
+        volumes.append((volumes[-1] if volumes else 0.0) + max(gain, 0.0))
+        front = np.vstack([front, losses])
+        front = front[pareto_front(front, minimise)]
     return volumes
 
 

@@ -243,6 +243,14 @@ def test_nonsense_is_refused_before_anything_is_done(asked: list[str], nas_: Cal
     assert {path.name for path in made} <= {".lock"}
 
 
+def test_ap_alone_can_be_the_objective(asked: list[str], nas_: Callable[..., Outcome]) -> None:
+    options = ("--objective", "ap", "--max-macs", million(0.5), "--evaluations", 8)
+    said = ok(nas_("search", "run", *options, "--json"))
+    assert said["evaluated"] == 8 and said["best"]["ap"] == max(r["ap"] for r in said["front"])
+    result = load_result(RunDirectory.open("run"), Path(said["study"]).name)
+    assert [str(objective) for objective in result.objectives] == ["ap"]
+
+
 def test_several_budgets_from_python(asked: list[str]) -> None:
     run = RunDirectory.open("run")
     with pytest.raises(InputError, match="need budgets"):
