@@ -494,7 +494,7 @@ def _print_answers(studies: Studies) -> None:
         *("next cheaper: AP", "next dearer: AP", "found in"),
     )
     print_table(f"{len(rows)} budgets, {len(studies.together.evaluated)} networks", columns, rows)
-    print(cost_words(studies.summary()["evaluations"]))
+    print(cost_words(studies.seconds()))
     for answer in studies.answers:
         told = [*([answer.why] if answer.why else []), *answer.study.notes]
         print("\n".join(f"{answer.study.budget}: {line}" for line in told), end="\n" if told else "")

@@ -179,9 +179,12 @@ class Studies:
         beside = neighbours(chosen, pool.front(axis, others), axis)
         return Answer(study, chosen, "", where.folder.name, beside)
 
+    def seconds(self) -> dict[str, Any]:
+        """Return what the evaluations of all of them cost; see :func:`nas.search.analysis.seconds_of`."""
+        return seconds_of(*(study.result for study in self.studies))
+
     def summary(self) -> dict[str, Any]:
         """Return what ``nas search --json`` prints for several budgets."""
-        seconds = [seconds_of(study.result) for study in self.studies]
         return {
             "budgets": [
                 {
@@ -195,12 +198,7 @@ class Studies:
                 for answer in self.answers
             ],
             "networks": len(self.together.evaluated),
-            "evaluations": {
-                "made": sum(each["made"] for each in seconds),
-                "reused": sum(each["reused"] for each in seconds),
-                "sum": round(sum(each["sum"] for each in seconds), 3),
-                "saved": round(sum(each["saved"] for each in seconds), 3),
-            },
+            "evaluations": self.seconds(),
         }
 
 

@@ -16,13 +16,13 @@ from nas.search.result import SearchResult
 __all__ = ["analyse", "joint_hypervolumes", "seconds_of"]
 
 
-def seconds_of(result: SearchResult) -> dict[str, Any]:
-    """Return what the evaluations cost in seconds: ``sum`` and ``median`` of those made here, ``saved``.
+def seconds_of(*results: SearchResult) -> dict[str, Any]:
+    """Return what the evaluations of one or several searches cost in seconds: ``sum`` and ``median`` of those made here, ``saved``.
 
     ``made`` and ``reused`` count them, those that ended early included; what was saved is what the reused
     ones took where they were made. The median is None where none was made.
     """
-    looked_at = (*result.evaluated, *result.partial)
+    looked_at = [r for result in results for r in (*result.evaluated, *result.partial)]
     made = [r.seconds for r in looked_at if not r.reused]
     saved = [r.seconds for r in looked_at if r.reused]
     return {
