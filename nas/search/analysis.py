@@ -17,10 +17,11 @@ __all__ = ["analyse", "joint_hypervolumes", "seconds_of"]
 
 
 def seconds_of(*results: SearchResult) -> dict[str, Any]:
-    """Return what the evaluations of one or several searches cost in seconds: ``sum`` and ``median`` of those made here, ``saved``.
+    """Return what the evaluations of one or several searches cost, in seconds.
 
-    ``made`` and ``reused`` count them, those that ended early included; what was saved is what the reused
-    ones took where they were made. The median is None where none was made.
+    ``made`` and ``reused`` count them, those that ended early included. ``sum`` and ``median`` are of those
+    made in these searches, the median None where there are none; ``saved`` is what the reused ones took where
+    they were made.
     """
     looked_at = [r for result in results for r in (*result.evaluated, *result.partial)]
     made = [r.seconds for r in looked_at if not r.reused]
