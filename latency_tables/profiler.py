@@ -430,10 +430,17 @@ class _Drift:
 
 
 def _check_drift(journal: Journal, former: LatencyTable | None, settings: ProfileSettings) -> _Drift:
-    """Return the drift; raise :class:`RunError` if it is too large and is to be refused."""
+    """Return the drift; raise :class:`RunError` if it is too large and is to be refused.
+
+    Further rounds may be as short as a single visit; they count only where canaries are timed among visits,
+    and not with each.
+    """
+    found = journal.found
+    watched = _watched(found)
     rounds = {
         index: float(np.median([ms for samples in visits for ms in samples.ms]))
-        for index, visits in sorted(journal.found.canary.items())
+        for index, visits in sorted(found.canary.items())
+        if index < settings.rounds or not watched
     }
     middle = float(np.median(list(rounds.values())))
     sessions = () if former is None else former.sessions
@@ -441,7 +448,7 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     drift = _Drift(
         canary_ms=middle,
         by_round={index: ms / middle - 1 for index, ms in rounds.items()},
-        by_start={start: ms / middle - 1 for start, ms in _canary_by_start(journal.found).items()},
+        by_start={start: ms / middle - 1 for start, ms in _canary_by_start(found).items()},
         since_former=middle / before[-1] - 1 if before else None,
     )
     if drift.worst <= settings.max_drift:
@@ -451,10 +458,10 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     for start, step in drift.by_start.items():
         if abs(step) > settings.max_drift:
             told.append(f"the process started {_ordinal(start)} by {step:+.0%}")
-            bad = sorted({*bad, *journal.found.rounds_of_start.get(start, ())})
+            bad = sorted({*bad, *found.rounds_of_start.get(start, ())})
     if drift.since_former is not None and abs(drift.since_former) > settings.max_drift:
         told.append(f"all rounds by {drift.since_former:+.0%} since the rows measured before")
-        bad = list(rounds)
+        bad = list(found.canary)
     story = (
         f"the machine's speed drifted while profiling: the canary layer left its median"
         f" ({', '.join(told)}; allowed {settings.max_drift:.0%})"
@@ -471,17 +478,26 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
 
 
 def _canary_by_start(found: Measurements) -> dict[int, float]:
-    """Return the canary's median after each start that timed it at least twice; nothing of a single start."""
+    """Return the canary's median after each start that timed it often enough; nothing of a single start.
+
+    That is twice; ten times where it is timed with every visit, as briefly as that.
+    """
     if len(found.starts) < 2:
         return {}
+    least = 10 if _watched(found) else 2
     every: dict[int, list[Samples]] = {}
     for (start, _), samples in found.by_start.items():
         every.setdefault(start, []).extend(samples)
     return {
         start: float(np.median([ms for each in samples for ms in each.ms]))
         for start, samples in every.items()
-        if len(samples) > 1
+        if len(samples) >= least
     }
+
+
+def _watched(found: Measurements) -> bool:
+    """Return whether canaries were timed with every visit, not only among visits."""
+    return any(samples.canaries for visited in found.visits.values() for samples in visited.values())
 
 
 def _ordinal(number: int) -> str:

@@ -35,7 +35,7 @@ def true_ms(piece: Piece) -> float:
 class FakeRuntime(Runtime):
     """Advances a clock instead of computing; ``slowdown(visit)`` stretches the visits one by one.
 
-    Canaries are stretched likewise where it is ``noticed``.
+    Canaries are stretched likewise, or as a function of their own says.
     """
 
     name: ClassVar[str] = "fake"
@@ -45,14 +45,14 @@ class FakeRuntime(Runtime):
         self,
         slowdown: Callable[[int], float] = lambda visit: 1.0,
         version: str = "1.0",
-        noticed: bool = True,
+        canaries: Callable[[int], float] | None = None,
     ) -> None:
         self.now = 0.0
         self.visits: Counter[str] = Counter()
         self.order: list[str] = []
         self._slowdown = slowdown
         self._version = version
-        self._noticed = noticed
+        self._canaries = canaries
 
     def bench(self, precision: str = "fp32") -> LocalBench:
         """Where the fake is timed, on its own clock."""
@@ -75,7 +75,7 @@ class FakeRuntime(Runtime):
             self.order.append(piece.key)
             yield self._takes(lambda: (true_ms(piece) + OVERHEAD_MS) * self._slowdown(len(self.order)))
         else:
-            speed = self._slowdown if self._noticed else lambda visit: 1.0
+            speed = self._canaries or self._slowdown
             yield self._takes(lambda: (true_ms(piece) + OVERHEAD_MS) * speed(len(self.order)))
 
     @contextmanager

@@ -38,6 +38,11 @@ def run(
     return profile(TARGET, layers, out=folder, settings=settings, bench=runtime.bench(), command="test")
 
 
+def unnoticed(visit: int) -> float:
+    """How much longer canaries take that notice nothing."""
+    return 1.0
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -106,7 +111,7 @@ def test_rounds_visit_every_layer_once_in_different_orders(tmp_path: Path) -> No
 def test_a_passing_disturbance_does_not_move_the_median(tmp_path: Path) -> None:
     """One round out of three is twice as slow, canaries apart: rows stay, the upper percentile tells."""
     n = len(LAYERS)
-    disturbed = FakeRuntime(lambda visit: 2.0 if n < visit <= 2 * n else 1.0, noticed=False)
+    disturbed = FakeRuntime(lambda visit: 2.0 if n < visit <= 2 * n else 1.0, canaries=unnoticed)
     table = run(tmp_path, disturbed)
     for layer, row in table.rows.items():
         assert row.median_ms == pytest.approx(true_ms(layer), rel=1e-2)
@@ -200,6 +205,24 @@ def test_a_round_that_drifted_is_refused_and_measured_anew(tmp_path: Path) -> No
     for layer, row in table.rows.items():
         assert row.p90_ms == pytest.approx(true_ms(layer), rel=1e-3)
     assert table.sessions[0]["processes"] == 2
+
+
+def test_a_short_further_round_at_another_speed_is_no_drift(tmp_path: Path) -> None:
+    """One layer is visited again while the machine is slower, as the canaries with its visits tell."""
+    wild = LAYERS[7].key
+
+    def slower(visit: int) -> float:
+        return 1.5 if visit > QUICK.rounds * len(LAYERS) else 1.0
+
+    class Jumping(FakeRuntime):
+        def jump(self, visit: int) -> float:
+            return slower(visit) * (1.0 + 0.5 * (self.visits[wild] % 2) * (self.order[-1] == wild))
+
+    runtime = Jumping(canaries=slower)
+    runtime._slowdown = runtime.jump
+    table = run(tmp_path, runtime, settings=replace(QUICK, max_rounds=5))
+    assert runtime.visits[wild] > QUICK.rounds
+    assert table.sessions[0]["drift"] < 0.15
 
 
 def test_drift_can_be_accepted_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -445,7 +468,7 @@ def test_what_is_loose_is_visited_again_and_nothing_else(tmp_path: Path) -> None
         def jump(self, visit: int) -> float:
             return 1.0 + 0.5 * (self.visits[wild] % 2) if self.order and self.order[-1] == wild else 1.0
 
-    runtime = Jumping(noticed=False)
+    runtime = Jumping(canaries=unnoticed)
     runtime._slowdown = runtime.jump
     settings = replace(QUICK, rounds=4, max_rounds=9, tightness=0.02, max_drift=9.0)
     run(tmp_path, runtime, settings=settings)
@@ -460,12 +483,12 @@ def test_further_rounds_are_resumed(tmp_path: Path) -> None:
             return 1.0 + 0.3 * (visit % 2)
 
     settings = replace(QUICK, rounds=2, max_rounds=6, max_drift=9.0)
-    whole = Jumping(noticed=False)
+    whole = Jumping(canaries=unnoticed)
     whole._slowdown = whole.jump
     run(tmp_path / "whole", whole, LAYERS[:5], settings)
     visits = len(whole.order)
     assert visits > 2 * 5
-    cut = Jumping(noticed=False)
+    cut = Jumping(canaries=unnoticed)
     cut._slowdown = cut.jump
 
     def stop(done: int, total: int, text: str) -> None:
