@@ -29,7 +29,9 @@ def records(count: int, noise: float = 0.0, seed: int = 0, skew: bool = False) -
     rng = np.random.default_rng(seed)
     archs = [SPACE.decode(g) for g in SPACE.sample_genotypes(rng, count)]
     if skew:  # as a search does: the better half again and again
-        archs = [a if a["resolution"] == 320 else SPACE.arch({**dict(a), "stage0.width": 16}) for a in archs]
+        archs = [
+            a if a["resolution"] == 320 else SPACE.arch({**dict(a.values), "stage0.width": 16}) for a in archs
+        ]
     largest = SPACE.largest()
     aps = [0.3 + sum(e for n, e in EFFECTS.items() if a[n] == largest[n]) for a in archs]
     return [

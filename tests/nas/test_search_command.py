@@ -57,7 +57,7 @@ def save_table(run: Path, half_width: float = 0.05) -> None:
         for layer in SPACE.distinct_layers()
     }
     fit = Calibration(0.0, 1.0, 20, 0.01, 0.02, 0.01, half_width, 0.9)
-    LatencyTable(PHONE, rows, fit).save(run / "tables" / f"{PHONE.name}.csv")
+    LatencyTable(PHONE, rows, calibration=fit).save(run / "tables" / f"{PHONE.name}.csv")
 
 
 def ok(told: Outcome) -> Any:
