@@ -58,7 +58,7 @@ class SharedEvaluations:
         for number, line in self.lines.records():
             try:
                 self._read(line)
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 raise damaged(self.lines.path, number) from None
 
     def _read(self, line: Mapping[str, Any]) -> None:
