@@ -267,6 +267,31 @@ def measure_model(
     return summarise(samples.ms, len(samples.ms) * samples.loop)
 
 
+def measure_against(
+    table: LatencyTable, path: str | Path, size: tuple[int, int], *, seconds: float = 2.0, min_runs: int = 10
+) -> tuple[Timing, float | None]:
+    """Time a whole network in this process as a table's target says, and compare the machine's speed.
+
+    Returns
+    -------
+    Timing, float or None
+        What it takes now, nothing taken out; and how many times as long as at the speed that the table's
+        timings were brought to networks take beside what the canaries take now. None if the table does not
+        tell that speed.
+
+    Raises
+    ------
+    InputError, UnavailableError
+        As :func:`measure_model`.
+    """
+    target, former = table.target, _former_speed(table)
+    bench = LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    with bench.watching(_WATCHED if former is not None else ()):
+        samples = bench.time_model(Path(path), size, seconds, min_runs)
+    timing = summarise(samples.ms, len(samples.ms) * samples.loop)
+    return timing, None if former is None else former.networks.factor(samples.canaries)
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
