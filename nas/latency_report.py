@@ -73,6 +73,4 @@ def _beside(value: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
         return f"{told}, though the machine is about as fast as when it was profiled"
     at_that = measured["median_ms"] / pace
     inside = "within" if value["low_ms"] <= at_that <= value["high_ms"] else "outside"
-    return (
-        f"{told}: the machine is {change} now than when it was profiled; at that speed it would be {inside}"
-    )
+    return f"{told}: the machine is {change} than when it was profiled; at that speed it would be {inside}"
