@@ -19,12 +19,16 @@ from latency_tables import (
     Target,
     available_tables,
     find_table,
+    profile,
     validate_table,
 )
 from latency_tables.catalogue import catalogue
 from latency_tables.holding import held_table
 from latency_tables.table import scan_table
 from search_spaces import InputError, Layer, RunError
+from tests.full_disk import room_for
+from tests.latency_tables.fakes import LAYERS as FAKE_LAYERS
+from tests.latency_tables.fakes import QUICK, TARGET, FakeRuntime
 
 PI = Target("pi", "Cortex-A72", "ncnn", "fp32", 4)
 LAYERS = tuple(Layer("conv", 8 * (i + 1), 16, 1, 1, 1, 8, 8) for i in range(6))
@@ -154,6 +158,22 @@ def test_a_reader_sees_no_mixture_while_somebody_saves(tmp_path: Path) -> None:
         stop.set()
         writer.join()
     assert not failures
+
+
+@pytest.mark.parametrize("room", [200, 5_000, 9_003])
+def test_a_disk_that_fills_up_while_profiling_keeps_what_was_measured(tmp_path: Path, room: int) -> None:
+    runtime = FakeRuntime()
+    journal = tmp_path / f"{TARGET.name}.partial.jsonl"
+    with room_for(room), pytest.raises(RunError) as caught:
+        profile(TARGET, FAKE_LAYERS, out=tmp_path, settings=QUICK, bench=runtime.bench())
+    for words in (f"cannot write the journal '{journal}'", "before is kept in it: free space", "same command"):
+        assert words in str(caught.value)
+    kept = journal.read_text().splitlines()
+    done = sum('"kind": "layer"' in line for line in kept)
+    assert (room < 1000) == (done == 0)
+    table = profile(TARGET, FAKE_LAYERS, out=tmp_path, settings=QUICK, bench=runtime.bench())
+    assert table.rows.keys() == set(FAKE_LAYERS) and not journal.exists()
+    assert len(runtime.order) - QUICK.rounds * len(FAKE_LAYERS) in (0, 1), "but a visit that found no room"
 
 
 # -- held tables -------------------------------------------------------------------------------------------
