@@ -32,8 +32,8 @@ from latency_tables.fit import FitRecord
 from latency_tables.roofline import Roofline
 from latency_tables.target import Target
 from search_spaces.arch import Arch
-from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
-from search_spaces.files import check_keys, read_text, read_yaml, write_texts, yaml_text
+from search_spaces.errors import InputError, MissingLayerError, RunError, did_you_mean, shown
+from search_spaces.files import check_keys, put_in_place, read_text, read_yaml, write_texts, yaml_text
 from search_spaces.layers import Block, Piece, layers_of, piece_from_key
 from search_spaces.registry import arch_from_json
 
@@ -510,6 +510,8 @@ class Scan:
         Of the rows that the YAML file was saved with; None where it does not say.
     torn
         Whether the rows are sound and not those.
+    left
+        The hidden file that the rows were read from; None where they are in their place.
     """
 
     path: Path
@@ -524,6 +526,7 @@ class Scan:
     faults: list[Fault] = field(default_factory=list)
     digest: str | None = None
     torn: bool = False
+    left: Path | None = None
 
 
 def scan_table(path: str | Path) -> Scan:
@@ -562,7 +565,7 @@ def _scan(path: str | Path) -> Scan:
         _scan_rows(scan, text)
     whole = not scan.faults and (scan.digest is None or _fits(scan.digest, text, scan.rows))
     if not whole and scan.digest is not None and (left := _left_rows(scan)) is not None:
-        scan.rows, scan.lines, scan.faults, whole = left.rows, left.lines, [], True
+        scan.rows, scan.lines, scan.faults, scan.left, whole = left.rows, left.lines, [], left.left, True
     scan.torn = not whole and not scan.faults
     scan.faults += told
     return scan
@@ -592,8 +595,29 @@ def _left_rows(scan: Scan) -> Scan | None:
             continue  # renamed meanwhile, by who was saving it
         if _digest(text) == scan.digest:
             _scan_rows(found, text)
+            found.left = path
             return found
     return None
+
+
+def finish_save(path: str | Path) -> None:
+    """Put the rows of a table in their place where a kill has left them beside it; else do nothing.
+
+    The table is the same before and after, but for programs that read the CSV file alone. Nobody else may be
+    saving it meanwhile.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be renamed; then nothing was changed.
+    """
+    file = csv_path(path)
+    left = _scan(file).left if leftover_rows(file) else None
+    if left is not None:
+        try:
+            put_in_place(left, file)
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror or error}; nothing was changed") from None
 
 
 def _scan_rows(scan: Scan, text: str) -> None:

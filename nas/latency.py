@@ -36,7 +36,7 @@ from latency_tables import (
     select_pieces,
 )
 from latency_tables.fit import FEWEST_CHECKS, FEWEST_PIECES, FitRecord
-from latency_tables.holding import held_table
+from latency_tables.holding import held_table, settle_table
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
@@ -456,6 +456,7 @@ def profile_space(
         Where it is timed; by default in this process.
     """
     path = folder / f"{target.name}.csv"
+    settle_table(path)
     known = LatencyTable.load(path) if path.is_file() else None
     measured = [p for p, row in known.rows.items() if not is_fitted(row)] if known is not None else []
     chosen = [*select_pieces(weights, share, set(measured)), *(p for p in weights if p in set(measured))]

@@ -24,6 +24,7 @@ __all__ = [
     "locked",
     "make_folder",
     "parse_yaml",
+    "put_in_place",
     "read_json",
     "read_text",
     "read_yaml",
@@ -80,21 +81,32 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        put_in_place(temporary, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Force a complete file to the disk, and rename it to ``path`` with the rights of any new file.
+
+    Raises
+    ------
+    OSError
+        If the system refuses.
+    """
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def remove_leftovers(path: str | Path) -> None:
