@@ -83,7 +83,7 @@ def held_table(
 
 
 def settle_table(path: str | Path) -> None:
-    """Finish the save of a table that a kill has cut, where there is one; else do nothing, and wait for nobody.
+    """Finish the save of a table that a kill has cut; where there is none, do nothing, and wait for nobody.
 
     Before what was measured is thrown away because the table holds it, both of the table's files do.
 

@@ -21,7 +21,7 @@ from latency_tables.holding import held_table
 from latency_tables.predictor import is_fitted
 from latency_tables.roofline import Roofline
 from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, is_packaged, locate_table
-from latency_tables.target import elsewhere
+from latency_tables.target import elsewhere, processors_differ
 from latency_tables.validate import Finding, validate_table
 from nas.console import note_once, print_json, print_table, show
 from search_spaces import InputError, Piece
@@ -30,6 +30,7 @@ __all__ = [
     "DEFAULT_FOLDER",
     "given_folders",
     "list_tables",
+    "refuse_overwriting",
     "run_diff",
     "run_merge",
     "run_validate",
@@ -58,10 +59,23 @@ def given_folders(tables: Sequence[Path] | None) -> list[Path]:
 
 
 def tell_elsewhere(tables: Iterable[LatencyTable]) -> None:
-    """Warn, once a command, of each table that is called after this machine and was measured on another."""
+    """Warn, once a command, of each table that was measured on another machine than it says.
+
+    It is called after this machine, or it was measured without a link (which pins what it times, and notes
+    to which processors) on a processor that its target does not name.
+    """
     for table in tables:
         if why := elsewhere(table.target, table.sessions):
             note_once(f"the latency table '{table.name}' is not of this machine: {why}; its times hold there")
+            continue
+        told = (each.get("processor") for each in table.sessions if "pinned" not in each)
+        for processor in dict.fromkeys(each for each in told if isinstance(each, str)):
+            if processors_differ(processor, table.target.processor):
+                note_once(
+                    f"the latency table '{table.name}' says that its processor is"
+                    f" '{table.target.processor}', but it was measured without a link on '{processor}', and"
+                    " its times hold there"
+                )
 
 
 def clean(value: object) -> str:
@@ -471,14 +485,11 @@ def run_merge(
             raise InputError(f"'{path}' is named twice; merging takes different tables")
     loaded = [LatencyTable.load(path) for path in paths]
     path = output / f"{loaded[0].name}.csv" if output.is_dir() else csv_path(output)
-    if not force:
-        for file in (path, path.with_suffix(".yaml")):
-            if file.exists():
-                role = "is one of the tables to merge" if _same(path, paths) else "exists already"
-                raise InputError(f"'{file}' {role}; choose another --output, or overwrite it with --force")
+    refuse_overwriting(path, force, paths)
     called = [str(path) for path in paths]
     found = merge_tables(loaded, called)
     with held_table(path):
+        refuse_overwriting(path, force, paths)  # it may be there since
         if _same(path, paths):  # it may have changed until now
             loaded = [LatencyTable.load(each) for each in paths]
             found = merge_tables(loaded, called)
@@ -537,6 +548,20 @@ def run_merge(
         print(f"{_n(found.unfitted, 'fitted row')} dropped: what is measured does not tell them any more")
     for doubt in found.doubts:
         print(clean(f"doubt: {doubt}"))
+
+
+def refuse_overwriting(path: Path, force: bool, tables: Sequence[Path] = ()) -> None:
+    """Refuse to write a table where one of its files is already.
+
+    Raises
+    ------
+    InputError
+        Naming the file; ``tables`` are those that are read for it.
+    """
+    for file in () if force else (path, path.with_suffix(".yaml")):
+        if file.exists():
+            role = "is one of the tables to merge" if _same(path, tables) else "exists already"
+            raise InputError(f"'{file}' {role}; choose another --output, or overwrite it with --force")
 
 
 def _merge_record(paths: Sequence[Path], loaded: Sequence[LatencyTable], found: Merged) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Let no file grow beyond ``size`` bytes: the system takes what fits, then refuses, as a full disk does."""
+    """Let no file grow beyond ``size`` bytes: the system takes what fits, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

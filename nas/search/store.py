@@ -207,8 +207,8 @@ class Journal(BaseJournalBackend):
                 self._lock.release()
         except OSError as error:
             raise RunError(
-                f"cannot write the study '{self._path}': {error.strerror or error}; what was evaluated before is"
-                f" kept in it: {room_for_it(error)}, then run the same command again"
+                f"cannot write the study '{self._path}': {error.strerror or error}; what was evaluated before"
+                f" is kept in it: {room_for_it(error)}, then run the same command again"
             ) from None
 
     def _write(self, text: bytes) -> None:

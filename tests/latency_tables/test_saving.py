@@ -183,7 +183,9 @@ def test_a_profile_that_was_killed_while_it_saved_is_finished_before_its_journal
     path, journal = (tmp_path / f"{TARGET.name}{end}" for end in (".csv", ".partial.jsonl"))
     if former:
         profiled(FAKE_LAYERS[:former])
-    script = "from tests.latency_tables.fakes import *; profile(TARGET, LAYERS, out=sys.argv[1], settings=QUICK,"
+    script = (
+        "from tests.latency_tables.fakes import *; profile(TARGET, LAYERS, out=sys.argv[1], settings=QUICK,"
+    )
     command = [sys.executable, "-c", KILLED_PROFILE + script + "bench=FakeRuntime().bench())", str(tmp_path)]
     assert subprocess.run(command, check=False, cwd=ROOT).returncode == 9
     assert journal.exists() and path.exists() == bool(former)
@@ -200,7 +202,11 @@ def test_a_disk_that_fills_up_while_profiling_keeps_what_was_measured(tmp_path: 
     journal = tmp_path / f"{TARGET.name}.partial.jsonl"
     with room_for(room), pytest.raises(RunError) as caught:
         profile(TARGET, FAKE_LAYERS, out=tmp_path, settings=QUICK, bench=runtime.bench())
-    for words in (f"cannot write the journal '{journal}'", "before is kept in it: free space", "same command"):
+    for words in (
+        f"cannot write the journal '{journal}'",
+        "before is kept in it: free space",
+        "same command",
+    ):
         assert words in str(caught.value)
     kept = journal.read_text().splitlines()
     done = sum('"kind": "layer"' in line for line in kept)

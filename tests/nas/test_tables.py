@@ -337,7 +337,7 @@ def test_whole_networks_are_shown_and_compared(tables: Path, nas_: Nas) -> None:
     assert "predictions, second / first median 1.3" in words
     assert "calibration.networks" in words
     assert "2 of 2 networks that differ beyond their intervals" in words
-    replace(first, networks=first.networks[:5]).save(tables / "fewer.csv")
+    replace(first, networks=first.networks[:5], calibration=None).save(tables / "fewer.csv")
     assert nas_("tables", "diff", "monday.csv", "fewer.csv").code == 1
 
 
@@ -371,6 +371,23 @@ def test_rows_that_were_added_until_the_merge_begins_are_in_it(
     assert table.sessions[-1]["merged"][1]["rows"] == 3
 
 
+def test_a_table_that_is_there_since_is_not_overwritten(
+    tables: Path, nas_: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another command saves it after this one has looked."""
+
+    @contextmanager
+    def late(path: Path) -> Iterator[Path]:
+        with held_table(path) as file:
+            file.write_text("another's")
+            yield file
+
+    monkeypatch.setattr("nas.tables.held_table", late)
+    told = nas_("tables", "merge", NAME, "other.csv", "-o", "both.csv")
+    assert told.code == 2 and "'both.csv' exists already" in told.err
+    assert (tables / "both.csv").read_text() == "another's"
+
+
 # -- machines, terminals -------------------------------------------------------------------------------------
 
 
@@ -391,6 +408,25 @@ def test_a_table_of_another_machine_is_told_of_once(box: Path, nas_: Nas) -> Non
     mine = replace(here, processor=processor_name())
     replace(table, target=mine, sessions=({**SESSION, "processor": mine.processor},)).save(path)
     assert nas_("cost", "litepose-xs", *target).err == ""
+
+
+def test_a_table_measured_here_under_another_name_is_told_of_once(box: Path, nas_: Nas) -> None:
+    """As by a target file that names another device and lacks its link; with a link, words may differ."""
+    pi = Target("kitchen-pi", "Cortex-A76", "onnxruntime", "fp32", 1)
+    rows = {block: row(1.0) for block in get_arch("litepose-xs").blocks(14)}
+    here = {**SESSION, "processor": "Intel Xeon"}
+    path = box / "tables" / f"{pi.name}.csv"
+    for session, told in (
+        (here, 1),
+        ({**here, "pinned": "0"}, 0),
+        ({**here, "processor": "Cortex-A76 2 GHz"}, 0),
+    ):
+        LatencyTable(pi, rows, (session, session)).save(path)
+        found = nas_("cost", "litepose-xs", "--latency", pi.name)
+        assert (found.code, found.err.count("\n")) == (0, told)
+        assert (
+            "its processor is 'Cortex-A76', but it was measured without a link on 'Intel" in found.err
+        ) == told
 
 
 def test_terminals_without_unicode(tables: Path) -> None:
