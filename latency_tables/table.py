@@ -743,7 +743,7 @@ def _scan_metadata(scan: Scan) -> None:
     else:
         fault("sessions", f"{where}: 'sessions' is a list of mappings, not {shown(sessions)}", sessions)
     for number, session in enumerate(scan.sessions):
-        for name, value, rule in _speed_faults(session):
+        for name, value, rule in speed_faults(session):
             key = f"sessions[{number}].{name}"
             fault(key, f"{where}: {key} is {rule}, not {shown(value)}", value)
     try:
@@ -787,7 +787,7 @@ def _scan_metadata(scan: Scan) -> None:
         fault("calibration.networks", message, scan.calibration.networks)
 
 
-def _speed_faults(session: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+def speed_faults(session: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     """Yield (field, value, rule) of what cannot be in what a session tells of the machine's speed.
 
     What was measured is brought to another speed by it (:mod:`latency_tables.speed`).

@@ -538,9 +538,9 @@ def run_profile(
         here = local_target(described.runtime, described.threads)  # refuses more threads than there are
         if processors_differ(described.processor, here.processor):
             raise InputError(
-                f"the target file '{target}' is of the processor '{described.processor}', but without a 'link'"
-                f" to that device what is measured is this machine, '{here.processor}': add a 'link', or"
-                " correct the 'processor'; 'this-machine' as target needs no file"
+                f"the target file '{target}' is of the processor '{described.processor}', but without a"
+                f" 'link' to that device what is measured is this machine, '{here.processor}': add a 'link',"
+                " or correct the 'processor'; 'this-machine' as target needs no file"
             )
     check_share(share)
     weights, named, spaces = work_list(wanted, _JOINTS if joints is None else joints)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import exp
 from pathlib import Path
@@ -297,6 +297,7 @@ def _session(session: Mapping[str, Any]) -> str:
     speed = session.get("speed")
     if isinstance(speed, dict) and isinstance(followed := speed.get("exponents"), list):
         told.append(f"the machine's speed of the moment taken out (followed {sum(followed):.0%})")
+        told.append("brought to the speed of another session" if "measured_at_ms" in speed else "")
     if isinstance(session.get("drift"), float):
         told.append(f"drift {session['drift']:.1%}{', too much' if session.get('drifted') is True else ''}")
     if session.get("command"):
@@ -520,6 +521,7 @@ def run_merge(
         lines[f"from {source['table']}"] = (
             f"{source['taken']} of {_n(source['rows'], 'row')} that are not fitted,"
             f" {source['networks_taken']} of {_n(source['networks'], 'whole network')}{first}"
+            f"{_brought(source.get('brought'))}"
         )
     if found.outdated:
         lines["fitted"] = (
@@ -567,24 +569,61 @@ def refuse_overwriting(path: Path, force: bool, tables: Sequence[Path] = ()) -> 
 def _merge_record(paths: Sequence[Path], loaded: Sequence[LatencyTable], found: Merged) -> dict[str, Any]:
     """Return what the merged table keeps of how it was made, as a session."""
     each = zip(paths, loaded, found.taken, found.networks_taken, found.ranks, strict=True)
+    entries = []
+    for i, (path, table, taken, networks, rank) in enumerate(each):
+        entry: dict[str, Any] = {
+            "table": str(path),
+            "rows": sum(not is_fitted(row) for row in table.rows.values()),
+            "taken": taken,
+            "networks": len(table.networks),
+            "networks_taken": networks,
+            "rank": rank,
+        }
+        if i in found.brought:
+            entry["brought"] = {what: round(by, 5) for what, by in asdict(found.brought[i]).items()}
+        if not taken + networks:  # its circumstances are those of nothing that is here
+            entry["sessions"] = [
+                {key: session[key] for key in _KEPT if _is_plain(session.get(key))}
+                for session in table.sessions
+                if "merged" not in session
+            ]
+        entries.append(entry)
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["nas", *sys.argv[1:]]),
-        "merged": [
-            {
-                "table": str(path),
-                "rows": sum(not is_fitted(row) for row in table.rows.values()),
-                "taken": taken,
-                "networks": len(table.networks),
-                "networks_taken": networks,
-                "rank": rank,
-            }
-            for path, table, taken, networks, rank in each
-        ],
+        "merged": entries,
         "fitted": {"left_out": found.outdated, "anew": found.refitted, "dropped": found.unfitted},
         "calibration": found.uncalibrated or f"fitted anew on {len(found.table.networks)} whole networks",
     }
     return {**record, "doubts": list(found.doubts)} if found.doubts else record
+
+
+_KEPT = (
+    "date",
+    "command",
+    "runtime_version",
+    "processor",
+    "system",
+    "canary",
+    "canary_ms",
+    "drift",
+    "drifted",
+)
+"""What a merged table keeps of the sessions of a table that gave it nothing."""
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _brought(by: Mapping[str, float] | None) -> str:
+    """Return what a merge multiplied a table's times by, in words."""
+    if by is None:
+        return ""
+    return (
+        f"; brought to the first one's speed, as their canaries tell it: rows times {by['rows']:.3f},"
+        f" whole networks times {by['networks']:.3f}"
+    )
 
 
 def _same(path: Path, paths: Iterable[Path]) -> bool:

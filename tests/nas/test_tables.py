@@ -263,6 +263,38 @@ def test_merge(tables: Path, nas_: Nas) -> None:
     assert "merged by" in nas_("tables", "show", "both.csv").out
 
 
+def test_a_merge_says_what_it_brought_to_one_speed_and_what_gave_nothing(tables: Path, nas_: Nas) -> None:
+    def saved(
+        name: str, day: int, layers: Sequence[Layer], canary_ms: float, wide: float, **more: Any
+    ) -> None:
+        speed = {"canaries": ["one", "other"], "canaries_ms": [canary_ms, 1.0]}
+        speed |= {"exponents": [0.5, 0.0], "network_exponents": [0.25, 0.0]}
+        own = {**SESSION, "date": f"2026-01-0{day}T00:00:00+00:00", "speed": speed, **more}
+        times = {layer: row(canary_ms, p90_ms=wide * canary_ms) for layer in layers}
+        LatencyTable(PI, times, (own,)).save(tables / f"{name}.csv")
+
+    saved("first", 2, LAYERS[:3], 1.0, 1.2)
+    saved("second", 3, LAYERS, 1.21, 1.5)
+    saved("third", 1, LAYERS[:2], 9.0, 1.9, drifted=True)
+    told = nas_("tables", "merge", "first.csv", "second.csv", "third.csv", "-o", "all.csv")
+    assert (told.code, told.err) == (0, "")
+    words = " ".join(told.out.split())
+    assert "1 of 4 rows that are not fitted, 0 of 0 whole networks; brought to the first one's speed" in words
+    assert "rows times 0.909, whole networks times 0.953" in words and "doubt" not in words
+    table = LatencyTable.load(tables / "all.csv")
+    assert table.rows[LAYERS[3]].median_ms == pytest.approx(1.21 / 1.1)
+    *measured, merging = table.sessions
+    assert [each.get("drifted") for each in measured] == [None, None]
+    first, second, third = merging["merged"]
+    assert second["brought"] == {"rows": 0.90909, "networks": 0.95346} and "brought" not in first
+    assert third["taken"] == 0 and third["sessions"][0]["drifted"] is True
+    assert "sessions" not in first and "sessions" not in second
+    shown = " ".join(nas_("tables", "show", "all.csv").out.split())
+    assert shown.count("brought to the speed of another session") == 1
+    again = json.loads(nas_("tables", "merge", "all.csv", "third.csv", "-o", "more.csv", "--json").out)
+    assert again["sources"][1]["taken"] == 0 and LatencyTable.load(tables / "more.csv").rows == table.rows
+
+
 def test_merge_into_a_folder_as_json(tables: Path, nas_: Nas) -> None:
     (tables / "out").mkdir()
     told = nas_("tables", "merge", NAME, "other.csv", "-o", "out", "--json")
