@@ -31,7 +31,7 @@ from latency_tables import (
     find_table,
     get_runtime,
     local_target,
-    measure_model,
+    measure_against,
     profile,
     select_pieces,
 )
@@ -331,10 +331,11 @@ def quantised_promise(target: Target) -> str | None:
     )
 
 
-def measure_emitted(folder: Path, target: Target, seconds: float = 2.0) -> Timing:
-    """Time an emitted network on this machine as a target says: its runtime, threads and precision.
+def measure_emitted(folder: Path, table: LatencyTable, seconds: float = 2.0) -> tuple[Timing, float | None]:
+    """Time an emitted network on this machine as a table's target says: its runtime, threads and precision.
 
     What the runtime does not read is written for it; where it computes in 8 bits, it quantises a copy first.
+    Returned are the timing and the machine's speed, see :func:`latency_tables.measure_against`.
 
     Raises
     ------
@@ -344,18 +345,12 @@ def measure_emitted(folder: Path, target: Target, seconds: float = 2.0) -> Timin
         If the runtime cannot be given the network.
     """
     network, _ = load_network(folder / "model.safetensors")
+    target = table.target
     with tempfile.TemporaryDirectory() as scratch:
         file = folder / "model.onnx"
         if target.runtime == "torch" or target.runtime in NETWORK_WRITERS:
             file = runnable(target.runtime, network, Path(scratch) / "model", precision=target.precision)
-        return measure_model(
-            get_runtime(target.runtime),
-            file,
-            network.arch.size,
-            target.threads,
-            precision=target.precision,
-            seconds=seconds,
-        )
+        return measure_against(table, file, network.arch.size, seconds=seconds)
 
 
 def random_network(arch: Arch, joints: int) -> Subnet:

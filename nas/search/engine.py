@@ -16,7 +16,9 @@ from nas.search.executors import Executor, InProcess, Session
 from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective, latency
 from nas.search.pricing import LatencyPricer, Pricing
 from nas.search.result import Record, SearchResult, Stopped
-from nas.search.samplers import SAMPLERS, Sampler
+from nas.search.sampler import Known, Sampler
+from nas.search.samplers import SAMPLERS
+from nas.search.shared import Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
 from search_spaces import Arch, Genotypes, InputError, SearchSpace
 from search_spaces.errors import did_you_mean
@@ -33,7 +35,7 @@ class Progress:
     Attributes
     ----------
     evaluated
-        Networks evaluated so far, those of an earlier run that is continued included.
+        Networks evaluated so far, those of an earlier run that is continued and reused ones included.
     trials
         How many will be evaluated at most.
     generation
@@ -61,13 +63,15 @@ def search(
     constraints: Sequence[Constraint] = (),
     pricers: Sequence[LatencyPricer] = (),
     population: int = 12,
-    sampler: str = "nsga2",
+    sampler: str | Sampler = "guided",
     seed: int = 0,
     seeds: Sequence[Arch] = (),
     study_name: str = "search",
     executor: Executor | None = None,
     context: Mapping[str, str] | None = None,
     early_stop: bool = False,
+    shared: SharedEvaluations | None = None,
+    pricing: Pricing | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Find the networks that trade AP against cost best, within the constraints.
@@ -86,7 +90,7 @@ def search(
     storage
         Journal file of the Optuna study (``optuna-dashboard`` opens it).
     trials
-        How many networks are evaluated at most. Pricing is free of charge.
+        How many networks are looked at: evaluated, or known from ``shared``. Pricing is free of charge.
     objectives
         What is traded off: ``ap`` and any number of costs.
     constraints
@@ -98,7 +102,8 @@ def search(
         with an analytic AP, 12 reached 96.1% of the true hypervolume after 200 evaluations, 40 (the paper's
         number, for 1,640 evaluations) 94.0%, random search 94.3%.
     sampler
-        ``nsga2`` or ``random``.
+        A name of :data:`~nas.search.samplers.SAMPLERS` (``guided``, ``nsga2``, ``random`` or ``exhaustive``),
+        or a sampler of one's own.
     seed
         From which all randomness derives, at least 0.
     seeds
@@ -114,6 +119,12 @@ def search(
         more in anything, the one with the highest AP. The evaluator (a
         :class:`~nas.search.evaluator.StoppingEvaluator`) may end once the network is sure to lose. Since a
         generation waits for the one before, the rivals depend on no executor and on no kill.
+    shared
+        Evaluations of other studies; those of the same ``context`` are taken instead of made again. They
+        count among ``trials``: the same seed finds the same networks with them and without.
+    pricing
+        Of this space, instead of ``constraints`` and ``pricers``: so that what was priced to check a budget
+        is not priced again.
     progress
         Called at the start and after each evaluation.
 
@@ -136,15 +147,22 @@ def search(
         If the executor lacks something on this machine.
     """
     chosen = _check(trials, population, seed, sampler, objectives)
-    pricing = Pricing(space, constraints, pricers)
+    pricing = pricing or Pricing(space, constraints, pricers)
+    chosen.check(pricing)
     for objective in objectives:
         if objective.is_cost:
             pricing.require(objective)
     given = np.array([space.encode(arch) for arch in seeds], dtype=np.int64).reshape(-1, len(space.shape))
     pricing.anchor  # noqa: B018 - refuses an impossible budget before anything is written
-    identity = _identity(pricing, objectives, population, sampler, seed, seeds, context or {})
+    identity = _identity(pricing, objectives, population, chosen.name, seed, seeds, context or {})
     if early_stop:
         identity["early stop"] = "on"
+    account = None
+    if shared is not None:
+        # Evaluations that could be stopped keep more figures, which others' rivals are compared in.
+        account = shared.account(
+            study_name, {**(context or {}), **({"early stop": "on"} if early_stop else {})}
+        )
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
         run = _Search(
@@ -158,6 +176,7 @@ def search(
             seed,
             given,
             early_stop,
+            account,
             progress,
         )
         stopped = run.go()
@@ -168,7 +187,7 @@ def search(
         objectives=tuple(objectives),
         constraints=pricing.constraints,
         targets=pricing.targets,
-        sampler=sampler,
+        sampler=chosen.name,
         seed=seed,
         trials=trials,
         stopped=stopped,
@@ -178,16 +197,18 @@ def search(
     )
 
 
-def _check(trials: int, population: int, seed: int, sampler: str, objectives: Sequence[Objective]) -> Sampler:
+def _check(
+    trials: int, population: int, seed: int, sampler: str | Sampler, objectives: Sequence[Objective]
+) -> Sampler:
     for name, value, least in (("trials", trials, 1), ("population", population, 2), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"a search's {name} is a whole number from {least} up, not {value}")
-    if sampler not in SAMPLERS:
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise InputError(f"unknown sampler '{sampler}'{did_you_mean(sampler, SAMPLERS)}")
     if AP not in objectives or len(set(objectives)) != len(objectives):
         named = ", ".join(map(str, objectives)) or "none"
         raise InputError(f"a search's objectives are ap and any costs, each once, not: {named}")
-    return SAMPLERS[sampler]
+    return SAMPLERS[sampler] if isinstance(sampler, str) else sampler
 
 
 def _identity(
@@ -229,18 +250,20 @@ class _Search:
     seed: int
     given: Genotypes
     early_stop: bool
+    account: Account | None
     progress: Callable[[Progress], None] | None
 
     def go(self) -> Stopped:
         """Run generation after generation until the budget is used, or nothing new is left."""
         with self.store.journal.batch():
             self.store.settle()
+        self._share()
         self._report(None)
         with ExitStack() as stack:
             session: Session | None = None
             try:
                 while True:
-                    pending = [c for c in self.store.to_evaluate if c.evaluation is None]
+                    pending = self._take_known([c for c in self.store.to_evaluate if c.evaluation is None])
                     if pending:
                         session = session or stack.enter_context(self.executor.session(self.evaluator))
                         self._evaluate(session, pending)
@@ -277,7 +300,10 @@ class _Search:
         def need() -> int:
             return want - sum(c.status == "planned" for c in generation)
 
-        if not first and self.sampler.breeds and need() > 0:
+        if not self.sampler.breeds and need() > 0:
+            proposed = self.sampler.propose(self._known(), rng, need())
+            generation += self._take(proposed, self.sampler.origin)
+        if not first and need() > 0:
             generation += self._take(self._mutants(rng, need()), "mutation")
         if need() > 0:
             generation += self._take(self.pricing.sample(rng, need(), store.keys), "sample")
@@ -285,6 +311,17 @@ class _Search:
         if generation:
             store.commit(generation)
         return found
+
+    def _known(self) -> Known:
+        store = self.store
+        done = [(c.genotype, c.evaluation.ap) for c in store.measured if c.evaluation is not None]
+        return Known(
+            self.pricing,
+            store.objectives,
+            np.array([genotype for genotype, _ in done], dtype=np.int64).reshape(-1, len(store.space.shape)),
+            np.array([ap for _, ap in done]),
+            store.keys,
+        )
 
     def _take(self, genotypes: Genotypes, origin: str) -> list[Candidate]:
         if len(genotypes) == 0:
@@ -333,8 +370,36 @@ class _Search:
     def _evaluate(self, session: Session, pending: Sequence[Candidate]) -> None:
         archs = [self.store.space.decode(candidate.genotype) for candidate in pending]
         for index, evaluation in session.run(archs, [self._rival(candidate) for candidate in pending]):
-            self.store.record(pending[index], checked(archs[index], evaluation))
+            made = checked(archs[index], evaluation)
+            if self.account is not None:
+                self.account.add(archs[index], made)
+            self.store.record(pending[index], made)
             self._report(pending[index])
+
+    # -- what other studies know ------------------------------------------------------------------------
+
+    def _share(self) -> None:
+        """Give what this study evaluated before it shared, or before the file was lost."""
+        if self.account is not None:
+            for candidate in self.store.measured:
+                if candidate.evaluation is not None:
+                    self.account.add(self.store.space.decode(candidate.genotype), candidate.evaluation)
+
+    def _take_known(self, pending: Sequence[Candidate]) -> list[Candidate]:
+        """Record what is known of these networks already; return the others."""
+        if self.account is None:
+            return list(pending)
+        unknown = []
+        with self.store.journal.batch():
+            for candidate in pending:
+                arch = self.store.space.decode(candidate.genotype)
+                known = self.account.find(arch, self._rival(candidate))
+                if known is None:
+                    unknown.append(candidate)
+                else:
+                    self.store.record(candidate, known)
+                    self._report(candidate)
+        return unknown
 
     # -- what came out ----------------------------------------------------------------------------------
 
@@ -368,6 +433,7 @@ class _Search:
             seconds=0.0 if evaluation is None else evaluation.seconds,
             partial=evaluation is not None and evaluation.partial,
             resamples="" if evaluation is None else evaluation.resamples,
+            reused=evaluation is not None and evaluation.reused,
         )
 
     def records(self) -> tuple[Record, ...]:
