@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latency_tables.bench import Bench, LocalBench
-from latency_tables.holding import held_table
+from latency_tables.holding import held_table, settle_table
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.speed import Speed, learn_speed
@@ -186,6 +186,7 @@ def profile(
     if not work:
         raise InputError("there is nothing to profile: the work list holds no layer")
     path = csv_path(out) if Path(out).suffix == ".csv" else Path(out) / f"{target.name}.csv"
+    settle_table(path)
     former = _former_table(path, target, bench)
     whole = {job.key: job for job in networks}
     jobs: list[Piece | NetworkJob] = [*work, *whole.values()]
