@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
@@ -26,7 +27,7 @@ from search_spaces.litepose import litepose_extended, litepose_native
 if TYPE_CHECKING:
     from nas.recipe import Recipe
     from nas.run import RunDirectory
-    from nas.searching import Study
+    from nas.searching import Studies, Study
 
 app = typer.Typer(
     name="nas",
@@ -62,6 +63,10 @@ MaxMacs = Annotated[
 ]
 MaxParams = Annotated[
     str | None, typer.Option("--max-params", metavar="N", help="Budget of parameters, e.g. 2M.")
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option("--max-size", metavar="BYTES", help="Budget of the weights as 32-bit floats, e.g. 8MB."),
 ]
 MaxLatency = Annotated[
     list[str] | None,
@@ -317,11 +322,45 @@ def search(
     ],
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
+    max_size: MaxSize = None,
     max_latency: MaxLatency = None,
+    min_ap: Annotated[
+        str | None,
+        typer.Option("--min-ap", metavar="AP", help="Good enough: the cheapest that reaches it is chosen."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="ARCH[*FACTOR]",
+            help="As cheap as this network (name or arch file), times a factor, in what is traded off.",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            metavar="BOUNDS",
+            help="A budget in one: 'macs<=1G, latency@TARGET<=40ms, ap>=0.4, like litepose-s*0.8'. Repeated:"
+            " one search each, which share their evaluations; the other bounds hold for all.",
+        ),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            metavar="COST",
+            help="What AP is traded off against: macs, params, size or latency@TARGET; ap: nothing."
+            " Repeatable; default: macs, or the latency that is bounded.",
+        ),
+    ] = None,
     tables: Tables = None,
     strict_tables: StrictTables = False,
     evaluations: Annotated[
-        int | None, typer.Option(min=1, help="Networks whose AP is measured; default: the recipe's.")
+        int | None,
+        typer.Option(
+            min=1, help="Networks that a search looks at, reused evaluations included; default: the recipe's."
+        ),
     ] = None,
     population: Annotated[int | None, typer.Option(min=2, help="Networks per generation.")] = None,
     sampler: Annotated[
@@ -341,32 +380,33 @@ def search(
 ) -> None:
     """Search a trained supernet for the networks that trade AP against cost best within a budget.
 
-    Networks over the budget are never evaluated, nor is any network twice. BN statistics are recomputed for
-    every candidate on training images; AP is measured on the search split. Stopped? The same command
-    continues.
+    Networks over the budget are never evaluated, nor is any network twice, in this or another search of the
+    run. BN statistics are recomputed for every candidate on training images; AP is measured on the search
+    split. Stopped? The same command continues.
 
     Example: nas search runs/synthetic --max-macs 300M --max-latency 5ms@this-machine-onnxruntime-fp32-2t
     """
     from nas.console import print_json
-    from nas.searching import run_search
+    from nas.search import BudgetText
+    from nas.searching import run_search, run_searches
 
+    if budget and name is not None:
+        raise InputError("--name names one study, but each --budget has one of its own; leave it out")
     directory = _run_or_recipe(run, sets)
-    result = run_search(
-        directory,
-        max_macs=max_macs,
-        max_params=max_params,
-        max_latency=max_latency or [],
-        tables=tables,
-        strict_tables=strict_tables,
-        evaluations=evaluations,
-        population=population,
-        sampler=sampler,
-        seed=seed,
-        executor=executor,
-        workers=workers,
-        ray_address=ray_address,
-        name=name,
-    )
+    common = BudgetText(max_macs, max_params, max_size, tuple(max_latency or ()), min_ap, like)
+    settings: dict[str, Any] = {
+        **{"objectives": objective or [], "tables": tables, "strict_tables": strict_tables},
+        **{"evaluations": evaluations, "population": population, "sampler": sampler, "seed": seed},
+        **{"executor": executor, "workers": workers, "ray_address": ray_address},
+    }
+    if budget:
+        found = run_searches(directory, budget, common=common, **settings)
+        if as_json:
+            print_json(found.summary())
+        else:
+            _print_answers(found)
+        return
+    result = run_search(directory, **asdict(common), name=name, **settings)
     if as_json:
         print_json({"study": str(result.folder), **result.summary()})
     else:
@@ -401,11 +441,12 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
 
 def _print_front(study: Study) -> None:
     from nas.console import print_table
+    from nas.search.analysis import seconds_of
     from nas.search.noise import steps
-    from nas.search_report import gain_words
+    from nas.search_report import cost_words, gain_words
 
     result, front = study.result, study.result.front()
-    best = result.best() if result.evaluated else None
+    best = study.chosen
     gains = {step.dearer.trial: gain_words(step) for step in steps(front)}
     rows = []
     for record in front:
@@ -426,7 +467,40 @@ def _print_front(study: Study) -> None:
     )
     title = f"Pareto front of {len(result.evaluated)} evaluated networks; {study.folder}"
     print_table(title, columns, rows)
-    print("\n".join(study.caveats()))
+    print("\n".join([cost_words(seconds_of(result)), *study.caveats()]))
+
+
+def _print_answers(studies: Studies) -> None:
+    """Print the network chosen for each of several budgets, and what is next to it."""
+    from nas.console import print_table
+    from nas.search.noise import interval
+    from nas.search_report import cost_words
+
+    targets = studies.together.targets
+    rows = []
+    for answer in studies.answers:
+        record, beside = answer.chosen, answer.neighbours
+        if record is None or beside is None:
+            rows.append((str(answer.study.budget), "none", *[""] * (6 + len(targets))))
+            continue
+        known = interval(record)
+        ap = f"{record.ap:.4f}" + ("" if known is None else f" [{known.low:.4f}, {known.high:.4f}]")
+        latencies = [f"{record.latency_ms[target]:.2f}" for target in targets]
+        figures = (f"{record.macs / 1e6:.1f}", f"{record.params / 1e6:.3f}", *latencies)
+        sides = (beside.words("cheaper"), beside.words("dearer"))
+        chosen = (record.arch.id, str(record.arch["resolution"]), ap)
+        rows.append((str(answer.study.budget), *chosen, *figures, *sides, answer.found_in))
+    columns = (
+        *("budget", "chosen", "px", "AP (search) [95%]", "MACs (M)", "params (M)"),
+        *(f"ms {target}" for target in targets),
+        *("next cheaper: AP", "next dearer: AP", "found in"),
+    )
+    print_table(f"{len(rows)} budgets, {len(studies.together.evaluated)} networks", columns, rows)
+    print(cost_words(studies.seconds()))
+    for answer in studies.answers:
+        told = [*([answer.why] if answer.why else []), *answer.study.notes]
+        print("\n".join(f"{answer.study.budget}: {line}" for line in told), end="\n" if told else "")
+    print(f"supernet's ranking: {studies.studies[0].trust.line()}")
 
 
 # -- trust -------------------------------------------------------------------------------------------------

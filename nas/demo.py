@@ -25,8 +25,7 @@ from nas.plot import plot_front
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.search import SearchResult
-from nas.search.result import Record
-from nas.searching import Study, run_search
+from nas.searching import Study, run_search, united
 from nas.train import make_evaluator, prepare, train
 from search_spaces import SearchSpace, arch_from_json
 from search_spaces.files import write_bytes, write_json
@@ -77,20 +76,9 @@ def _budgets(space: SearchSpace, predictor: LatencyPredictor) -> tuple[str, str]
 
 def _together(studies: list[Study], space: SearchSpace, predictor: LatencyPredictor) -> SearchResult:
     """Return one result with the records of both studies, all priced on this machine."""
-    known: dict[str, Record] = {}
-    for study in studies:
-        for record in study.result.evaluated:
-            known.setdefault(record.arch.id, record)
-    genotypes = np.stack([space.encode(record.arch) for record in known.values()])
-    priced = UpperEnd(predictor).latency_ms(space, genotypes)
-    records = tuple(
-        replace(record, trial=i, latency_ms={predictor.name: float(ms)}, feasible=True)
-        for i, (record, ms) in enumerate(zip(known.values(), priced, strict=True))
-    )
+    found = united([study.result for study in studies], space, {predictor.name: predictor})
     constraints = tuple(c for study in studies for c in study.result.constraints)
-    return replace(
-        studies[0].result, study="demo", targets=(predictor.name,), constraints=constraints, records=records
-    )
+    return replace(found, study="demo", constraints=constraints)
 
 
 def _untrained_ap(run: RunDirectory, data: Datasets, space: SearchSpace, emitted: Emitted) -> float:

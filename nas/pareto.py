@@ -111,14 +111,17 @@ def _volume(losses: npt.NDArray[np.float64], bound: npt.NDArray[np.float64]) -> 
 
 
 def choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> Record:
-    """Return the evaluated network with the highest AP among those that meet every constraint.
+    """Return the evaluated network that answers the search best, among those that meet every constraint.
 
-    Ties go to the network with fewer MACs, then fewer parameters, then the one evaluated first.
+    That is the one with the highest AP; where the result has a ``min_ap``, the cheapest that reaches it, by
+    the first cost that the search traded off. Ties go to the network with (then) the higher AP, fewer MACs,
+    fewer parameters, the earlier trial.
 
     Raises
     ------
     BudgetError
-        If no evaluated network meets the constraints; the message names the nearest one.
+        If no evaluated network meets the constraints; the message names the nearest one. Or if none of those
+        that do reaches ``min_ap``; the message then names the best one and what it costs.
     InputError
         If a constraint bounds the latency on a target that was not priced.
     """
@@ -136,4 +139,20 @@ def choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> Reco
             f" {' and '.join(map(str, constraints))}; the nearest is {nearest.arch.id} with {costs}:"
             " loosen the budget, or search under it"
         )
-    return min(meeting, key=lambda r: (-r.require_ap(), r.macs, r.params, r.trial))
+    best = min(meeting, key=lambda r: (-r.require_ap(), r.macs, r.params, r.trial))
+    least = result.min_ap
+    if least is None:
+        return best
+    enough = [r for r in meeting if r.require_ap() >= least]
+    if not enough:
+        asked = dict.fromkeys(
+            (*(o for o in result.objectives if o.is_cost), *(c.objective for c in constraints))
+        )
+        costs = ", ".join(o.format(best.value(o), up=True) for o in asked or [result.axis()])
+        raise BudgetError(
+            f"none of the {len(meeting)} evaluated networks reaches AP {least:g}: the best has"
+            f" {best.require_ap():.4f} and costs {costs} ({best.arch.id}); search longer, ask for less,"
+            " or loosen the budget"
+        )
+    cost = result.axis()
+    return min(enough, key=lambda r: (r.value(cost), -r.require_ap(), r.macs, r.params, r.trial))

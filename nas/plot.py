@@ -184,7 +184,17 @@ def plot_progress(
             panel.set_axisbelow(True)
             for start in starts:
                 panel.axvline(start, color=GRID, linewidth=0.8, zorder=0)
-        top.scatter(number, aps, s=14, color=_RAMP[4], alpha=0.45, linewidths=0, label="each network")
+        reused = np.array([record.reused for record in result.evaluated])
+        for which, label, style in (
+            (~reused, "evaluated", {"color": _RAMP[4], "alpha": 0.45, "linewidths": 0}),
+            (
+                reused,
+                "taken from another search",
+                {"facecolors": "none", "edgecolors": _RAMP[4], "alpha": 0.7},
+            ),
+        ):
+            if which.any():
+                top.scatter(number[which], aps[which], s=14, label=label, **style)
         best = np.maximum.accumulate(aps)
         top.step(number, best, where="post", color=_CHOSEN, linewidth=1.8, label="best so far")
         top.annotate(
@@ -193,14 +203,14 @@ def plot_progress(
         )  # fmt: skip
         top.set_ylabel("AP")
         top.legend(
-            frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.3
+            frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.3
         )
         top.set_title("Search progress")
         bottom.fill_between(number, share, step="post", color=_RAMP[4], alpha=0.12, linewidth=0)
         bottom.step(number, share, where="post", color=_RAMP[4], linewidth=1.8)
         bottom.set_ylabel(f"Hypervolume (AP, {objective.label.rsplit(' (', 1)[0]})\nshare of its last value")
         bottom.set_ylim(0, 1.04)
-        bottom.set_xlabel("Networks evaluated (vertical lines: generations)")
+        bottom.set_xlabel("Networks looked at (vertical lines: generations)")
         bottom.set_xlim(0.5, max(2, len(aps)) + 0.5)
         return save_figure(figure, files)
 

@@ -267,7 +267,7 @@ class SearchConfig:
     Attributes
     ----------
     evaluations
-        Networks whose AP is measured, in all.
+        Networks that a search looks at, in all: evaluated, or known from another search of the run.
     population
         Networks per generation.
     sampler

@@ -8,6 +8,7 @@ Layout::
     validation.csv       AP of the largest and smallest arch as training goes on
     tensorboard/         the same for TensorBoard
     checkpoints/         last, previous (resume from them), best (searched)
+    evaluations.jsonl    every AP that a search measured, for all that follow
     search/NAME/         one study: journal, result.json, result.csv, plots
     emitted/NAME/        one emitted network
     bn-statistics/       recalibrated BN statistics by network, kept for the next command; may be deleted
@@ -164,6 +165,11 @@ class RunDirectory:
     def best(self) -> Path:
         """The supernet's weights that are searched."""
         return self.folder / "checkpoints" / "best.safetensors"
+
+    @property
+    def evaluations(self) -> Path:
+        """The AP evaluations that the run's studies share."""
+        return self.folder / "evaluations.jsonl"
 
     @property
     def trained(self) -> bool:

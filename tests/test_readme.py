@@ -19,7 +19,7 @@ from latency_tables.links import LinkDescription, read_linked_target
 from nas.cli import app
 from nas.config import to_plain
 from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, TrustConfig, recipe_from_mapping
-from nas.search import parse_constraints
+from nas.search import BudgetText, parse_budget, parse_constraints
 from search_spaces import SPACES, get_arch, litepose_extended, litepose_native
 from search_spaces.files import write_yaml
 from supernet.distillation import DistillConfig
@@ -97,6 +97,9 @@ def test_every_command_line_parses(line: str, page: str) -> None:
             max_params=values["max_params"],
             max_latency=values["max_latency"] or [],
         )
+        for text in values.get("budget") or []:
+            parse_budget(text).budget()
+        BudgetText(min_ap=values.get("min_ap"), like=values.get("like")).budget()
     for setting in values.get("sets") or []:
         key, _, value = setting.partition("=")
         assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key)

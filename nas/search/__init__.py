@@ -6,6 +6,8 @@
 >>> result.best().arch  # doctest: +SKIP
 """
 
+from nas.search.analysis import analyse
+from nas.search.budgets import Budget, BudgetText, parse_budget, parse_objectives
 from nas.search.engine import Progress, search
 from nas.search.evaluator import Evaluation, Evaluator, StoppingEvaluator
 from nas.search.executors import Executor, InProcess
@@ -27,6 +29,7 @@ from nas.search.ray_executor import RayExecutor
 from nas.search.result import Record, SearchResult
 from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
+from nas.search.shared import SharedEvaluations, open_shared
 
 __all__ = [
     "AP",
@@ -34,6 +37,8 @@ __all__ = [
     "PARAMS",
     "SAMPLERS",
     "SIZE",
+    "Budget",
+    "BudgetText",
     "Constraint",
     "Evaluation",
     "Evaluator",
@@ -48,10 +53,15 @@ __all__ = [
     "Record",
     "Sampler",
     "SearchResult",
+    "SharedEvaluations",
     "StoppingEvaluator",
+    "analyse",
     "latency",
+    "open_shared",
+    "parse_budget",
     "parse_constraints",
     "parse_latency",
+    "parse_objectives",
     "parse_quantity",
     "parse_size",
     "search",

@@ -18,6 +18,7 @@ from nas.search.pricing import LatencyPricer, Pricing
 from nas.search.result import Record, SearchResult, Stopped
 from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
+from nas.search.shared import Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
 from search_spaces import Arch, Genotypes, InputError, SearchSpace
 from search_spaces.errors import did_you_mean
@@ -34,7 +35,7 @@ class Progress:
     Attributes
     ----------
     evaluated
-        Networks evaluated so far, those of an earlier run that is continued included.
+        Networks evaluated so far, those of an earlier run that is continued and reused ones included.
     trials
         How many will be evaluated at most.
     generation
@@ -69,6 +70,8 @@ def search(
     executor: Executor | None = None,
     context: Mapping[str, str] | None = None,
     early_stop: bool = False,
+    shared: SharedEvaluations | None = None,
+    pricing: Pricing | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Find the networks that trade AP against cost best, within the constraints.
@@ -87,7 +90,7 @@ def search(
     storage
         Journal file of the Optuna study (``optuna-dashboard`` opens it).
     trials
-        How many networks are evaluated at most. Pricing is free of charge.
+        How many networks are looked at: evaluated, or known from ``shared``. Pricing is free of charge.
     objectives
         What is traded off: ``ap`` and any number of costs.
     constraints
@@ -115,6 +118,12 @@ def search(
         more in anything, the one with the highest AP. The evaluator (a
         :class:`~nas.search.evaluator.StoppingEvaluator`) may end once the network is sure to lose. Since a
         generation waits for the one before, the rivals depend on no executor and on no kill.
+    shared
+        Evaluations of other studies; those of the same ``context`` are taken instead of made again. They
+        count among ``trials``: the same seed finds the same networks with them and without.
+    pricing
+        Of this space, instead of ``constraints`` and ``pricers``: so that what was priced to check a budget
+        is not priced again.
     progress
         Called at the start and after each evaluation.
 
@@ -137,7 +146,7 @@ def search(
         If the executor lacks something on this machine.
     """
     chosen = _check(trials, population, seed, sampler, objectives)
-    pricing = Pricing(space, constraints, pricers)
+    pricing = pricing or Pricing(space, constraints, pricers)
     chosen.check(pricing)
     for objective in objectives:
         if objective.is_cost:
@@ -147,6 +156,12 @@ def search(
     identity = _identity(pricing, objectives, population, chosen.name, seed, seeds, context or {})
     if early_stop:
         identity["early stop"] = "on"
+    account = None
+    if shared is not None:
+        # Evaluations that could be stopped keep more figures, which others' rivals are compared in.
+        account = shared.account(
+            study_name, {**(context or {}), **({"early stop": "on"} if early_stop else {})}
+        )
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
         run = _Search(
@@ -160,6 +175,7 @@ def search(
             seed,
             given,
             early_stop,
+            account,
             progress,
         )
         stopped = run.go()
@@ -233,18 +249,20 @@ class _Search:
     seed: int
     given: Genotypes
     early_stop: bool
+    account: Account | None
     progress: Callable[[Progress], None] | None
 
     def go(self) -> Stopped:
         """Run generation after generation until the budget is used, or nothing new is left."""
         with self.store.journal.batch():
             self.store.settle()
+        self._share()
         self._report(None)
         with ExitStack() as stack:
             session: Session | None = None
             try:
                 while True:
-                    pending = [c for c in self.store.to_evaluate if c.evaluation is None]
+                    pending = self._take_known([c for c in self.store.to_evaluate if c.evaluation is None])
                     if pending:
                         session = session or stack.enter_context(self.executor.session(self.evaluator))
                         self._evaluate(session, pending)
@@ -352,8 +370,36 @@ class _Search:
     def _evaluate(self, session: Session, pending: Sequence[Candidate]) -> None:
         archs = [self.store.space.decode(candidate.genotype) for candidate in pending]
         for index, evaluation in session.run(archs, [self._rival(candidate) for candidate in pending]):
-            self.store.record(pending[index], checked(archs[index], evaluation))
+            made = checked(archs[index], evaluation)
+            if self.account is not None:
+                self.account.add(archs[index], made)
+            self.store.record(pending[index], made)
             self._report(pending[index])
+
+    # -- what other studies know ------------------------------------------------------------------------
+
+    def _share(self) -> None:
+        """Give what this study evaluated before it shared, or before the file was lost."""
+        if self.account is not None:
+            for candidate in self.store.measured:
+                if candidate.evaluation is not None:
+                    self.account.add(self.store.space.decode(candidate.genotype), candidate.evaluation)
+
+    def _take_known(self, pending: Sequence[Candidate]) -> list[Candidate]:
+        """Record what is known of these networks already; return the others."""
+        if self.account is None:
+            return list(pending)
+        unknown = []
+        with self.store.journal.batch():
+            for candidate in pending:
+                arch = self.store.space.decode(candidate.genotype)
+                known = self.account.find(arch, self._rival(candidate))
+                if known is None:
+                    unknown.append(candidate)
+                else:
+                    self.store.record(candidate, known)
+                    self._report(candidate)
+        return unknown
 
     # -- what came out ----------------------------------------------------------------------------------
 
@@ -387,6 +433,7 @@ class _Search:
             seconds=0.0 if evaluation is None else evaluation.seconds,
             partial=evaluation is not None and evaluation.partial,
             resamples="" if evaluation is None else evaluation.resamples,
+            reused=evaluation is not None and evaluation.reused,
         )
 
     def records(self) -> tuple[Record, ...]:

@@ -27,6 +27,9 @@ class Evaluation:
     resamples
         The AP on resamples of the images, see :func:`nas.search.noise.pack`; empty where it is not known. It
         tells noise from differences and guides no search.
+    reused
+        Whether it was taken from another study (see :mod:`nas.search.shared`); ``seconds`` are then those
+        that it took there.
     """
 
     ap: float
@@ -34,6 +37,7 @@ class Evaluation:
     seconds: float = 0.0
     partial: bool = False
     resamples: str = ""
+    reused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
@@ -44,7 +48,10 @@ class Evaluation:
         """Return what :meth:`to_json` described."""
         partial = bool(value.get("partial", False))
         resamples = str(value.get("resamples", ""))  # older studies have none
-        return cls(float(value["ap"]), dict(value["stats"]), float(value["seconds"]), partial, resamples)
+        reused = bool(value.get("reused", False))
+        return cls(
+            float(value["ap"]), dict(value["stats"]), float(value["seconds"]), partial, resamples, reused
+        )
 
 
 class Evaluator(Protocol):

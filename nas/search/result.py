@@ -61,6 +61,8 @@ class Record:
         ``stats`` are then those of the images looked at. Such a network is on no front and is never chosen.
     resamples
         The AP on resamples of the images (see :mod:`nas.search.noise`), empty where it was not kept.
+    reused
+        Whether the evaluation was taken from another study of the run, where it took ``seconds``.
     """
 
     arch: Arch
@@ -76,6 +78,7 @@ class Record:
     seconds: float = 0.0
     partial: bool = False
     resamples: str = ""
+    reused: bool = False
 
     def require_ap(self) -> float:
         """Return the AP of an evaluated network.
@@ -129,6 +132,7 @@ class Record:
             "seconds": self.seconds,
             "partial": self.partial,
             "resamples": self.resamples,
+            "reused": self.reused,
         }
 
     @classmethod
@@ -148,6 +152,7 @@ class Record:
             seconds=float(value["seconds"]),
             partial=bool(value.get("partial", False)),
             resamples=str(value.get("resamples", "")),
+            reused=bool(value.get("reused", False)),
         )
 
 
@@ -168,7 +173,7 @@ class SearchResult:
     sampler, seed
         How candidates were proposed.
     trials
-        The budget: how many networks could be evaluated.
+        How many networks could be looked at.
     stopped
         ``budget`` (all of it was used), ``exhausted`` (no further network meets the constraints) or
         ``interrupted`` (run the same search again to continue it).
@@ -179,6 +184,9 @@ class SearchResult:
     context
         What else AP depends on (weights, images, settings of the evaluation), by name: APs of results that
         differ in it are not comparable.
+    min_ap
+        The AP that is good enough: networks below it are no answer, and of the others the cheapest is chosen.
+        None: the highest AP is chosen. The search itself does not depend on it.
     """
 
     study: str
@@ -194,10 +202,11 @@ class SearchResult:
     duplicates: int
     records: tuple[Record, ...]
     context: Mapping[str, str] = field(default_factory=dict)
+    min_ap: float | None = None
 
     @cached_property
     def evaluated(self) -> tuple[Record, ...]:
-        """The networks whose AP was measured on all images, in the order of their trials."""
+        """The networks whose AP was measured on all images, here or in another study, in trial order."""
         return tuple(record for record in self.records if record.ap is not None and not record.partial)
 
     @cached_property
@@ -251,8 +260,13 @@ class SearchResult:
         return tuple(front[point] for point in sorted(front))
 
     def best(self, constraints: Sequence[Constraint] = ()) -> Record:
-        """Return the evaluated network with the highest AP that meets the constraints; see :func:`choose`."""
+        """Return the network that is chosen among those that meet the constraints; see :func:`choose`."""
         return choose(self, constraints)
+
+    def reference(self, x: str | Objective | None = None) -> float:
+        """Return the largest cost evaluated, a little enlarged so that every network adds to hypervolumes."""
+        objective = self.axis(x)
+        return max(record.value(objective) for record in self.evaluated) * 1.01
 
     def hypervolumes(
         self, x: str | Objective | None = None, most: float | None = None
@@ -264,14 +278,13 @@ class SearchResult:
         x
             The cost; by default the first that the search traded off.
         most
-            The reference cost; AP's reference is 0. By default the largest cost evaluated, a little enlarged
-            so that every network counts.
+            The reference cost; AP's reference is 0. By default :meth:`reference`.
         """
         objective = self.axis(x)
         points = [(r.value(objective), r.require_ap()) for r in self.evaluated]
         if not points:
             return np.empty(0)
-        bound = max(p[0] for p in points) * 1.01 if most is None else most
+        bound = self.reference(objective) if most is None else most
         directions: tuple[Direction, ...] = ("minimize", "maximize")
         front: list[tuple[float, float]] = []
         volumes = np.empty(len(points))
@@ -299,6 +312,7 @@ class SearchResult:
             "stopped": self.stopped,
             "duplicates": self.duplicates,
             "context": dict(self.context),
+            "min_ap": self.min_ap,
             "records": [record.to_json() for record in self.records],
         }
 
@@ -332,27 +346,48 @@ class SearchResult:
                 duplicates=int(value["duplicates"]),
                 records=tuple(Record.from_json(record) for record in value["records"]),
                 context={str(k): str(v) for k, v in value.get("context", {}).items()},
+                min_ap=None if value.get("min_ap") is None else float(value["min_ap"]),
             )
         except KeyError as error:
             raise RunError(f"{where} lacks {error}: the file is damaged or of another kind") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise RunError(f"{where} is damaged: {error}") from None
 
-    def to_csv(self) -> str:
-        """Return all records as CSV text: one row per network, the arch's values in columns of their own."""
+    def rows(self) -> list[dict[str, object]]:
+        """Return a row per network, in trial order: what ``pandas.DataFrame`` takes, and the CSV file holds.
+
+        Values are numbers, texts, 0 or 1 for no and yes, and None for what is not there. ``best_ap`` and
+        ``hypervolume`` are those of the search after that network; the hypervolume is of AP and the first
+        cost that the search traded off (:meth:`hypervolumes`). The arch's values and what the evaluation
+        measured besides have columns of their own.
+        """
         names = list(self.records[0].arch) if self.records else []
         stats = sorted({name for record in self.records for name in record.stats})
-        columns = ["trial", "generation", "origin", "id", "ap", "macs", "params"]
-        columns += [str(latency(target)) for target in self.targets]
-        columns += ["feasible", "seconds", "partial", *names, *stats]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
+        volumes = dict(zip((r.trial for r in self.evaluated), self.hypervolumes().tolist(), strict=True))
+        front = {record.trial for record in self.front()}
+        best, rows = 0.0, []
         for r in self.records:
-            row: list[object] = [r.trial, r.generation, r.origin, r.arch.id]
-            row += ["" if r.ap is None else r.ap, r.macs, r.params]
-            row += [r.latency_ms[target] for target in self.targets]
-            row += [int(r.feasible), r.seconds, int(r.partial)]
-            row += [r.arch[name] for name in names] + [r.stats.get(name, "") for name in stats]
-            writer.writerow(row)
+            known = r.trial in volumes
+            best = max(best, r.require_ap()) if known else best
+            rows.append(
+                {
+                    **{"trial": r.trial, "generation": r.generation, "origin": r.origin, "id": r.arch.id},
+                    **{"ap": r.ap, "macs": r.macs, "params": r.params, "size": r.value(SIZE)},
+                    **{str(latency(target)): r.latency_ms[target] for target in self.targets},
+                    **{"feasible": int(r.feasible), "seconds": None if r.ap is None else r.seconds},
+                    **{"partial": int(r.partial), "reused": int(r.reused), "on_front": int(r.trial in front)},
+                    **{"best_ap": best if known else None, "hypervolume": volumes.get(r.trial)},
+                    **{name: r.arch[name] for name in names},
+                    **{name: r.stats.get(name) for name in stats},
+                }
+            )
+        return rows
+
+    def to_csv(self) -> str:
+        """Return :meth:`rows` as CSV text with a header; what is not there is empty."""
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else ["trial"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         return text.getvalue()
