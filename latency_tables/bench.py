@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Self
 
 from latency_tables.machine import machine_state, processor_name, system_name
 from latency_tables.runtimes import Prepared, Runtime
-from latency_tables.timing import Clock, Samples, take_pulse, take_samples
+from latency_tables.timing import Clock, Samples, middle_of, take_pulse, take_samples
 from search_spaces.layers import Piece
 
 __all__ = ["Bench", "LocalBench"]
@@ -167,4 +166,4 @@ class LocalBench(Bench):
             clock=self._clock,
             between=pulse if self._watched else None,
         )
-        return replace(samples, canaries=tuple(math.fsum(ms) / len(ms) for ms in zip(*pulses, strict=True)))
+        return replace(samples, canaries=middle_of(map(tuple, pulses)))

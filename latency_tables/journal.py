@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latency_tables.timing import Samples
+from latency_tables.timing import Samples, middle_of
 from search_spaces.jsonl import JsonLines, damaged, open_lines, read_lines
 
 _DECIMALS = 7
@@ -22,21 +22,21 @@ class Measurements:
     ----------
     visits
         Samples of each layer key, by round: ``visits[round][key]``.
-    canary, overhead
-        Samples of the (first) canary and of the empty call, in the order taken, by round.
+    overhead
+        Samples of the empty call, in the order taken, by round.
+    pulses
+        What the canaries took whenever they were timed, milliseconds, by start of a process and round: all of
+        them with each visit, or the first one alone among visits.
     starts
         What was noted about the machine whenever a process began or resumed.
-    by_start
-        Samples of the canary layer again, by the start and the round that they were taken in.
     rounds_of_start
         Rounds in which anything was visited after each start.
     """
 
     visits: dict[int, dict[str, Samples]] = field(default_factory=dict)
-    canary: dict[int, list[Samples]] = field(default_factory=dict)
     overhead: dict[int, list[Samples]] = field(default_factory=dict)
     starts: list[dict[str, Any]] = field(default_factory=list)
-    by_start: dict[tuple[int, int], list[Samples]] = field(default_factory=dict)
+    pulses: dict[tuple[int, int], list[tuple[float, ...]]] = field(default_factory=dict)
     rounds_of_start: dict[int, set[int]] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -52,10 +52,10 @@ class Measurements:
             self.starts.append(dict(record["facts"]))
             return
         if kind == "discard":
-            for rounds in (self.visits, self.canary, self.overhead):
+            for rounds in (self.visits, self.overhead):
                 rounds.pop(int(record["round"]), None)
-            for place in [each for each in self.by_start if each[1] == int(record["round"])]:
-                del self.by_start[place]
+            for place in [each for each in self.pulses if each[1] == int(record["round"])]:
+                del self.pulses[place]
             for touched in self.rounds_of_start.values():
                 touched.discard(int(record["round"]))
             return
@@ -65,10 +65,9 @@ class Measurements:
         self.rounds_of_start.setdefault(start, set()).add(index)
         if kind == "layer":
             self.visits.setdefault(index, {})[str(record["key"])] = samples
-        if kind == "canary" or samples.canaries:
-            found = samples if kind == "canary" else Samples(samples.canaries[:1], 1)
-            self.canary.setdefault(index, []).append(found)
-            self.by_start.setdefault((start, index), []).append(found)
+        pulse = middle_of((ms,) for ms in samples.ms) if kind == "canary" else samples.canaries
+        if pulse:
+            self.pulses.setdefault((start, index), []).append(pulse)
         if kind == "overhead":
             self.overhead.setdefault(index, []).append(samples)
         if kind not in ("layer", "canary", "overhead"):

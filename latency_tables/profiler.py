@@ -24,10 +24,10 @@ from latency_tables.bench import Bench, LocalBench
 from latency_tables.holding import held_table
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
-from latency_tables.speed import learn_speed
+from latency_tables.speed import Speed, learn_speed
 from latency_tables.table import LatencyTable, MeasuredNetwork, Row, csv_path
 from latency_tables.target import Target
-from latency_tables.timing import Clock, Samples, Timing, summarise, take_samples
+from latency_tables.timing import Clock, Samples, Timing, middle_of, summarise, take_samples
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError, RunError
 from search_spaces.layers import Layer, Piece, piece_from_key
@@ -42,6 +42,7 @@ MEMORY_CANARY = Layer("conv", 24, 24, 3, 1, 24, 192, 192, norm=True, activation=
 """Timed with every visit beside :data:`CANARY`: a depthwise layer that moves 7 MB for 8 MMACs."""
 
 _WATCHED = (CANARY, MEMORY_CANARY)
+_EXPONENTS = ("exponents", "network_exponents")
 
 _CANARY_EVERY = 16
 _NETWORK = "network "
@@ -96,7 +97,8 @@ class ProfileSettings:
     min_runs
         Fewest timed runs per layer, all rounds together.
     max_drift
-        By how much a round's canary may differ from the median of all canaries, as a share.
+        By how much a round's canary may differ from the median of all canaries, as a share. Where canaries
+        are timed with every visit, and how far timings follow them was learnt, it is twice that.
     on_drift
         ``refuse``: void the rounds that drifted, save nothing; the same command measures them anew.
         ``warn``: save the table, with the drift in its metadata and a warning.
@@ -299,13 +301,31 @@ def _identity(system: Mapping[str, str]) -> dict[str, str]:
     return {key: system[key] for key in ("processor", "system", "pinned", "benchmark") if key in system}
 
 
-def _former_speed(table: LatencyTable) -> tuple[float, ...] | None:
-    """Return what the canaries took in the session that the table's timings were brought to, if it tells."""
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """The speed that a table's timings were brought to, and how pieces and networks followed it then."""
+
+    pieces: Speed
+    networks: Speed
+
+
+def _former_speed(table: LatencyTable) -> _Former | None:
+    """Return the speed of the first session that tells it with these canaries; None if none does."""
     for session in table.sessions:
         told = session.get("speed")
-        times = told.get("canaries_ms") if isinstance(told, dict) else None
-        if isinstance(times, list) and len(times) == len(_WATCHED):
-            return tuple(float(ms) for ms in times)
+        if isinstance(told, Mapping) and told.get("canaries") == [canary.key for canary in _WATCHED]:
+            reference = tuple(map(float, told["canaries_ms"]))
+            pieces, networks = (tuple(map(float, told[name])) for name in _EXPONENTS)
+            return _Former(Speed(reference, pieces), Speed(reference, networks))
+    return None
+
+
+def _former_canary(table: LatencyTable) -> float | None:
+    """Return what the first canary took in the first session that tells it, timed among visits."""
+    for session in table.sessions:
+        ms = session.get("canary_ms")
+        if isinstance(ms, int | float) and not isinstance(ms, bool) and 0 < ms < math.inf:
+            return None if "speed" in session else float(ms)
     return None
 
 
@@ -356,7 +376,9 @@ def _measure(
         known = found.visits.get(index, {})
         waiting = [wanted[i] for i in order if wanted[i].key not in known]
         done += len(wanted) - len(waiting)
-        name = f"round {index + 1}/{settings.rounds}" + (f", {len(wanted)} still loose" if further else "")
+        name = f"round {index + 1}/{settings.rounds}"
+        if further:
+            name = f"further round {index + 1 - settings.rounds}, {len(wanted)} still loose"
         for position, job in enumerate(waiting):
             if progress is not None:
                 progress(done, total, f"{name}: {job.key}")
@@ -381,17 +403,27 @@ class _Visited:
         Measurements.
     before
         The first round that does not count.
-    reference
-        Milliseconds of each canary at the speed to bring timings to; by default their medians.
+    former
+        The speed to bring timings to, and how far they followed the canaries then; by default the speed in
+        the middle of these. What is too little to learn from follows them as it did then, and networks as
+        pieces do.
     """
 
-    def __init__(self, found: Measurements, before: int, reference: tuple[float, ...] | None = None) -> None:
+    def __init__(self, found: Measurements, before: int, former: _Former | None = None) -> None:
         self._rounds = [found.visits[index] for index in sorted(found.visits) if index < before]
         keys = sorted({key for visited in self._rounds for key in visited})
         whole = [key for key in keys if key.startswith(_NETWORK)]
-        self.pieces = learn_speed(self._rounds, [key for key in keys if key not in set(whole)], reference)
-        own = learn_speed(self._rounds, whole, reference)
-        self.networks = own if any(own.exponents) else self.pieces
+        others = [key for key in keys if not key.startswith(_NETWORK)]
+        reference = None if former is None else former.pieces.reference
+        self.pieces = learn_speed(
+            self._rounds, others, reference, None if former is None else former.pieces.exponents
+        )
+        self.networks = learn_speed(
+            self._rounds,
+            whole,
+            reference,
+            self.pieces.exponents if former is None else former.networks.exponents,
+        )
 
     def visits(self, key: str) -> list[Samples]:
         """Return the corrected samples of what was visited, a round each."""
@@ -416,9 +448,22 @@ class _Visited:
 
 @dataclass(frozen=True, slots=True)
 class _Drift:
-    """The canary's story: its median over all rounds, and the largest relative step away from it."""
+    """The canaries' story.
+
+    Attributes
+    ----------
+    canary_ms
+        The first one's median over all rounds.
+    allowed
+        How far the speed may be from that of reference.
+    by_round, by_start
+        How much longer than at that speed pieces took in each round, and after each start, as a share.
+    since_former
+        The same of all rounds, held against the table's first session; None if there is none that tells.
+    """
 
     canary_ms: float
+    allowed: float
     by_round: dict[int, float]
     by_start: dict[int, float]
     since_former: float | None
@@ -432,39 +477,50 @@ class _Drift:
 def _check_drift(journal: Journal, former: LatencyTable | None, settings: ProfileSettings) -> _Drift:
     """Return the drift; raise :class:`RunError` if it is too large and is to be refused.
 
-    Further rounds may be as short as a single visit; they count only where canaries are timed among visits,
-    and not with each.
+    Where canaries are timed with each visit, it is what was taken out of the timings, and twice as much is
+    allowed if it was learnt how far they follow the canaries; further rounds, as short as a single visit, do
+    not count. Where the first canary is timed among visits, it is what that moved by.
     """
     found = journal.found
     watched = _watched(found)
-    rounds = {
-        index: float(np.median([ms for samples in visits for ms in samples.ms]))
-        for index, visits in sorted(found.canary.items())
-        if index < settings.rounds or not watched
-    }
-    middle = float(np.median(list(rounds.values())))
-    sessions = () if former is None else former.sessions
-    before = [ms for each in sessions if isinstance(ms := each.get("canary_ms"), float) and ms > 0]
+    pulses: dict[int, list[tuple[float, ...]]] = {}
+    for (_, index), taken in sorted(found.pulses.items()):
+        if index < settings.rounds or not watched:
+            pulses.setdefault(index, []).extend(taken)
+    middle = middle_of(middle_of(taken) for taken in pulses.values())
+    former_speed = None if former is None else _former_speed(former)
+    speed, since = Speed(middle, (1.0,)), None
+    if watched:
+        now = _Visited(found, max(found.visits) + 1, former_speed).pieces
+        speed = replace(now, reference=middle)
+        since = None if former_speed is None else now.factor(middle) - 1
+    elif former is not None and (before := _former_canary(former)) is not None:
+        since = middle[0] / before - 1
+
+    def step(canaries: tuple[float, ...]) -> float:
+        return speed.factor(canaries) - 1
+
     drift = _Drift(
-        canary_ms=middle,
-        by_round={index: ms / middle - 1 for index, ms in rounds.items()},
-        by_start={start: ms / middle - 1 for start, ms in _canary_by_start(found).items()},
-        since_former=middle / before[-1] - 1 if before else None,
+        canary_ms=middle[0],
+        allowed=settings.max_drift * (2 if speed.learnt else 1),
+        by_round={index: step(middle_of(taken)) for index, taken in pulses.items()},
+        by_start={start: step(pulse) for start, pulse in _canaries_by_start(found).items()},
+        since_former=since,
     )
-    if drift.worst <= settings.max_drift:
+    if drift.worst <= drift.allowed:
         return drift
-    bad = [index for index, step in drift.by_round.items() if abs(step) > settings.max_drift]
+    bad = [index for index, step_ in drift.by_round.items() if abs(step_) > drift.allowed]
     told = [f"round {index + 1} by {drift.by_round[index]:+.0%}" for index in bad]
-    for start, step in drift.by_start.items():
-        if abs(step) > settings.max_drift:
-            told.append(f"the process started {_ordinal(start)} by {step:+.0%}")
+    for start, step_ in drift.by_start.items():
+        if abs(step_) > drift.allowed:
+            told.append(f"the process started {_ordinal(start)} by {step_:+.0%}")
             bad = sorted({*bad, *found.rounds_of_start.get(start, ())})
-    if drift.since_former is not None and abs(drift.since_former) > settings.max_drift:
-        told.append(f"all rounds by {drift.since_former:+.0%} since the rows measured before")
-        bad = list(found.canary)
+    if drift.since_former is not None and abs(drift.since_former) > drift.allowed:
+        told.append(f"all rounds by {drift.since_former:+.0%} since the table's first rows")
+        bad = list(found.visits)
     story = (
-        f"the machine's speed drifted while profiling: the canary layer left its median"
-        f" ({', '.join(told)}; allowed {settings.max_drift:.0%})"
+        f"the machine's speed drifted while profiling: what the canaries tell left the median"
+        f" ({', '.join(told)}; allowed {drift.allowed:.0%})"
     )
     if settings.on_drift == "refuse":
         journal.discard(bad)
@@ -477,22 +533,18 @@ def _check_drift(journal: Journal, former: LatencyTable | None, settings: Profil
     return drift
 
 
-def _canary_by_start(found: Measurements) -> dict[int, float]:
-    """Return the canary's median after each start that timed it often enough; nothing of a single start.
+def _canaries_by_start(found: Measurements) -> dict[int, tuple[float, ...]]:
+    """Return the canaries' medians after each start that timed them often enough; nothing of a single start.
 
-    That is twice; ten times where it is timed with every visit, as briefly as that.
+    That is twice; ten times where they are timed with every visit, as briefly as that.
     """
     if len(found.starts) < 2:
         return {}
     least = 10 if _watched(found) else 2
-    every: dict[int, list[Samples]] = {}
-    for (start, _), samples in found.by_start.items():
-        every.setdefault(start, []).extend(samples)
-    return {
-        start: float(np.median([ms for each in samples for ms in each.ms]))
-        for start, samples in every.items()
-        if len(samples) >= least
-    }
+    every: dict[int, list[tuple[float, ...]]] = {}
+    for (start, _), taken in found.pulses.items():
+        every.setdefault(start, []).extend(taken)
+    return {start: middle_of(taken) for start, taken in every.items() if len(taken) >= least}
 
 
 def _watched(found: Measurements) -> bool:
@@ -511,15 +563,15 @@ def _results(
     settings: ProfileSettings,
     drift: _Drift,
     whole: Mapping[str, NetworkJob],
-    reference: tuple[float, ...] | None,
+    former: _Former | None,
 ) -> tuple[dict[Piece, Row], tuple[MeasuredNetwork, ...], dict[str, Any]]:
     """Return rows and networks of all that every round has visited, and the session's circumstances.
 
     Rows are net of the cost of calling the runtime. Whole networks are called as they are here, so their
-    times are gross. ``reference`` is the speed that they are brought to; by default that of the middle.
+    times are gross. ``former`` is the speed that they are brought to; by default that of the middle.
     """
     rounds = range(settings.rounds)
-    visited = _Visited(found, max(found.visits, default=0) + 1, reference)
+    visited = _Visited(found, max(found.visits, default=0) + 1, former)
     overhead = float(np.median([ms for visits in found.overhead.values() for s in visits for ms in s.ms]))
     source = f"{bench.runtime} {bench.version()}"
     keys = sorted(set.intersection(*(set(found.visits.get(index, {})) for index in rounds)))
@@ -547,19 +599,28 @@ def _results(
         "canary": CANARY.key,
         "canary_ms": round(drift.canary_ms, _DECIMALS),
         "canary_by_round": [round(step, 4) for _, step in sorted(drift.by_round.items())],
-        **_told_speed(visited),
+        **_told_speed(visited, found),
         "drift": round(drift.worst, 4),
-        "drifted": drift.worst > settings.max_drift,
+        "drifted": drift.worst > drift.allowed,
     }
     return rows, tuple(networks), session
 
 
-def _told_speed(visited: _Visited) -> dict[str, Any]:
+def _told_speed(visited: _Visited, found: Measurements) -> dict[str, Any]:
     """Return how far timings followed the canaries; nothing where none was watched."""
     if not visited.pieces.reference:
         return {}
-    told = {"canaries": [canary.key for canary in _WATCHED], **visited.pieces.to_dict()}
-    return {"speed": {**told, "network_exponents": visited.networks.to_dict()["exponents"]}}
+    speeds = dict(zip(_EXPONENTS, (visited.pieces, visited.networks), strict=True))
+    own = middle_of(s.canaries for visits in found.visits.values() for s in visits.values())
+    return {
+        "speed": {
+            "canaries": [canary.key for canary in _WATCHED],
+            "canaries_ms": [round(ms, _DECIMALS) for ms in visited.pieces.reference],
+            "own_canaries_ms": [round(ms, _DECIMALS) for ms in own],
+            **{name: [round(each, 4) for each in speed.exponents] for name, speed in speeds.items()},
+            "learnt": [speed.learnt for speed in speeds.values()],
+        }
+    }
 
 
 def _row(timing: Timing, source: str) -> Row:

@@ -4,31 +4,42 @@ Neighbours on a shared processor, heat and clocks change a machine's speed from 
 what is timed follows: much of the spread between a piece's visits is common to everything that runs. Two
 canaries tell it, one bound by arithmetic, one by memory. How far timings follow each (an exponent each,
 between 0 and about 1) is learnt from the visits themselves: within a piece's visits, the logarithm of its
-time is regressed on those of the canaries, non-negatively. These are control variates (e.g. Glasserman,
-*Monte Carlo Methods in Financial Engineering*, section 4.1): where nothing is followed, nothing is corrected.
+time is regressed on those of the canaries. These are control variates (e.g. Glasserman, *Monte Carlo Methods
+in Financial Engineering*, section 4.1). The regression is bounded, robust (soft-L1) and regularised: the less
+the canaries vary, or the fewer visits there are, the more it stays with what is expected, which is a half of
+each canary's change unless other timings have told more. So an even change of clock is taken out whole even
+where nothing could be learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from latency_tables.timing import Samples
+from latency_tables.timing import Samples, middle_of
 
 __all__ = ["Speed", "learn_speed"]
 
-_FEWEST_VISITS = 20
-"""Fewest visits beyond one of each piece to learn exponents from."""
+Array = npt.NDArray[np.float64]
+
+_EXPECTED = 0.5
+"""Exponent of either canary while nothing is known."""
+
+_EXPECTED_WITHIN = 0.25
+"""How far from what is expected exponents are, typically."""
+
+_NOISE = 0.05
+"""What visits of a piece differ by, as a share, besides the speed; beyond this they weigh less."""
+
+_LEARNT = 10.0
+"""How many times as much as the expectation the visits have to tell for exponents to count as learnt."""
 
 _MOST_FOLLOWED = 1.25
 """Largest sum of exponents: nothing gets much slower than everything else."""
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +52,32 @@ class Speed:
         Milliseconds of each canary at the speed that timings are brought to; () where none was watched.
     exponents
         Of each canary's ratio to its reference, in what timings take.
+    learnt
+        Whether the exponents were learnt from these timings; if not, they are about what was expected.
     """
 
     reference: tuple[float, ...] = ()
     exponents: tuple[float, ...] = ()
+    learnt: bool = False
+
+    def factor(self, canaries: Sequence[float]) -> float:
+        """Return how many times as long as at the speed of reference timings take beside such canaries."""
+        if len(canaries) != len(self.reference) or not any(self.exponents):
+            return 1.0
+        ratios = np.log(np.divide(canaries, self.reference))
+        return float(np.exp(ratios @ np.asarray(self.exponents)))
 
     def corrected(self, samples: Samples) -> Samples:
         """Return samples as they would have been at the speed of reference."""
-        if len(samples.canaries) != len(self.reference) or not any(self.exponents):
-            return samples
-        ratios = np.log(np.divide(samples.canaries, self.reference))
-        factor = float(np.exp(-ratios @ np.asarray(self.exponents)))
-        return replace(samples, ms=tuple(ms * factor for ms in samples.ms))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a table's metadata tell of it."""
-        return {
-            "canaries_ms": [round(ms, 7) for ms in self.reference],
-            "exponents": [round(each, 4) for each in self.exponents],
-        }
+        factor = self.factor(samples.canaries)
+        return replace(samples, ms=tuple(ms / factor for ms in samples.ms))
 
 
 def learn_speed(
     visits: Sequence[Mapping[str, Samples]],
     keys: Iterable[str],
     reference: Sequence[float] | None = None,
+    expected: Sequence[float] | None = None,
 ) -> Speed:
     """Return how far the timings of some pieces follow the canaries.
 
@@ -78,22 +90,40 @@ def learn_speed(
     reference
         Milliseconds of each canary at the speed to bring timings to; by default their medians over all
         visits, so that timings stay where they are in the middle.
+    expected
+        Exponents that similar timings had.
     """
-    pulses = {s.canaries for visited in visits for s in visited.values() if s.canaries}
-    if not pulses or len({len(pulse) for pulse in pulses}) > 1:
+    middle = middle_of(s.canaries for visited in visits for s in visited.values() if s.canaries)
+    if not middle:
         return Speed()
-    middle = tuple(np.median(np.array(sorted(pulses)), axis=0).tolist())
-    if reference is None or len(reference) != len(middle):
+    n = len(middle)
+    if reference is None or len(reference) != n:
         reference = middle
-    rows, times = [np.empty((0, len(middle)))], [np.empty(0)]
+    prior = np.full(n, _EXPECTED) if expected is None or len(expected) != n else np.array(expected)
+    rows, times = [np.empty((0, n))], [np.empty(0)]
     for key in keys:
         own = [visited[key] for visited in visits if key in visited and visited[key].canaries]
         if len(own) > 1:
             x, y = np.log([s.canaries for s in own]), np.log([np.median(s.ms) for s in own])
             rows.append(x - x.mean(axis=0))
             times.append(y - y.mean())
-    if sum(map(len, times)) - len(times) + 1 < _FEWEST_VISITS:
-        return Speed(tuple(reference), (0.0,) * len(middle))
-    found = optimize.nnls(np.concatenate(rows), np.concatenate(times))[0]
-    found *= min(1.0, _MOST_FOLLOWED / max(found.sum(), 1e-9))
-    return Speed(tuple(reference), tuple(found.tolist()))
+    x, y = np.concatenate(rows), np.concatenate(times)
+    weight = _NOISE / _EXPECTED_WITHIN
+
+    def residuals(exponents: Array) -> Array:
+        return np.concatenate([x @ exponents - y, weight * (exponents - prior)])
+
+    def slopes(exponents: Array) -> Array:
+        return np.concatenate([x, weight * np.eye(n)])
+
+    found = optimize.least_squares(
+        residuals,
+        np.clip(prior, 0.0, _MOST_FOLLOWED),
+        jac=slopes,
+        bounds=(0.0, _MOST_FOLLOWED),
+        loss="soft_l1",
+        f_scale=_NOISE,
+    ).x
+    found *= min(1.0, _MOST_FOLLOWED / max(float(found.sum()), 1e-9))
+    learnt = bool((x**2).sum() > _LEARNT * weight**2)
+    return Speed(tuple(reference), tuple(found.tolist()), learnt)

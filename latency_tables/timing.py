@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,12 @@ class Samples:
         Raises
         ------
         KeyError, TypeError, ValueError
-            If it holds none.
+            If it holds none, or a time that is not positive.
         """
-        ms, canaries = record["ms"], record.get("canaries", ())
-        return cls(tuple(map(float, ms)), int(record["loop"]), tuple(map(float, canaries)))
+        ms, canaries = (tuple(map(float, found)) for found in (record["ms"], record.get("canaries", ())))
+        if not ms or not all(0 < value < math.inf for value in (*ms, *canaries)):
+            raise ValueError(record)
+        return cls(ms, int(record["loop"]), canaries)
 
 
 def take_samples(
@@ -136,6 +138,14 @@ def take_pulse(run: Callable[[], None], *, seconds: float, clock: Clock = time.p
         run()
         found.append((clock() - before) * 1e3)
     return float(np.median(found))
+
+
+def middle_of(pulses: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the median of each canary; () if there are none, or some visits had others."""
+    found = list(pulses)
+    if not found or len({len(pulse) for pulse in found}) > 1:
+        return ()
+    return tuple(np.median(np.array(found), axis=0).tolist())
 
 
 def summarise(ms: Sequence[float], runs: int) -> Timing:

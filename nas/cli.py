@@ -363,7 +363,9 @@ def search(
         ),
     ] = None,
     population: Annotated[int | None, typer.Option(min=2, help="Networks per generation.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="nsga2 or random; default: the recipe's.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="guided, nsga2, random or exhaustive; default: the recipe's.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the recipe's.")] = None,
     executor: Annotated[str, typer.Option(help="in-process or ray.")] = "in-process",
     workers: Annotated[int, typer.Option(min=1, help="Networks evaluated at once (ray).")] = 2,

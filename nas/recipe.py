@@ -271,14 +271,15 @@ class SearchConfig:
     population
         Networks per generation.
     sampler
-        ``nsga2`` or ``random``.
+        Who proposes networks: ``guided`` (an accuracy predictor that learns from what was measured),
+        ``nsga2``, ``random``, or ``exhaustive`` (all of them by rising cost).
     seed_archs
         Named archs or arch files evaluated first, where they fit the space and the budget.
     """
 
     evaluations: int = 64
     population: int = 16
-    sampler: Literal["nsga2", "random"] = "nsga2"
+    sampler: Literal["guided", "nsga2", "random", "exhaustive"] = "guided"
     seed_archs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

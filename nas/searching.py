@@ -53,6 +53,7 @@ from supernet.evaluator import SubnetEvaluator
 
 __all__ = [
     "Answer",
+    "SearchEvaluator",
     "SearchOptions",
     "Studies",
     "Study",
@@ -250,7 +251,7 @@ def united(
     )
 
 
-class _Evaluator:
+class SearchEvaluator:
     """The search's view of :class:`SubnetEvaluator`: AP on the search split."""
 
     def __init__(self, evaluator: SubnetEvaluator) -> None:
@@ -570,7 +571,7 @@ class _Plan:
         with progress_bar("searching", trials) as bar:
             result = search(
                 space,
-                _Evaluator(evaluator),
+                SearchEvaluator(evaluator),
                 storage=job.folder / "study.journal",
                 trials=trials,
                 objectives=job.objectives,

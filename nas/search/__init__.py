@@ -27,6 +27,7 @@ from nas.search.objectives import (
 from nas.search.pricing import LatencyPricer, Pricing
 from nas.search.ray_executor import RayExecutor
 from nas.search.result import Record, SearchResult
+from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
 from nas.search.shared import SharedEvaluations, open_shared
 
@@ -43,12 +44,14 @@ __all__ = [
     "Evaluator",
     "Executor",
     "InProcess",
+    "Known",
     "LatencyPricer",
     "Objective",
     "Pricing",
     "Progress",
     "RayExecutor",
     "Record",
+    "Sampler",
     "SearchResult",
     "SharedEvaluations",
     "StoppingEvaluator",

@@ -16,7 +16,8 @@ from nas.search.executors import Executor, InProcess, Session
 from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective, latency
 from nas.search.pricing import LatencyPricer, Pricing
 from nas.search.result import Record, SearchResult, Stopped
-from nas.search.samplers import SAMPLERS, Sampler
+from nas.search.sampler import Known, Sampler
+from nas.search.samplers import SAMPLERS
 from nas.search.shared import Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
 from search_spaces import Arch, Genotypes, InputError, SearchSpace
@@ -62,7 +63,7 @@ def search(
     constraints: Sequence[Constraint] = (),
     pricers: Sequence[LatencyPricer] = (),
     population: int = 12,
-    sampler: str = "nsga2",
+    sampler: str | Sampler = "guided",
     seed: int = 0,
     seeds: Sequence[Arch] = (),
     study_name: str = "search",
@@ -101,7 +102,8 @@ def search(
         with an analytic AP, 12 reached 96.1% of the true hypervolume after 200 evaluations, 40 (the paper's
         number, for 1,640 evaluations) 94.0%, random search 94.3%.
     sampler
-        ``nsga2`` or ``random``.
+        A name of :data:`~nas.search.samplers.SAMPLERS` (``guided``, ``nsga2``, ``random`` or ``exhaustive``),
+        or a sampler of one's own.
     seed
         From which all randomness derives, at least 0.
     seeds
@@ -146,12 +148,13 @@ def search(
     """
     chosen = _check(trials, population, seed, sampler, objectives)
     pricing = pricing or Pricing(space, constraints, pricers)
+    chosen.check(pricing)
     for objective in objectives:
         if objective.is_cost:
             pricing.require(objective)
     given = np.array([space.encode(arch) for arch in seeds], dtype=np.int64).reshape(-1, len(space.shape))
     pricing.anchor  # noqa: B018 - refuses an impossible budget before anything is written
-    identity = _identity(pricing, objectives, population, sampler, seed, seeds, context or {})
+    identity = _identity(pricing, objectives, population, chosen.name, seed, seeds, context or {})
     if early_stop:
         identity["early stop"] = "on"
     account = None
@@ -184,7 +187,7 @@ def search(
         objectives=tuple(objectives),
         constraints=pricing.constraints,
         targets=pricing.targets,
-        sampler=sampler,
+        sampler=chosen.name,
         seed=seed,
         trials=trials,
         stopped=stopped,
@@ -194,16 +197,18 @@ def search(
     )
 
 
-def _check(trials: int, population: int, seed: int, sampler: str, objectives: Sequence[Objective]) -> Sampler:
+def _check(
+    trials: int, population: int, seed: int, sampler: str | Sampler, objectives: Sequence[Objective]
+) -> Sampler:
     for name, value, least in (("trials", trials, 1), ("population", population, 2), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"a search's {name} is a whole number from {least} up, not {value}")
-    if sampler not in SAMPLERS:
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise InputError(f"unknown sampler '{sampler}'{did_you_mean(sampler, SAMPLERS)}")
     if AP not in objectives or len(set(objectives)) != len(objectives):
         named = ", ".join(map(str, objectives)) or "none"
         raise InputError(f"a search's objectives are ap and any costs, each once, not: {named}")
-    return SAMPLERS[sampler]
+    return SAMPLERS[sampler] if isinstance(sampler, str) else sampler
 
 
 def _identity(
@@ -295,7 +300,10 @@ class _Search:
         def need() -> int:
             return want - sum(c.status == "planned" for c in generation)
 
-        if not first and self.sampler.breeds and need() > 0:
+        if not self.sampler.breeds and need() > 0:
+            proposed = self.sampler.propose(self._known(), rng, need())
+            generation += self._take(proposed, self.sampler.origin)
+        if not first and need() > 0:
             generation += self._take(self._mutants(rng, need()), "mutation")
         if need() > 0:
             generation += self._take(self.pricing.sample(rng, need(), store.keys), "sample")
@@ -303,6 +311,17 @@ class _Search:
         if generation:
             store.commit(generation)
         return found
+
+    def _known(self) -> Known:
+        store = self.store
+        done = [(c.genotype, c.evaluation.ap) for c in store.measured if c.evaluation is not None]
+        return Known(
+            self.pricing,
+            store.objectives,
+            np.array([genotype for genotype, _ in done], dtype=np.int64).reshape(-1, len(store.space.shape)),
+            np.array([ap for _, ap in done]),
+            store.keys,
+        )
 
     def _take(self, genotypes: Genotypes, origin: str) -> list[Candidate]:
         if len(genotypes) == 0:

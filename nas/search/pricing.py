@@ -68,6 +68,34 @@ class Smallest:
     exact: bool
 
 
+@dataclass(frozen=True)
+class Affordable:
+    """Every network of a space that meets the constraints, each with some of its costs.
+
+    Attributes
+    ----------
+    shape
+        Of the space: number of values of every choice.
+    numbers
+        The networks' numbers in the space's fixed order, ascending, shape (networks,).
+    costs
+        Shape (networks, objectives asked for).
+    """
+
+    shape: tuple[int, ...]
+    numbers: npt.NDArray[np.int64]
+    costs: Floats
+
+    def genotypes(self, places: npt.NDArray[np.intp]) -> Genotypes:
+        """Return the networks at some places of the list, shape (places, genes)."""
+        return _numbered(self.numbers[places], self.shape)
+
+    def unseen(self, seen: Set[bytes]) -> npt.NDArray[np.intp]:
+        """Return the places of the networks whose keys are not in ``seen``, ascending."""
+        fresh = ~np.isin(self.numbers, _numbers(seen, self.shape), assume_unique=True)
+        return np.flatnonzero(fresh)
+
+
 class Pricing:
     """Prices the archs of one space, and knows which of them meet the constraints.
 
@@ -106,6 +134,7 @@ class Pricing:
             raise InputError(f"each cost is bounded once, not: {', '.join(map(str, self.constraints))}")
         for objective in bounded:
             self.require(objective)
+        self._affordable: dict[tuple[Objective, ...], Affordable] = {}
 
     def require(self, objective: Objective) -> None:
         """Raise :class:`InputError` if the objective is the latency of a target without a pricer."""
@@ -183,10 +212,41 @@ class Pricing:
             return self.space.count()
         return len(self._survey[0]) if self.exact else None
 
+    def affordable(self, objectives: Sequence[Objective]) -> Affordable:
+        """Return every network that meets the constraints, in a space that is priced whole.
+
+        Parameters
+        ----------
+        objectives
+            Costs to be listed with the networks; kept, so that asking again is free.
+
+        Raises
+        ------
+        InputError
+            If the space is not :attr:`exact`.
+        """
+        if not self.exact:
+            raise InputError(
+                f"spaces of up to {EXACT_LIMIT:,} networks are listed whole, not this {self.space.name} space"
+                f" of {self.space.count():,}; draw from it instead"
+            )
+        asked = tuple(objectives)
+        if asked not in self._affordable:
+            numbers = self._feasible_numbers
+            costs = np.empty((len(numbers), len(asked)))
+            for start in range(0, len(numbers), _CHUNK):
+                prices = self.prices(self._genotypes(numbers[start : start + _CHUNK]))
+                for column, objective in enumerate(asked):
+                    costs[start : start + _CHUNK, column] = prices[objective]
+            self._affordable[asked] = Affordable(self.space.shape, numbers, costs)
+        return self._affordable[asked]
+
+    @property
+    def _feasible_numbers(self) -> npt.NDArray[np.int64]:
+        return self._survey[0] if self.constraints else np.arange(self.space.count(), dtype=np.int64)
+
     def _genotypes(self, numbers: npt.NDArray[np.int64]) -> Genotypes:
-        columns = np.unravel_index(numbers, self.space.shape)
-        genotypes: Genotypes = np.stack(columns, axis=1).astype(np.int64)
-        return genotypes
+        return _numbered(numbers, self.space.shape)
 
     def smallest(self, objective: Objective) -> Smallest:
         """Return the least that a cost can be in the space: exact, or found by descent in a large space."""
@@ -302,11 +362,8 @@ class Pricing:
         return np.array(found, dtype=np.int64).reshape(-1, len(self.space.shape))
 
     def _sample_exact(self, rng: np.random.Generator, n: int, seen: Set[bytes]) -> Genotypes:
-        pool = self._survey[0] if self.constraints else np.arange(self.space.count(), dtype=np.int64)
-        if seen:
-            known = np.array([np.frombuffer(k, dtype=np.int64) for k in sorted(seen)])
-            numbers = np.ravel_multi_index(tuple(known.T), self.space.shape)
-            pool = np.setdiff1d(pool, numbers, assume_unique=False)
+        pool = self._feasible_numbers
+        pool = pool[~np.isin(pool, _numbers(seen, self.space.shape), assume_unique=True)]
         return self._genotypes(rng.choice(pool, size=min(n, len(pool)), replace=False))
 
     def _towards(self, draws: Genotypes, anchor: Genotypes, rng: np.random.Generator) -> Genotypes:
@@ -349,3 +406,17 @@ _SAMPLE_ROUNDS = 32
 def key(genotype: Genotypes) -> bytes:
     """Return the genotype as a hashable key: equal for equal networks of a space."""
     return np.ascontiguousarray(genotype, dtype=np.int64).tobytes()
+
+
+def _numbers(keys: Set[bytes], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Return the numbers, in the space's fixed order, of networks given by their keys; ascending."""
+    genotypes = np.array([np.frombuffer(each, dtype=np.int64) for each in keys]).reshape(-1, len(shape))
+    numbers: npt.NDArray[np.int64] = np.sort(np.ravel_multi_index(tuple(genotypes.astype(np.int64).T), shape))
+    return numbers
+
+
+def _numbered(numbers: npt.NDArray[np.int64], shape: tuple[int, ...]) -> Genotypes:
+    """Return the networks of these numbers in the space's fixed order, shape (n, genes)."""
+    columns = np.unravel_index(numbers, shape)
+    genotypes: Genotypes = np.stack(columns, axis=1).astype(np.int64)
+    return genotypes

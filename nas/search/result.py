@@ -48,8 +48,8 @@ class Record:
     generation
         Number of the generation that proposed it, from 0.
     origin
-        ``seed`` (given), ``sample`` (drawn), ``offspring`` (crossover and mutation) or ``mutation`` (of the
-        front).
+        ``seed`` (given), ``sample`` (drawn), ``guided`` (by the accuracy predictor), ``offspring`` (crossover
+        and mutation), ``mutation`` (of the front) or ``enumeration``.
     ap
         Measured AP; None if the network was not evaluated; an estimate if its evaluation is partial.
     stats

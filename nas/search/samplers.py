@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+import numpy as np
 import optuna
+
+from nas.search.guided import Guided
+from nas.search.objectives import MACS
+from nas.search.pricing import EXACT_LIMIT, Pricing
+from nas.search.sampler import Known, Sampler
+from search_spaces import Genotypes, InputError
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.study import Study
     from optuna.trial import FrozenTrial
+
+__all__ = ["NSGA2", "SAMPLERS", "Exhaustive", "Guided", "Known", "Random", "Sampler"]
 
 
 class _ReplayableNSGAII(optuna.samplers.NSGAIISampler):
@@ -24,23 +32,6 @@ class _ReplayableNSGAII(optuna.samplers.NSGAIISampler):
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
-
-
-class Sampler(ABC):
-    """One way of proposing the candidates of a generation.
-
-    The first generation is always drawn by the engine: the archs it was given, then random networks within
-    the budget.
-    """
-
-    name: ClassVar[str]
-
-    breeds: ClassVar[bool]
-    """Whether later generations are asked of the Optuna sampler; otherwise they are drawn like the first."""
-
-    @abstractmethod
-    def optuna_sampler(self, population: int, seed: int) -> BaseSampler:
-        """Return the Optuna sampler of one generation, seeded for it alone."""
 
 
 class NSGA2(Sampler):
@@ -63,11 +54,35 @@ class Random(Sampler):
     """Networks within the budget, drawn uniformly without repetition: the baseline to be beaten."""
 
     name = "random"
-    breeds = False
-
-    def optuna_sampler(self, population: int, seed: int) -> BaseSampler:
-        return optuna.samplers.RandomSampler(seed=seed)
 
 
-SAMPLERS: Mapping[str, Sampler] = {sampler.name: sampler for sampler in (NSGA2(), Random())}
+class Exhaustive(Sampler):
+    """Every network within the budget, by rising cost.
+
+    Networks of equal cost come in the space's own order. So a search that ends early knows the exact front up
+    to the cost that it has reached. The cost is the first that the search trades off, or MACs.
+    """
+
+    name = "exhaustive"
+    origin = "enumeration"
+
+    def check(self, pricing: Pricing) -> None:
+        if not pricing.exact:
+            raise InputError(
+                f"the sampler 'exhaustive' goes through spaces of up to {EXACT_LIMIT:,} networks; this"
+                f" {pricing.space.name} space has {pricing.space.count():,}: take 'guided', or offer fewer"
+                " values"
+            )
+
+    def propose(self, known: Known, rng: np.random.Generator, n: int) -> Genotypes:
+        cost = next((objective for objective in known.objectives if objective.is_cost), MACS)
+        affordable = known.pricing.affordable([cost])
+        fresh = affordable.unseen(known.seen)
+        order = np.argsort(affordable.costs[fresh, 0], kind="stable")
+        return affordable.genotypes(fresh[order[:n]])
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    sampler.name: sampler for sampler in (Guided(), NSGA2(), Random(), Exhaustive())
+}
 """Every sampler by name."""

@@ -236,7 +236,7 @@ def test_drift_can_be_accepted_loudly(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_rows_of_a_slower_day_are_not_mixed_with_the_former_ones(tmp_path: Path) -> None:
     run(tmp_path, layers=LAYERS[:5])
     before = (tmp_path / CSV).read_bytes()
-    with pytest.raises(RunError, match=r"by \+50% since the rows measured before"):
+    with pytest.raises(RunError, match=r"by \+50% since the table"):
         run(tmp_path, FakeRuntime(lambda visit: 1.5))
     assert (tmp_path / CSV).read_bytes() == before
     assert set(run(tmp_path).rows) == set(LAYERS)

@@ -17,7 +17,7 @@ from latency_tables.profiler import CANARY, MEMORY_CANARY
 from latency_tables.runtimes import Prepared, Program
 from latency_tables.speed import Speed, learn_speed
 from latency_tables.timing import Samples
-from search_spaces import Piece
+from search_spaces import Piece, RunError
 from tests.latency_tables.fakes import LAYERS, OVERHEAD_MS, QUICK, TARGET, FakeRuntime, true_ms
 
 
@@ -64,19 +64,47 @@ def test_a_former_reference_brings_timings_to_its_speed() -> None:
     assert speed.corrected(visits[0]["9"]).ms[0] == pytest.approx(5.0, rel=0.02)
 
 
-def test_nothing_is_learnt_from_too_little() -> None:
+def test_from_too_little_it_is_what_is_expected() -> None:
     visits = rounds((1.0, 0.0), noise=0.0)[:1]
-    assert learn_speed(visits, visits[0]).exponents == (0.0, 0.0)
+    speed = learn_speed(visits, visits[0])
+    assert speed.exponents == pytest.approx((0.5, 0.5)) and not speed.learnt
+    assert learn_speed(visits, visits[0], expected=(0.9, 0.1)).exponents == pytest.approx((0.9, 0.1))
+    assert learn_speed(rounds((1.0, 0.0), 0.01), visits[0], expected=(0.1, 0.9)).learnt
     bare = [{key: replace(s, canaries=()) for key, s in visited.items()} for visited in rounds((1, 0), 0)]
     assert learn_speed(bare, bare[0]) == Speed()
     samples = bare[0]["3"]
-    assert Speed((0.2, 1.0), (1.0, 0.0)).corrected(samples) is samples
+    assert Speed((0.2, 1.0), (1.0, 0.0)).corrected(samples) == samples
+
+
+def test_a_quiet_machine_teaches_nothing_new() -> None:
+    """Canaries that vary by a thousandth leave the exponents about where they were expected."""
+    rng = np.random.default_rng(1)
+    visits = [
+        {str(i): Samples((1.0 + i,), 1, tuple(0.2 * np.exp(rng.normal(0, 0.001, 2)))) for i in range(30)}
+        for _ in range(5)
+    ]
+    speed = learn_speed(visits, visits[0])
+    assert speed.exponents == pytest.approx((0.5, 0.5), abs=0.05) and not speed.learnt
+
+
+def test_a_few_spoilt_visits_teach_little() -> None:
+    """Two visits of a hundred take three times as long, for reasons of their own."""
+    visits = rounds((0.5, 0.4), noise=0.01)
+    rng = np.random.default_rng(2)
+    for visited in visits:
+        for key in visited:
+            if rng.random() < 0.02:
+                visited[key] = replace(visited[key], ms=(3 * visited[key].ms[0],))
+    assert learn_speed(visits, visits[0]).exponents == pytest.approx((0.5, 0.4), abs=0.08)
 
 
 def test_samples_survive_json() -> None:
     samples = Samples((1.25, 2.5), 3, (0.5, 0.75))
     assert Samples.from_dict(samples.to_dict()) == samples
     assert Samples.from_dict(Samples((1.0,), 1).to_dict()) == Samples((1.0,), 1)
+    for wrong in ([], [0.0], [-1.0], [float("inf")], [float("nan")]):
+        with pytest.raises(ValueError, match="loop"):
+            Samples.from_dict({"loop": 1, "ms": wrong})
     with pytest.raises(KeyError):
         Samples.from_dict({"loop": 1})
 
@@ -128,3 +156,52 @@ def test_a_later_session_is_brought_to_the_speed_of_the_first(tmp_path: Path) ->
         for layers in (LAYERS[5:20], LAYERS[20:])
     )
     assert later == pytest.approx(first, rel=0.02)
+
+
+class Moved(Shared):
+    """A shared machine on another day: pieces, and the canary of memory, take some times as long."""
+
+    def __init__(self, pieces: float = 1.0, memory: float = 1.0, shared: bool = True) -> None:
+        super().__init__()
+        self.pieces, self.memory, self.shared = pieces, memory, shared
+
+    def _factor(self) -> float:
+        return self.pieces * (super()._factor() if self.shared else 1.3)
+
+    @contextmanager
+    def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
+        with super().prepare(piece, threads, precision) as ready:
+            if piece != MEMORY_CANARY:
+                yield ready
+            else:
+                yield self._takes(lambda: self._factor() * self.memory / self.pieces)
+
+
+def test_few_further_layers_are_brought_to_the_speed_of_the_first_session(tmp_path: Path) -> None:
+    """Four layers teach nothing; they follow the canaries as those of the first session did."""
+    profile(TARGET, LAYERS[:20], out=tmp_path, settings=QUICK, bench=Moved().bench())
+    table = profile(TARGET, LAYERS[:24], out=tmp_path, settings=QUICK, bench=Moved(1.1, 1.1, False).bench())
+    assert table.sessions[1]["speed"]["learnt"] == [False, False]
+    first, later = (
+        np.median([table.rows[layer].median_ms / true_ms(layer) for layer in layers])
+        for layers in (LAYERS[5:20], LAYERS[20:24])
+    )
+    assert later == pytest.approx(first, rel=0.03)
+
+
+def test_a_canary_that_alone_is_far_off_is_refused(tmp_path: Path) -> None:
+    """Memory is twice as slow now, pieces are not: what would be taken out of them is too much."""
+    profile(TARGET, LAYERS[:20], out=tmp_path, settings=QUICK, bench=Moved().bench())
+    before = (tmp_path / f"{TARGET.name}.csv").read_bytes()
+    with pytest.raises(RunError, match="since the table's first rows"):
+        profile(TARGET, LAYERS, out=tmp_path, settings=QUICK, bench=Moved(memory=3.0).bench())
+    assert (tmp_path / f"{TARGET.name}.csv").read_bytes() == before
+
+
+def test_speed_does_not_creep_from_session_to_session(tmp_path: Path) -> None:
+    """Each session is a tenth slower than the one before: the first one counts, not the last."""
+    with pytest.raises(RunError, match="since the table's first rows"):
+        for day in range(6):
+            bench = Moved(1.1**day, 1.1**day, False).bench()
+            profile(TARGET, LAYERS[: 20 + 2 * day], out=tmp_path, settings=QUICK, bench=bench)
+    assert 1 < day < 4
