@@ -236,6 +236,7 @@ def test_nonsense_is_refused_before_anything_is_done(asked: list[str], nas_: Cal
         (("--budget", "macs<=fast"), "--budget 'macs<=fast': --max-macs takes a number"),
         (("--like", "litepose-q"), "--like: 'litepose-q' is neither"),
         (("--like", "litepose-s", "--max-macs", "1G"), "bounds macs, which is bounded already"),
+        (("--sampler", "tpe"), "unknown sampler 'tpe'"),
         (("--min-ap", "40"), "--min-ap takes an AP between 0 and 1"),
         (("--max-size", "8ms"), "--max-size takes the suffixes"),
         (("--objective", "speed"), "--objective: unknown objective 'speed'"),
