@@ -46,7 +46,7 @@ def asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         own = np.random.default_rng(int(arch.id[-6:], 16)).normal(0, 0.01, RESAMPLES)
         return Evaluation(ap, {"AP50": ap}, 0.5, resamples=pack(np.clip(ap + noise + own, 0, 1)))
 
-    monkeypatch.setattr(nas.searching._Evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", evaluate)
     monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments: None)
     return asked
 
