@@ -52,7 +52,7 @@ from latency_tables.roofline import (
     left_out_errors,
 )
 from latency_tables.table import packaged_folder
-from nas.plot_style import GRID, INK, MUTED, STYLE, save_figure
+from nas.plot_style import GRID, MUTED, STYLE, save_figure
 from search_spaces import InputError, Layer, get_arch, litepose_native, named_archs
 from search_spaces.files import make_folder, read_text, write_json, write_text
 from search_spaces.layers import Piece
@@ -800,7 +800,39 @@ def device_page(found: Found) -> list[str]:
     return lines
 
 
+LABELS = {"53.6mAP": "H-2", "46.1mAP": "H-3"}
+"""What the paper calls the networks that its chart tells by their AP."""
+_ROOM = 13.0
+"""Points between a name and what else is there."""
 COLOURS = {"LitePose": "#0b6e99", "EfficientHRNet": "#c8553d", "HigherHRNet": "#6a8d2f"}
+
+
+def label(axes: Any, networks: Sequence[Mapping[str, Any]], low: float, high: float) -> None:
+    """Write each network's name beside its dot, where neither another dot nor another name is."""
+
+    def place_of(each: Mapping[str, Any]) -> Floats:
+        point = np.log([each["published_ms"], each["left_out_ms"]])
+        return np.asarray((point - math.log(low)) / math.log(high / low) * (400, 355))  # points, nearly
+
+    dots = [place_of(each) for each in networks]
+    names: list[Floats] = []
+    for i, each in enumerate(networks):
+        family, _, name = each["model"].partition("-")
+        ways = [(dx, dy) for dy in (0, 12, -12) for dx in (17, -17, 0) if dx or dy]
+        others = [dot for j, dot in enumerate(dots) if j != i] + names
+        # A name is wider than it is high, so that what is beside it is nearer than what is above.
+        room = [
+            min(float(np.hypot(*((dots[i] + way - other) / (1.5, 1)))) for other in others) for way in ways
+        ]
+        way = next(
+            (way for way, free in zip(ways, room, strict=True) if free > _ROOM), ways[int(np.argmax(room))]
+        )
+        names.append(dots[i] + way)
+        point = (each["published_ms"], each["left_out_ms"])
+        axes.annotate(
+            LABELS.get(name, name), point, way, textcoords="offset points",
+            ha="center", va="center", fontsize=8, color=COLOURS[family],
+        )  # fmt: skip
 
 
 def plot(found: Found, path: Path) -> None:
@@ -825,10 +857,7 @@ def plot(found: Found, path: Path) -> None:
             axes.plot(*point, "o", color=colour, label=None if family in labelled else family)
             labelled.add(family)
             axes.plot(each["published_ms"], each["fitted_ms"], "o", mfc="none", color=colour, alpha=0.6)
-            name = each["model"].removeprefix(f"{family}-")
-            left = family == "LitePose"
-            place, side = ((-7, 3), "right") if left else ((7, -5), "left")
-            axes.annotate(name, point, place, textcoords="offset points", ha=side, fontsize=8, color=INK)
+        label(axes, r["networks"], low, high)
         axes.plot([], [], "o", mfc="none", color=MUTED, label="as the table says (fitted on all nine)")
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         ticks = [t for t in (10, 20, 50, 100, 200, 500, 1000, 2000) if low <= t <= high]

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from scipy import stats
 
 from latency_tables import (
@@ -47,7 +48,7 @@ from latency_tables import (
 )
 from nas.console import note, print_table, progress_bar
 from nas.latency import network_file
-from nas.plot_style import FAINT, STYLE, save_figure
+from nas.plot_style import FAINT, MUTED, STYLE, save_figure
 from search_spaces import Arch, SearchSpace, litepose_native
 from search_spaces.files import read_json, write_json, write_text
 
@@ -226,6 +227,7 @@ def study(target: str, sizes: Sizes, folder: Path, settings: ProfileSettings) ->
     }
 
 
+_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 HEADER = (
     "target",
     "table",
@@ -265,7 +267,7 @@ def followed(session: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw predicted against measured milliseconds, a panel per target."""
+    """Draw predicted against measured milliseconds on logarithmic axes, a panel per target."""
     with rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(found), 4.3), layout="constrained")
         panels: Any = figure.subplots(1, len(found), squeeze=False)[0]
@@ -275,10 +277,20 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
             axis.errorbar(
                 times, ms, yerr=[ms - ms**2 / high, high - ms], fmt="o", ms=4, lw=1, color="#2463a8"
             )
-            most = 1.08 * max(times.max(), high.max())
-            axis.plot([0, most], [0, most], color=FAINT, lw=1, zorder=0)
-            axis.set(xlim=(0, most), ylim=(0, most), title=target)
+            ends = np.array(
+                [min(times.min(), (ms**2 / high).min()) / 1.15, 1.15 * max(times.max(), high.max())]
+            )
+            axis.plot(ends, ends, color=MUTED, lw=1, zorder=0)
+            for factor, label in ((1.1, "10% off"), (0.9, None)):
+                axis.plot(ends, factor * ends, "--", color=FAINT, lw=1, zorder=0, label=label)
+            axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=target)
+            ticks = [tick for tick in _TICKS if ends[0] <= tick <= ends[1]]
+            for each in (axis.xaxis, axis.yaxis):
+                each.set_ticks(ticks)
+                each.set_major_formatter(ScalarFormatter())
+                each.set_minor_formatter(NullFormatter())
             axis.set(xlabel="measured, ms", ylabel="predicted, ms (90% interval)")
+            axis.legend(loc="upper left", frameon=False)
         save_figure(figure, [path])
 
 

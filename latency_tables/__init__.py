@@ -15,7 +15,7 @@ Importing this package imports no inference engine.
 from latency_tables.bench import Bench, LocalBench
 from latency_tables.compare import Difference, Merged, compare_tables, merge_tables
 from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate, fill_table
-from latency_tables.profiler import NetworkJob, ProfileSettings, measure_model, profile
+from latency_tables.profiler import NetworkJob, ProfileSettings, measure_against, measure_model, profile
 from latency_tables.runtimes import RUNTIMES, Runtime, get_runtime
 from latency_tables.selection import select_pieces
 from latency_tables.table import (
@@ -58,6 +58,7 @@ __all__ = [
     "find_table",
     "get_runtime",
     "local_target",
+    "measure_against",
     "measure_model",
     "merge_tables",
     "profile",

@@ -7,13 +7,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import numpy as np
 
 from latency_tables.catalogue import CANARY_STEP, canary_steps, network_residuals, plain, session_date
+from latency_tables.common_speed import Brought, at_one_speed, known_speed
 from latency_tables.predictor import FEWEST_NETWORKS, LatencyPredictor, calibrate, fill_table, is_fitted
 from latency_tables.table import TRUST, Calibration, LatencyTable, Row
 from latency_tables.target import Target
@@ -314,6 +315,8 @@ class Merged:
         Why the result has no calibration; empty where it has one.
     rooflines_dropped
         Which of the tables had a roofline, unless all had the same, which the result then has.
+    brought
+        By table, what its times were multiplied by to be at the speed of the first.
     doubts
         What speaks against believing the rows together, in one line each.
     """
@@ -328,6 +331,7 @@ class Merged:
     dropped: tuple[int, ...]
     uncalibrated: str
     rooflines_dropped: tuple[int, ...]
+    brought: Mapping[int, Brought]
     doubts: tuple[str, ...]
 
 
@@ -348,9 +352,13 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
     More runs alone win nothing: in the same time a machine makes more runs the faster it is at the moment, so
     the most runs would be the shortest times. That is why the time spent counts in 5, runs times median.
 
-    Fitted rows of the tables are left out, and fitted anew on all that is measured. All sessions are kept,
-    oldest first, equal ones once. With enough whole networks the result is calibrated on those; the tables'
-    own calibrations were fitted on other rows. Rooflines are kept only if all tables have the same one.
+    Where tables tell at which speed of the machine their times are, they are brought to one speed, that of
+    the first (5) that gives anything (:mod:`latency_tables.common_speed`); else they stay as they are.
+
+    Fitted rows of the tables are left out, and fitted anew on all that is measured. Sessions of the tables
+    that give anything are kept, oldest first, equal ones once. With enough whole networks the result is
+    calibrated on those; the tables' own calibrations were fitted on other rows. Rooflines are kept only if
+    all tables have the same one.
 
     Parameters
     ----------
@@ -386,26 +394,30 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
 
     rows = _best(own, worth)
     networks = _best([{each.name: each.row for each in table.networks} for table in tables], worth)
-    known = {each.name: each for table in tables for each in table.networks}
-    sessions = {_text(session): session for table in tables for session in table.sessions}
-    ordered = [sessions[text] for text in sorted(sessions, key=lambda text: (_when(sessions[text]), text))]
-    roofline = tables[0].roofline if all(t.roofline == tables[0].roofline for t in tables) else None
     if not rows:
         raise InputError(f"there is nothing measured to merge: {', '.join(names)} hold fitted rows alone")
+    given = [sum(source == i for _, source in rows.values()) for i in range(len(tables))]
+    networks_given = [sum(source == i for _, source in networks.values()) for i in range(len(tables))]
+    used = sorted((i for i in range(len(tables)) if given[i] + networks_given[i]), key=ranks.__getitem__)
+    levelled, brought = at_one_speed(tables, used)
+    times = [{each.name: each for each in table.networks} for table in levelled]
+    sessions = {_text(session): session for i in used for session in levelled[i].sessions}
+    ordered = [sessions[text] for text in sorted(sessions, key=lambda text: (_when(sessions[text]), text))]
+    roofline = tables[0].roofline if all(t.roofline == tables[0].roofline for t in tables) else None
     table = LatencyTable(
         tables[0].target,
-        {layer: row for layer, (row, _) in rows.items()},
+        {layer: levelled[source].rows[layer] for layer, (_, source) in rows.items()},
         tuple(ordered),
         roofline=roofline,
-        networks=tuple(replace(known[name], row=row) for name, (row, _) in networks.items()),
+        networks=tuple(times[source][name] for name, (_, source) in networks.items()),
     )
     lacking = [x for x in fitted if table.answers(x) is None]
     table, unfitted = _refitted(table, lacking)
     table, uncalibrated = _calibrated(table)
     return Merged(
         table=table,
-        taken=tuple(sum(source == i for _, source in rows.values()) for i in range(len(tables))),
-        networks_taken=tuple(sum(source == i for _, source in networks.values()) for i in range(len(tables))),
+        taken=tuple(given),
+        networks_taken=tuple(networks_given),
         ranks=tuple(ranks),
         refitted=len(lacking) - unfitted,
         outdated=sum(map(is_fitted, (row for each in tables for row in each.rows.values()))),
@@ -415,9 +427,10 @@ def merge_tables(tables: Sequence[LatencyTable], names: Sequence[str] = ()) -> M
         rooflines_dropped=tuple(
             i for i, each in enumerate(tables) if roofline is None and each.roofline is not None
         ),
+        brought=brought,
         doubts=(
-            *_doubts(ordered),
-            *_systematic(tables, own, names),
+            *_doubts(ordered, known_speed(table) is not None),
+            *_systematic(levelled, used, given, networks_given, names),
             *_biased(table, {name: source for name, (_, source) in networks.items()}, names),
         ),
     )
@@ -495,32 +508,43 @@ def _when(session: Mapping[str, Any]) -> float:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _doubts(sessions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _doubts(sessions: Sequence[Mapping[str, Any]], one_speed: bool) -> Iterator[str]:
     for key, what in (("runtime_version", "runtime versions"), ("processor", "processors")):
         told = sorted({str(plain(each[key])) for each in sessions if key in each})
         if len(told) > 1:
             yield f"rows of several {what} stand side by side: {', '.join(told)}"
     for key, step in canary_steps(sessions).items():
-        if step > CANARY_STEP:
+        if step > CANARY_STEP and not one_speed:
             yield f"the machine was up to {step:.0%} slower in one session than in another ({key})"
 
 
 def _systematic(
-    tables: Sequence[LatencyTable], own: Sequence[Mapping[Piece, Row]], names: Sequence[str]
+    tables: Sequence[LatencyTable],
+    used: Sequence[int],
+    given: Sequence[int],
+    networks_given: Sequence[int],
+    names: Sequence[str],
 ) -> Iterator[str]:
-    """Yield which pairs of tables differ in what they have in common as a whole, not here and there."""
-    measured = [{x.key: row for x, row in rows.items() if row.runs} for rows in own]
+    """Yield which pairs of the tables used differ in what they have in common as a whole, not here and there.
+
+    What is compared are their times at one speed, where they tell it.
+    """
+    measured = [
+        {x.key: row for x, row in each.rows.items() if row.runs and not is_fitted(row)} for each in tables
+    ]
     whole = [{each.name: each.row for each in table.networks} for table in tables]
-    for what, every in (("rows", measured), ("whole networks", whole)):
-        for i, j in itertools.combinations(range(len(tables)), 2):
+    for what, every, gave in (("rows", measured, given), ("whole networks", whole, networks_given)):
+        for i, j in itertools.combinations(sorted(used), 2):
             ratios = [row.median_ms / every[i][x].median_ms for x, row in every[j].items() if x in every[i]]
             middle = float(np.median(ratios)) if len(ratios) >= _FEWEST_COMMON else 1.0
             if max(middle, 1 / middle) - 1 > SYSTEMATIC:
+                side = (
+                    f"{what} of both" if gave[i] and gave[j] else "rows of the one and networks of the other"
+                )
                 yield (
                     f"the {len(ratios)} {what} that '{names[i]}' and '{names[j]}' share take {middle:.2f}"
-                    f" times as long in the second: the machine was at another speed, or is another one;"
-                    f" {'rows' if what == 'rows' else 'networks'} of both stand side by side as they were"
-                    " measured, so keep one of the tables, or measure one anew"
+                    " times as long in the second: the machine was at another speed, or is another one;"
+                    f" {side} stand side by side all the same, so keep one of the tables, or measure one anew"
                 )
 
 

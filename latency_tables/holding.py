@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from latency_tables.table import csv_path, file_identity
+from latency_tables.table import csv_path, file_identity, finish_save, leftover_rows
 from search_spaces.errors import RunError
 from search_spaces.files import locked, make_folder, remove_leftovers
 
-__all__ = ["PATIENCE_S", "held_table"]
+__all__ = ["PATIENCE_S", "held_table", "settle_table"]
 
 PATIENCE_S = 10.0
 """How long a command waits for another one that is writing the same table; writing takes much less."""
@@ -39,7 +39,8 @@ def held_table(
     What was loaded before the block may be out of date in it. The block is not for measuring in, which takes
     hours: measure first, then load, add and save. It is held by a file ``.NAME.lock`` beside the table; the
     system lets go of it however the process ends. Blocks of one table do not nest. Reading needs
-    none: a reader sees the table as it was before or after (:meth:`LatencyTable.save`).
+    none: a reader sees the table as it was before or after (:meth:`LatencyTable.save`). A save that a kill
+    has cut is finished before the block begins.
 
     Parameters
     ----------
@@ -74,7 +75,23 @@ def held_table(
             sleep(_ASK_EVERY_S)
         stack.callback(lock.unlink, missing_ok=True)
         before = file_identity(file)
+        finish_save(file)
         yield file
         if file_identity(file) != before:  # saved: what an earlier kill has left is of use to nobody
             for each in (file, file.with_suffix(".yaml")):
                 remove_leftovers(each)
+
+
+def settle_table(path: str | Path) -> None:
+    """Finish the save of a table that a kill has cut; where there is none, do nothing, and wait for nobody.
+
+    Before what was measured is thrown away because the table holds it, both of the table's files do.
+
+    Raises
+    ------
+    RunError
+        As :func:`held_table` does.
+    """
+    if leftover_rows(csv_path(path)):
+        with held_table(path):
+            pass

@@ -400,8 +400,9 @@ def calibrate(
     moment does not bend it; a is at least 0.
 
     The interval is conformal (:func:`latency_tables.roofline.conformal`): each network is predicted by the
-    fit on all others, and ``half_width`` covers 90% of those errors; with fewer than 9 networks the largest,
-    and ``coverage`` says n / (n + 1).
+    fit on all others, and ``half_width`` is the largest of those errors, or one of the largest where there
+    are 38 or more, so that 90% is held by most draws of networks, not only on average over them; with fewer
+    than 9 networks ``coverage`` says n / (n + 1).
 
     Parameters
     ----------

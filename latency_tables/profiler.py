@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latency_tables.bench import Bench, LocalBench
-from latency_tables.holding import held_table
+from latency_tables.holding import held_table, settle_table
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.speed import Speed, learn_speed
@@ -186,6 +186,7 @@ def profile(
     if not work:
         raise InputError("there is nothing to profile: the work list holds no layer")
     path = csv_path(out) if Path(out).suffix == ".csv" else Path(out) / f"{target.name}.csv"
+    settle_table(path)
     former = _former_table(path, target, bench)
     whole = {job.key: job for job in networks}
     jobs: list[Piece | NetworkJob] = [*work, *whole.values()]
@@ -265,6 +266,31 @@ def measure_model(
     with runtime.prepare_model(Path(path), size, threads, precision) as network:
         samples = take_samples(network.run, seconds=seconds, min_runs=min_runs, clock=clock)
     return summarise(samples.ms, len(samples.ms) * samples.loop)
+
+
+def measure_against(
+    table: LatencyTable, path: str | Path, size: tuple[int, int], *, seconds: float = 2.0, min_runs: int = 10
+) -> tuple[Timing, float | None]:
+    """Time a whole network in this process as a table's target says, and compare the machine's speed.
+
+    Returns
+    -------
+    Timing, float or None
+        What it takes now, nothing taken out; and how many times as long as at the speed that the table's
+        timings were brought to networks take beside what the canaries take now. None if the table does not
+        tell that speed.
+
+    Raises
+    ------
+    InputError, UnavailableError
+        As :func:`measure_model`.
+    """
+    target, former = table.target, _former_speed(table)
+    bench = LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    with bench.watching(_WATCHED if former is not None else ()):
+        samples = bench.time_model(Path(path), size, seconds, min_runs)
+    timing = summarise(samples.ms, len(samples.ms) * samples.loop)
+    return timing, None if former is None else former.networks.factor(samples.canaries)
 
 
 def _now() -> str:

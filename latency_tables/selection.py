@@ -52,8 +52,7 @@ def select_pieces(
     InputError
         If the share is out of range or there is no piece.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"the share of blocks to measure lies above 0 and is at most 1, not {share}")
+    check_share(share)
     if not weights:
         raise InputError("there is nothing to select from")
     wanted = math.ceil(share * len(weights))
@@ -69,6 +68,12 @@ def select_pieces(
     ranked.sort(key=lambda each: (-each[0], each[1]))
     chosen = [piece for piece in drawn if piece not in measured] + [piece for _, _, piece in ranked]
     return tuple(chosen[: max(0, wanted - sum(piece in measured for piece in weights))])
+
+
+def check_share(share: float) -> None:
+    """Raise :class:`InputError` for a share of the blocks that there cannot be."""
+    if not 0 < share <= 1:
+        raise InputError(f"the share of blocks to measure lies above 0 and is at most 1, not {share}")
 
 
 def random_order(pieces: Iterable[PieceT]) -> list[PieceT]:

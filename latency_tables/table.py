@@ -20,7 +20,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib import resources
@@ -32,8 +32,8 @@ from latency_tables.fit import FitRecord
 from latency_tables.roofline import Roofline
 from latency_tables.target import Target
 from search_spaces.arch import Arch
-from search_spaces.errors import InputError, MissingLayerError, did_you_mean, shown
-from search_spaces.files import check_keys, read_text, read_yaml, write_texts, yaml_text
+from search_spaces.errors import InputError, MissingLayerError, RunError, did_you_mean, shown
+from search_spaces.files import check_keys, put_in_place, read_text, read_yaml, write_texts, yaml_text
 from search_spaces.layers import Block, Piece, layers_of, piece_from_key
 from search_spaces.registry import arch_from_json
 
@@ -50,9 +50,16 @@ _FORMAT = 1
 _NAMED = 5
 _WIDEST = 10.0
 """Largest sensible logarithm of an interval's factor; exp of it is 22,000."""
+_ROUNDED = 1e-4
+"""Coverages may be rounded."""
 _REACH = 1.25
 _SHORTEST_MS, _LONGEST_MS = 1e-9, 1e9
 """What no layer takes; sums and ratios of what lies between are finite."""
+_SENSIBLE_CANARY_MS = (1e-7, 1e7)
+"""What a canary may take: the last digit that is kept of it, and hours."""
+_MOST_FOLLOWED = 1.25
+"""Largest exponent: nothing gets much slower than everything else."""
+_CANARIES = 2
 _MOST_DIGITS = 12
 _READINGS = 5
 _SEPARATORS = {";": "semicolons", "\t": "tabs"}
@@ -190,6 +197,11 @@ class Calibration:
                 )
         if not isinstance(self.networks, int) or isinstance(self.networks, bool) or self.networks < 1:
             raise InputError(f"a calibration's networks is a whole number from 1, not {self.networks!r}")
+        if self.coverage > (most := self.networks / (self.networks + 1)) + _ROUNDED:
+            raise InputError(
+                f"a calibration's coverage is at most n / (n + 1), {most:.4g} for its {self.networks}"
+                f" networks, not {self.coverage}: no interval promises more"
+            )
         ends = (self.least_ms, self.most_ms)
         if ends != (None, None) and not all(_is_time(value) for value in ends):
             raise InputError(
@@ -510,6 +522,8 @@ class Scan:
         Of the rows that the YAML file was saved with; None where it does not say.
     torn
         Whether the rows are sound and not those.
+    left
+        The hidden file that the rows were read from; None where they are in their place.
     """
 
     path: Path
@@ -524,6 +538,7 @@ class Scan:
     faults: list[Fault] = field(default_factory=list)
     digest: str | None = None
     torn: bool = False
+    left: Path | None = None
 
 
 def scan_table(path: str | Path) -> Scan:
@@ -562,7 +577,7 @@ def _scan(path: str | Path) -> Scan:
         _scan_rows(scan, text)
     whole = not scan.faults and (scan.digest is None or _fits(scan.digest, text, scan.rows))
     if not whole and scan.digest is not None and (left := _left_rows(scan)) is not None:
-        scan.rows, scan.lines, scan.faults, whole = left.rows, left.lines, [], True
+        scan.rows, scan.lines, scan.faults, scan.left, whole = left.rows, left.lines, [], left.left, True
     scan.torn = not whole and not scan.faults
     scan.faults += told
     return scan
@@ -592,8 +607,29 @@ def _left_rows(scan: Scan) -> Scan | None:
             continue  # renamed meanwhile, by who was saving it
         if _digest(text) == scan.digest:
             _scan_rows(found, text)
+            found.left = path
             return found
     return None
+
+
+def finish_save(path: str | Path) -> None:
+    """Put the rows of a table in their place where a kill has left them beside it; else do nothing.
+
+    The table is the same before and after, but for programs that read the CSV file alone. Nobody else may be
+    saving it meanwhile.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be renamed; then nothing was changed.
+    """
+    file = csv_path(path)
+    left = _scan(file).left if leftover_rows(file) else None
+    if left is not None:
+        try:
+            put_in_place(left, file)
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror or error}; nothing was changed") from None
 
 
 def _scan_rows(scan: Scan, text: str) -> None:
@@ -706,6 +742,10 @@ def _scan_metadata(scan: Scan) -> None:
         scan.sessions = tuple(sessions)
     else:
         fault("sessions", f"{where}: 'sessions' is a list of mappings, not {shown(sessions)}", sessions)
+    for number, session in enumerate(scan.sessions):
+        for name, value, rule in speed_faults(session):
+            key = f"sessions[{number}].{name}"
+            fault(key, f"{where}: {key} is {rule}, not {shown(value)}", value)
     try:
         scan.target = Target.from_dict(given.get("target"), f"{where}: target")
     except InputError as error:
@@ -739,6 +779,46 @@ def _scan_metadata(scan: Scan) -> None:
         except InputError as error:
             fault(f"networks[{number}]", str(error), network)
     scan.networks = tuple(found)
+    if scan.calibration is not None and networks and scan.calibration.networks != len(networks):
+        message = (
+            f"{where}: calibration: networks is {scan.calibration.networks}, and the table holds"
+            f" {len(networks)}: delete 'calibration', or put the right networks beside it"
+        )
+        fault("calibration.networks", message, scan.calibration.networks)
+
+
+def speed_faults(session: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """Yield (field, value, rule) of what cannot be in what a session tells of the machine's speed.
+
+    What was measured is brought to another speed by it (:mod:`latency_tables.speed`).
+    """
+    if "speed" not in session:
+        return
+    speed = session["speed"]
+    if not isinstance(speed, dict):
+        yield "speed", speed, "a mapping"
+        return
+    least, most = _SENSIBLE_CANARY_MS
+    times = f"two numbers of milliseconds from {least:g} to {most:g}"
+    powers = f"two numbers from 0 to {_MOST_FOLLOWED}"
+    rules: dict[str, tuple[Callable[[object], bool], str]] = {
+        "canaries": (lambda each: isinstance(each, str) and bool(each.strip()), "the keys of two canaries"),
+        "canaries_ms": (lambda each: _between(each, least, most), times),
+        "exponents": (lambda each: _between(each, 0.0, _MOST_FOLLOWED), powers),
+        "network_exponents": (lambda each: _between(each, 0.0, _MOST_FOLLOWED), powers),
+        "measured_at_ms": (lambda each: _between(each, least, most), times),
+    }
+    for name, (sound, rule) in rules.items():
+        value = speed.get(name)
+        if name == "measured_at_ms" and name not in speed:
+            continue
+        if not isinstance(value, list) or len(value) != _CANARIES or not all(map(sound, value)):
+            yield f"speed.{name}", value, rule
+
+
+def _between(value: object, least: float, most: float) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= most  # type: ignore[operator]
 
 
 def _check_extent(value: object, where: str) -> None:

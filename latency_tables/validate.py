@@ -344,9 +344,6 @@ def _mhz(state: object) -> float | None:
 
 
 def _calibration(scan: Scan, found: Calibration) -> Iterator[Finding]:
-    if found.coverage > 1:
-        text = f"is a share, at most 1, not {found.coverage}"
-        yield _told(scan, "error", "calibration", "calibration.coverage", found.coverage, text)
     if found.worst_error < found.median_error:
         text = f"is {found.worst_error:g}, less than median_error {found.median_error:g}"
         yield _told(scan, "error", "calibration", "calibration.worst_error", found.worst_error, text)

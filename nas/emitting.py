@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from latency_tables import LatencyPredictor, Target
+from latency_tables import LatencyPredictor, LatencyTable, Target
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.latency import (
@@ -336,11 +336,13 @@ def emit_from_run(
         blocks = arch.blocks(len(opened.skeleton))
         predictors = load_predictors(targets, tables, run, strict=strict_tables)
         latencies = {n: prediction_json(p, p.predict(blocks)) for n, p in predictors.items()}
+        answering = {predictor.name: predictor.table for predictor in predictors.values()}
         for name in (name for name in known if name not in latencies):
             try:  # what further tables say is told where they can say it
                 further = load_predictors([name], tables, run, strict=strict_tables)[name]
                 if name in budgets or not further.table.missing(blocks):
                     latencies[name] = prediction_json(further, further.predict(blocks))
+                    answering[further.name] = further.table
             except (InputError, MissingLayerError) as error:
                 note(f"latency table left out: {error}")
         notices = _promises(latencies, budgets)
@@ -360,7 +362,7 @@ def emit_from_run(
                 progress=lambda d, n: bar.update(d, n),
             )
     for told in emitted.card["latency"].values():
-        told |= _measured(emitted.folder, told)
+        told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
     write_json(emitted.folder / "card.json", emitted.card)
     return emitted
 
@@ -390,20 +392,24 @@ def _promises(latencies: dict[str, Any], budgets: Mapping[str, dict[str, Any]]) 
     return lines
 
 
-def _measured(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the measurement of an emitted network on a prediction's target, or why there is none."""
+def _measured(folder: Path, told: Mapping[str, Any], table: LatencyTable) -> dict[str, Any]:
+    """Return the measurement of an emitted network on a prediction's target, or why there is none.
+
+    ``pace`` says how many times as long as when it was profiled the machine takes now, where that is known;
+    nothing is taken out of the measurement.
+    """
     target, budget = Target.from_dict(told["target"]), told["budget"]
     reason = why_not_here(target)
     if reason is None:
         try:
-            timing = measure_emitted(folder, target)
+            timing, pace = measure_emitted(folder, table)
         except LitePoseNasError as error:
             reason = str(error)
         else:
             ms = timing.median_ms
             inside = {"within_interval": told["low_ms"] <= ms <= told["high_ms"]}
             return {
-                "measured_here": {**asdict(timing), **inside},
+                "measured_here": {**asdict(timing), **inside, "pace": pace},
                 "not_measured": None,
                 "budget": budget and {**budget, "measured_within": ms <= budget["ms"]},
             }

@@ -31,12 +31,12 @@ from latency_tables import (
     find_table,
     get_runtime,
     local_target,
-    measure_model,
+    measure_against,
     profile,
     select_pieces,
 )
 from latency_tables.fit import FEWEST_CHECKS, FEWEST_PIECES, FitRecord
-from latency_tables.holding import held_table
+from latency_tables.holding import held_table, settle_table
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
 from latency_tables.networks import Weights, network_program
@@ -45,7 +45,9 @@ from latency_tables.published import published_for
 from latency_tables.runtimes import Program, litert_runtime, ncnn_runtime
 from latency_tables.runtimes.int8 import observed_ranges, quantised
 from latency_tables.runtimes.onnx_runtime import named_model
+from latency_tables.selection import check_share
 from latency_tables.table import device_table, files_in, is_packaged
+from latency_tables.target import processors_differ
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
@@ -329,10 +331,11 @@ def quantised_promise(target: Target) -> str | None:
     )
 
 
-def measure_emitted(folder: Path, target: Target, seconds: float = 2.0) -> Timing:
-    """Time an emitted network on this machine as a target says: its runtime, threads and precision.
+def measure_emitted(folder: Path, table: LatencyTable, seconds: float = 2.0) -> tuple[Timing, float | None]:
+    """Time an emitted network on this machine as a table's target says: its runtime, threads and precision.
 
     What the runtime does not read is written for it; where it computes in 8 bits, it quantises a copy first.
+    Returned are the timing and the machine's speed, see :func:`latency_tables.measure_against`.
 
     Raises
     ------
@@ -342,18 +345,12 @@ def measure_emitted(folder: Path, target: Target, seconds: float = 2.0) -> Timin
         If the runtime cannot be given the network.
     """
     network, _ = load_network(folder / "model.safetensors")
+    target = table.target
     with tempfile.TemporaryDirectory() as scratch:
         file = folder / "model.onnx"
         if target.runtime == "torch" or target.runtime in NETWORK_WRITERS:
             file = runnable(target.runtime, network, Path(scratch) / "model", precision=target.precision)
-        return measure_model(
-            get_runtime(target.runtime),
-            file,
-            network.arch.size,
-            target.threads,
-            precision=target.precision,
-            seconds=seconds,
-        )
+        return measure_against(table, file, network.arch.size, seconds=seconds)
 
 
 def random_network(arch: Arch, joints: int) -> Subnet:
@@ -456,6 +453,7 @@ def profile_space(
         Where it is timed; by default in this process.
     """
     path = folder / f"{target.name}.csv"
+    settle_table(path)
     known = LatencyTable.load(path) if path.is_file() else None
     measured = [p for p, row in known.rows.items() if not is_fitted(row)] if known is not None else []
     chosen = [*select_pieces(weights, share, set(measured)), *(p for p in weights if p in set(measured))]
@@ -463,7 +461,7 @@ def profile_space(
         least = math.ceil(100 * FEWEST_PIECES / len(weights)) / 100
         raise InputError(
             f"--share {share:g} of {len(weights)} blocks is {len(chosen)}, but a fit needs {FEWEST_PIECES}:"
-            f" take --share {min(least, 1.0):g} or more"
+            f" take --share {f'{least:g} or more' if least < 1 else '1, all of them'}"
         )
     with tempfile.TemporaryDirectory() as scratch, progress_bar("blocks") as bar:
 
@@ -533,11 +531,13 @@ def run_profile(
     if link is None:
         get_runtime(described.runtime).check(described.threads, described.precision)
         here = local_target(described.runtime, described.threads)  # refuses more threads than there are
-        if described.processor != here.processor:
-            note(
-                f"'{target}' says that its processor is '{described.processor}'; what is measured is this"
-                f" machine, '{here.processor}'. If that is another one, give the file a 'link' to the device"
+        if processors_differ(described.processor, here.processor):
+            raise InputError(
+                f"the target file '{target}' is of the processor '{described.processor}', but without a"
+                f" 'link' to that device what is measured is this machine, '{here.processor}': add a 'link',"
+                " or correct the 'processor'; 'this-machine' as target needs no file"
             )
+    check_share(share)
     weights, named, spaces = work_list(wanted, _JOINTS if joints is None else joints)
     archs = draw_networks(spaces, named, networks)
     if len(archs) < networks and spaces:

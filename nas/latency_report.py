@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["emitted_lines", "prediction_line", "published_line"]
 
+_ALIKE = 0.03
+"""Change of a machine's speed that is not worth telling."""
+
 
 def prediction_line(value: Mapping[str, Any]) -> str:
     """Return a prediction (:func:`nas.latency.prediction_json`) with its interval and what it rests on."""
@@ -61,4 +64,13 @@ def _over(ms: float, budget: Mapping[str, Any]) -> str:
 
 def _beside(value: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     way = "above" if measured["median_ms"] > value["high_ms"] else "below"
-    return f"{way} the predicted interval: the machine has changed since it was profiled, or is busy"
+    told = f"{way} the predicted interval"
+    pace = measured.get("pace")
+    if pace is None:
+        return f"{told}: the machine has changed since it was profiled, or is busy"
+    change = f"{abs(pace - 1):.0%} {'slower' if pace > 1 else 'faster'}"
+    if abs(pace - 1) < _ALIKE:
+        return f"{told}, though the machine is about as fast as when it was profiled"
+    at_that = measured["median_ms"] / pace
+    inside = "within" if value["low_ms"] <= at_that <= value["high_ms"] else "outside"
+    return f"{told}: the machine is {change} than when it was profiled; at that speed it would be {inside}"

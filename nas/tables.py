@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import exp
 from pathlib import Path
@@ -21,7 +21,7 @@ from latency_tables.holding import held_table
 from latency_tables.predictor import is_fitted
 from latency_tables.roofline import Roofline
 from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, is_packaged, locate_table
-from latency_tables.target import elsewhere
+from latency_tables.target import elsewhere, processors_differ
 from latency_tables.validate import Finding, validate_table
 from nas.console import note_once, print_json, print_table, show
 from search_spaces import InputError, Piece
@@ -30,6 +30,7 @@ __all__ = [
     "DEFAULT_FOLDER",
     "given_folders",
     "list_tables",
+    "refuse_overwriting",
     "run_diff",
     "run_merge",
     "run_validate",
@@ -58,10 +59,23 @@ def given_folders(tables: Sequence[Path] | None) -> list[Path]:
 
 
 def tell_elsewhere(tables: Iterable[LatencyTable]) -> None:
-    """Warn, once a command, of each table that is called after this machine and was measured on another."""
+    """Warn, once a command, of each table that was measured on another machine than it says.
+
+    It is called after this machine, or it was measured without a link (which pins what it times, and notes
+    to which processors) on a processor that its target does not name.
+    """
     for table in tables:
         if why := elsewhere(table.target, table.sessions):
             note_once(f"the latency table '{table.name}' is not of this machine: {why}; its times hold there")
+            continue
+        told = (each.get("processor") for each in table.sessions if "pinned" not in each)
+        for processor in dict.fromkeys(each for each in told if isinstance(each, str)):
+            if processors_differ(processor, table.target.processor):
+                note_once(
+                    f"the latency table '{table.name}' says that its processor is"
+                    f" '{table.target.processor}', but it was measured without a link on '{processor}', and"
+                    " its times hold there"
+                )
 
 
 def clean(value: object) -> str:
@@ -283,6 +297,7 @@ def _session(session: Mapping[str, Any]) -> str:
     speed = session.get("speed")
     if isinstance(speed, dict) and isinstance(followed := speed.get("exponents"), list):
         told.append(f"the machine's speed of the moment taken out (followed {sum(followed):.0%})")
+        told.append("brought to the speed of another session" if "measured_at_ms" in speed else "")
     if isinstance(session.get("drift"), float):
         told.append(f"drift {session['drift']:.1%}{', too much' if session.get('drifted') is True else ''}")
     if session.get("command"):
@@ -471,14 +486,11 @@ def run_merge(
             raise InputError(f"'{path}' is named twice; merging takes different tables")
     loaded = [LatencyTable.load(path) for path in paths]
     path = output / f"{loaded[0].name}.csv" if output.is_dir() else csv_path(output)
-    if not force:
-        for file in (path, path.with_suffix(".yaml")):
-            if file.exists():
-                role = "is one of the tables to merge" if _same(path, paths) else "exists already"
-                raise InputError(f"'{file}' {role}; choose another --output, or overwrite it with --force")
+    refuse_overwriting(path, force, paths)
     called = [str(path) for path in paths]
     found = merge_tables(loaded, called)
     with held_table(path):
+        refuse_overwriting(path, force, paths)  # it may be there since
         if _same(path, paths):  # it may have changed until now
             loaded = [LatencyTable.load(each) for each in paths]
             found = merge_tables(loaded, called)
@@ -509,6 +521,7 @@ def run_merge(
         lines[f"from {source['table']}"] = (
             f"{source['taken']} of {_n(source['rows'], 'row')} that are not fitted,"
             f" {source['networks_taken']} of {_n(source['networks'], 'whole network')}{first}"
+            f"{_brought(source.get('brought'))}"
         )
     if found.outdated:
         lines["fitted"] = (
@@ -539,27 +552,78 @@ def run_merge(
         print(clean(f"doubt: {doubt}"))
 
 
+def refuse_overwriting(path: Path, force: bool, tables: Sequence[Path] = ()) -> None:
+    """Refuse to write a table where one of its files is already.
+
+    Raises
+    ------
+    InputError
+        Naming the file; ``tables`` are those that are read for it.
+    """
+    for file in () if force else (path, path.with_suffix(".yaml")):
+        if file.exists():
+            role = "is one of the tables to merge" if _same(path, tables) else "exists already"
+            raise InputError(f"'{file}' {role}; choose another --output, or overwrite it with --force")
+
+
 def _merge_record(paths: Sequence[Path], loaded: Sequence[LatencyTable], found: Merged) -> dict[str, Any]:
     """Return what the merged table keeps of how it was made, as a session."""
     each = zip(paths, loaded, found.taken, found.networks_taken, found.ranks, strict=True)
+    entries = []
+    for i, (path, table, taken, networks, rank) in enumerate(each):
+        entry: dict[str, Any] = {
+            "table": str(path),
+            "rows": sum(not is_fitted(row) for row in table.rows.values()),
+            "taken": taken,
+            "networks": len(table.networks),
+            "networks_taken": networks,
+            "rank": rank,
+        }
+        if i in found.brought:
+            entry["brought"] = {what: round(by, 5) for what, by in asdict(found.brought[i]).items()}
+        if not taken + networks:  # its circumstances are those of nothing that is here
+            entry["sessions"] = [
+                {key: session[key] for key in _KEPT if _is_plain(session.get(key))}
+                for session in table.sessions
+                if "merged" not in session
+            ]
+        entries.append(entry)
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["nas", *sys.argv[1:]]),
-        "merged": [
-            {
-                "table": str(path),
-                "rows": sum(not is_fitted(row) for row in table.rows.values()),
-                "taken": taken,
-                "networks": len(table.networks),
-                "networks_taken": networks,
-                "rank": rank,
-            }
-            for path, table, taken, networks, rank in each
-        ],
+        "merged": entries,
         "fitted": {"left_out": found.outdated, "anew": found.refitted, "dropped": found.unfitted},
         "calibration": found.uncalibrated or f"fitted anew on {len(found.table.networks)} whole networks",
     }
     return {**record, "doubts": list(found.doubts)} if found.doubts else record
+
+
+_KEPT = (
+    "date",
+    "command",
+    "runtime_version",
+    "processor",
+    "system",
+    "canary",
+    "canary_ms",
+    "drift",
+    "drifted",
+)
+"""What a merged table keeps of the sessions of a table that gave it nothing."""
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _brought(by: Mapping[str, float] | None) -> str:
+    """Return what a merge multiplied a table's times by, in words."""
+    if by is None:
+        return ""
+    return (
+        f"; brought to the first one's speed, as their canaries tell it: rows times {by['rows']:.3f},"
+        f" whole networks times {by['networks']:.3f}"
+    )
 
 
 def _same(path: Path, paths: Iterable[Path]) -> bool:

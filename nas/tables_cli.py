@@ -200,8 +200,9 @@ def merge(
     Where several have a layer or a network, the better provenance wins, then a table without a session that
     drifted, ten runs over fewer, p90 at most twice p10, then the table that has measured more exactly what
     they share; the one named later if nothing else decides. Fitted rows are fitted anew on what all have
-    measured, and the result is calibrated on all whole networks where there are five. It warns where the
-    tables differ throughout by more than 5%: then the machine was at another speed, or another one.
+    measured, and the result is calibrated on all whole networks where there are five. Tables that
+    tell at which speed of the machine their times are, are brought to one speed. It warns where they still
+    differ throughout by more than 5%: then the machine was another one, or at a speed that nobody told.
 
     Example: nas tables merge monday.csv tuesday.csv --output both.csv
     """

@@ -13,8 +13,7 @@ from latency_tables.target import read_target
 from latency_tables.tensorrt import read_work, write_work
 from nas.console import note, print_json, progress_bar, show
 from nas.latency import draw_networks, work_list
-from nas.tables import clean
-from search_spaces import InputError
+from nas.tables import clean, refuse_overwriting
 
 __all__ = ["run_export", "run_import"]
 
@@ -75,8 +74,7 @@ def run_import(
     """
     described = read_target(target)
     path = output / f"{described.name}.csv"
-    if path.exists() and not force:
-        raise InputError(f"'{path}' exists already; choose another --output, or overwrite it with --force")
+    refuse_overwriting(path, force)
     found = read_work(
         folder,
         described,
@@ -90,6 +88,7 @@ def run_import(
     if len(table.networks) >= FEWEST_NETWORKS and not table.missing(whole):
         table = calibrate(table)
     with held_table(path):
+        refuse_overwriting(path, force)  # it may be there since
         table.save(path)
     if as_json:
         print_json(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,15 +18,18 @@ import yaml
 from search_spaces.errors import InputError, RunError, did_you_mean
 
 __all__ = [
+    "append_whole",
     "atomic_path",
     "check_keys",
     "locked",
     "make_folder",
     "parse_yaml",
+    "put_in_place",
     "read_json",
     "read_text",
     "read_yaml",
     "remove_leftovers",
+    "room_for_it",
     "write_bytes",
     "write_json",
     "write_text",
@@ -77,21 +81,32 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        put_in_place(temporary, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Force a complete file to the disk, and rename it to ``path`` with the rights of any new file.
+
+    Raises
+    ------
+    OSError
+        If the system refuses.
+    """
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def remove_leftovers(path: str | Path) -> None:
@@ -138,6 +153,40 @@ def locked(path: str | Path, busy: str) -> Iterator[TextIO]:
         except OSError as error:
             raise RunError(f"cannot lock '{path}': {error.strerror}; take a folder on a local disk") from None
         yield stream
+
+
+def append_whole(handle: int, data: bytes) -> None:
+    """Append ``data`` to an open file, all of it or nothing: what a full disk took of it is cut off again.
+
+    Nothing is kept in memory for later, so that closing the file cannot fail for it.
+
+    Parameters
+    ----------
+    handle
+        Descriptor of a file opened to append; nobody else may be writing it meanwhile.
+    data
+        What to append.
+
+    Raises
+    ------
+    OSError
+        If the system does not take it.
+    """
+    before = os.fstat(handle).st_size
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(handle, left) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(handle, before)
+        raise
+
+
+def room_for_it(error: OSError) -> str:
+    """Return what to do about a file that could not be written, before the same command runs again."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free space there" if full else "see that it can be written"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from search_spaces.errors import RunError
-from search_spaces.files import locked, make_folder
+from search_spaces.files import append_whole, locked, make_folder, room_for_it
 
 __all__ = ["JsonLines", "damaged", "open_lines", "read_lines"]
 
@@ -27,7 +27,23 @@ class JsonLines:
         self._synced = time.monotonic()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record.
+        """Append one record; the file holds all of it or, if this fails, nothing of it.
+
+        Raises
+        ------
+        RunError
+            If the disk does not take it.
+        """
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            append_whole(self._stream.fileno(), line.encode())
+        except OSError as error:
+            raise self._unwritten(error) from None
+        if time.monotonic() - self._synced > _SYNC_EVERY_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force everything to the disk.
 
         Raises
         ------
@@ -35,19 +51,16 @@ class JsonLines:
             If the disk does not take it.
         """
         try:
-            self._stream.write(json.dumps(record, allow_nan=False) + "\n")
-            self._stream.flush()
-            if time.monotonic() - self._synced > _SYNC_EVERY_S:
-                self.sync()
+            os.fsync(self._stream.fileno())
         except OSError as error:
-            raise RunError(
-                f"cannot write the journal '{self.path}': {error.strerror}; what it holds so far is kept"
-            ) from None
-
-    def sync(self) -> None:
-        """Force everything to the disk."""
-        os.fsync(self._stream.fileno())
+            raise self._unwritten(error) from None
         self._synced = time.monotonic()
+
+    def _unwritten(self, error: OSError) -> RunError:
+        return RunError(
+            f"cannot write the journal '{self.path}': {error.strerror or error}; what was done before is kept"
+            f" in it: {room_for_it(error)}, then run the same command again"
+        )
 
     def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the line numbers and records so far, without the header."""
@@ -91,9 +104,12 @@ def open_lines(path: Path, header: Mapping[str, Any], *, doing: str, what: str) 
             _check_header(path, found[1], header, what)
         try:
             yield lines
-        finally:
-            if path.exists():
+        except BaseException:
+            with suppress(RunError):  # what went wrong first is told
                 lines.sync()
+            raise
+        if path.exists():
+            lines.sync()
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

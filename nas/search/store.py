@@ -32,7 +32,7 @@ from nas.search.evaluator import Evaluation
 from nas.search.objectives import Constraint, Objective
 from nas.search.pricing import Prices, key
 from search_spaces import Genotypes, RunError, SearchSpace
-from search_spaces.files import locked, make_folder
+from search_spaces.files import append_whole, locked, make_folder, room_for_it
 
 Status = Literal["planned", "evaluated", "infeasible", "duplicate"]
 
@@ -206,11 +206,14 @@ class Journal(BaseJournalBackend):
             finally:
                 self._lock.release()
         except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror or error}") from None
+            raise RunError(
+                f"cannot write the study '{self._path}': {error.strerror or error}; what was evaluated before"
+                f" is kept in it: {room_for_it(error)}, then run the same command again"
+            ) from None
 
     def _write(self, text: bytes) -> None:
         with self._path.open("ab", buffering=0) as stream:
-            stream.write(text)
+            append_whole(stream.fileno(), text)
             os.fsync(stream.fileno())
 
 

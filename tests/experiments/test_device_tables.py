@@ -6,9 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
+from experiments.device_tables import label
 from latency_tables.published import published_file
 from latency_tables.table import packaged_folder
 
@@ -74,3 +79,24 @@ def test_nothing_is_written_without_the_measurements(tmp_path: Path) -> None:
     assert "pose_net_layers.csv' does not exist; --data names the folder" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "tables").exists()
+
+
+def test_a_picture_names_every_network_beside_its_own_dot() -> None:
+    report = json.loads((RESULTS / "device-tables.json").read_text())
+    for device in report["devices"]:
+        axes = Figure().add_subplot()
+        ends = [x for each in device["networks"] for x in (each["published_ms"], each["left_out_ms"])]
+        low, high = min(ends) / 1.5, max(ends) * 1.5
+        label(axes, device["networks"], low, high)
+        dots = {(each["published_ms"], each["left_out_ms"]) for each in device["networks"]}
+
+        def place(point: tuple[float, float], low: float = low, high: float = high) -> Any:
+            return np.log(np.array(point) / low) / np.log(high / low) * (400, 355)
+
+        named = {text.get_text(): text for text in axes.texts}
+        assert named.keys() == {"XS", "S", "M", "L", "H-1", "H-2", "H-3", "W16", "W24"}
+        for name, text in named.items():
+            assert isinstance(text, Annotation)
+            there = place(text.xy) + np.array(text.get_position())
+            others = [place(dot) for dot in dots - {tuple(text.xy)}]
+            assert min(float(np.hypot(*(there - other))) for other in others) > 12, (device["device"], name)

@@ -25,6 +25,7 @@ from latency_tables import (
     select_pieces,
 )
 from latency_tables.catalogue import catalogue, describe, kind_name
+from latency_tables.common_speed import known_speed
 from latency_tables.compare import compare_tables, merge_tables
 from latency_tables.predictor import is_fitted
 from latency_tables.table import TRUST
@@ -144,7 +145,7 @@ def test_the_algebra_of_merging(found: list[LatencyTable], random: Any) -> None:
         best = [i for i, table in offered if worth(table.rows[layer], table) == most]
         assert kept == found[min(best, key=done.ranks.__getitem__)].rows[layer], "of equals, by rank"
     assert {each["date"] for each in merged.sessions} == {
-        each["date"] for table in found for each in table.sessions
+        each["date"] for i, table in enumerate(found) if done.taken[i] for each in table.sessions
     }
     assert merge_tables([merged, merged]).table == merged
     # Whatever the order in which the tables are named, unless two are as exact.
@@ -165,8 +166,8 @@ def test_sessions_are_in_order_whatever_their_time_zones() -> None:
         *("no date", "2026-01-31", "2026-01-31T09:00:00+09:00", "2026-01-31T02:00:00+00:00"),
         *("2026-01-31T03:00:00.5+00:00", "2026-01-30T23:00:00-05:00"),
     )
-    rows = {LAYERS[0]: row()}
-    merged = merge_tables([LatencyTable(PI, rows, ({"date": date},)) for date in reversed(dates)]).table
+    every = reversed([*zip(LAYERS, dates, strict=True)])
+    merged = merge_tables([LatencyTable(PI, {x: row()}, ({"date": date},)) for x, date in every]).table
     assert [each["date"] for each in merged.sessions] == list(dates)
 
 
@@ -225,14 +226,18 @@ def test_one_wild_row_does_not_cost_a_table_its_others() -> None:
 
 
 def test_tables_that_differ_throughout_raise_doubt() -> None:
-    first = LatencyTable(PI, {layer: row(1.0) for layer in LAYERS})
+    own = Layer("conv", 80, 80, 1, 1, 1, 8, 8)
+    first = LatencyTable(PI, {own: row(), **{layer: row(1.0) for layer in LAYERS}})
+    other = replace(own, c_in=88)
     for factor, doubtful in ((1.04, False), (1.08, True), (0.9, True)):
-        second = LatencyTable(PI, {layer: row(factor) for layer in LAYERS})
+        second = LatencyTable(PI, {layer: row(factor) for layer in (*LAYERS, other)})
+        alone = LatencyTable(PI, {layer: row(9.0, p90_ms=18.0) for layer in LAYERS})
+        assert merge_tables([alone, first]).doubts == (), "all rows are of one"
         found = merge_tables([first, second], ["a.csv", "b.csv"]).doubts
         assert len(found) == doubtful
         if doubtful:
             assert f"the 6 rows that 'a.csv' and 'b.csv' share take {factor:.2f} times as long" in found[0]
-            assert "another speed" in found[0]
+            assert "another speed" in found[0] and "rows of both stand side by side" in found[0]
     # Here and there is not throughout; and neither are a handful of rows, nor estimates.
     mixed = LatencyTable(PI, {layer: row(1.0 if i % 3 else 2.0) for i, layer in enumerate(LAYERS[:5])})
     assert merge_tables([first, mixed]).doubts == ()
@@ -379,7 +384,7 @@ def test_only_tables_of_one_target_are_merged() -> None:
 
 def test_what_speaks_against_rows_side_by_side_is_told() -> None:
     def made(day: int, **more: Any) -> LatencyTable:
-        return LatencyTable(PI, {LAYERS[0]: row()}, (session(day, canary="c", **more),))
+        return LatencyTable(PI, {LAYERS[day]: row()}, (session(day, canary="c", **more),))
 
     assert merge_tables([made(1, canary_ms=0.10), made(2, canary_ms=0.11)]).doubts == ()
     (slower,) = merge_tables([made(1, canary_ms=0.10), made(2, canary_ms=0.15)]).doubts
@@ -388,6 +393,98 @@ def test_what_speaks_against_rows_side_by_side_is_told() -> None:
     assert "runtime versions" in versions and "1.0, 2.0" in versions
     (processors,) = merge_tables([made(1, processor="A72"), made(2, processor="A76")]).doubts
     assert "several processors" in processors and "A72, A76" in processors
+
+
+# -- one speed ---------------------------------------------------------------------------------------------
+
+CANARIES = ("one", "other")
+
+
+def at_speed(
+    day: int,
+    layers: Sequence[Piece],
+    canaries_ms: tuple[float, float],
+    *,
+    ms: float = 1.0,
+    networks: Sequence[Arch] = (),
+    wide: float = 1.2,
+    **more: Any,
+) -> LatencyTable:
+    """A table of a session that tells its speed; the canaries count .5 and .25, in networks .4 and .1."""
+    speed = {
+        "canaries": list(more.pop("canaries", CANARIES)),
+        "canaries_ms": list(canaries_ms),
+        "exponents": [0.5, 0.25],
+        "network_exponents": [0.4, 0.1],
+    }
+    return LatencyTable(
+        PI,
+        {layer: row(ms, p90_ms=wide * ms) for layer in layers},
+        (session(day, canary="one", canary_ms=canaries_ms[0], speed=speed, **more),),
+        networks=tuple(MeasuredNetwork(arch, 14, row(20 * ms)) for arch in networks),
+    )
+
+
+def test_tables_are_brought_to_the_speed_of_the_first_where_both_tell_it() -> None:
+    slower = 1.2**0.5 * 1.1**0.25
+    first = at_speed(1, LAYERS, (0.2, 1.0))
+    other = Layer("conv", 80, 80, 1, 1, 1, 8, 8)
+    networks = ARCHS[:2]
+    second = at_speed(2, [*LAYERS, other], (0.24, 1.1), ms=slower, networks=networks, wide=1.5)
+    for tables in ([first, second], [second, first]):
+        found = merge_tables(tables, ["a", "b"])
+        where = tables.index(second)
+        assert found.ranks[where] == 1 and found.taken[where] == 1 and found.networks_taken[where] == 2
+        assert found.table.rows[other].median_ms == pytest.approx(1.0, rel=1e-6)
+        assert found.table.rows[other].p90_ms == pytest.approx(1.5, rel=1e-6)
+        for network in found.table.networks:
+            assert network.row.median_ms == pytest.approx(20 * slower / (1.2**0.4 * 1.1**0.1), rel=1e-6)
+        assert found.brought.keys() == {where}
+        assert found.brought[where].rows == pytest.approx(1 / slower)
+        assert found.doubts == (), "nothing remains of 13%, and no canary speaks against it"
+        # All sessions tell the speed that all times are at: what is profiled later is brought there, too.
+        assert known_speed(found.table) == (0.2, 1.0)
+        told = [each["speed"] for each in found.table.sessions]
+        assert [each["canaries_ms"] for each in told] == [[0.2, 1.0], [0.2, 1.0]]
+        assert [each.get("measured_at_ms") for each in told] == [None, [0.24, 1.1]]
+        again = merge_tables([found.table, found.table])
+        assert (again.table, again.brought) == (found.table, {})
+        assert len(merge_tables([found.table, second]).table.sessions) == 2
+
+
+def test_what_remains_at_one_speed_raises_doubt() -> None:
+    own = Layer("conv", 80, 80, 1, 1, 1, 8, 8)
+    first = at_speed(1, LAYERS, (0.2, 1.0))
+    second = at_speed(2, [*LAYERS, own], (0.24, 1.0), ms=1.08 * 1.2**0.5, wide=1.5)
+    (doubt,) = merge_tables([first, second], ["a", "b"]).doubts
+    assert "the 6 rows that 'a' and 'b' share take 1.08 times as long" in doubt
+
+
+def test_tables_stay_as_they_are_where_not_both_tell_a_speed_of_one_machine() -> None:
+    own = Layer("conv", 80, 80, 1, 1, 1, 8, 8)
+    first = at_speed(1, LAYERS, (0.2, 1.0))
+    untold = LatencyTable(PI, {own: row(1.3)}, (session(2),))
+    mixed = at_speed(2, [own], (0.24, 1.0), ms=1.3)
+    mixed = replace(mixed, sessions=(*untold.sessions, *mixed.sessions))
+    two = at_speed(2, [own], (0.24, 1.0), ms=1.3)
+    two = replace(two, sessions=(*two.sessions, *at_speed(3, [own], (0.3, 1.0)).sessions))
+    others = at_speed(2, [own], (0.24, 1.0), ms=1.3, canaries=("one", "another"))
+    far = at_speed(2, [own], (200.0, 1.0), ms=1.3)
+    for second in (untold, mixed, two, others, far):
+        found = merge_tables([first, second])
+        assert found.brought == {} and found.table.rows[own].median_ms == 1.3
+        assert len(found.table.sessions) == len(first.sessions) + len(second.sessions)
+
+
+def test_sessions_of_a_table_that_gives_nothing_are_not_of_the_merged_one() -> None:
+    """Neither their speed nor their drift is that of any row."""
+    kept = at_speed(2, LAYERS, (0.2, 1.0), drifted=False)
+    unused = at_speed(1, LAYERS[:3], (0.5, 2.0), ms=2.0, drifted=True)
+    found = merge_tables([unused, kept])
+    assert found.taken == (0, len(LAYERS)) and found.table.sessions == kept.sessions
+    assert (found.brought, found.doubts) == ({}, ())
+    assert found.table.rows == kept.rows
+    assert merge_tables([found.table, at_speed(3, LAYERS, (0.2, 1.0), wide=1.3)]).ranks == (0, 1)
 
 
 # -- what there is -----------------------------------------------------------------------------------------

@@ -19,13 +19,18 @@ from latency_tables import (
     Target,
     available_tables,
     find_table,
+    profile,
     validate_table,
 )
 from latency_tables.catalogue import catalogue
 from latency_tables.holding import held_table
 from latency_tables.table import scan_table
 from search_spaces import InputError, Layer, RunError
+from tests.full_disk import room_for
+from tests.latency_tables.fakes import LAYERS as FAKE_LAYERS
+from tests.latency_tables.fakes import QUICK, TARGET, FakeRuntime
 
+ROOT = Path(__file__).resolve().parents[2]
 PI = Target("pi", "Cortex-A72", "ncnn", "fp32", 4)
 LAYERS = tuple(Layer("conv", 8 * (i + 1), 16, 1, 1, 1, 8, 8) for i in range(6))
 CALIBRATION = Calibration(0.5, 1.1, 12, 0.02, 0.05, 0.2, 0.04, 0.9)
@@ -52,6 +57,17 @@ def until(self, target):
 Path.replace = until
 table.save(sys.argv[2])
 os._exit(0)
+"""
+
+
+KILLED_PROFILE = """
+import os, sys
+from pathlib import Path
+rename = Path.replace
+def once(self, target):
+    rename(self, target)
+    os._exit(9)
+Path.replace = once
 """
 
 
@@ -91,9 +107,10 @@ def test_a_kill_while_a_table_is_saved_for_the_first_time(tmp_path: Path, rename
     assert (PI.name in available_tables([tmp_path])) == there
     found = [each for each in catalogue([tmp_path]) if not each.packaged]
     assert [(each.path, each.table) for each in found] == [(path, NEWER)] * there
-    # A block that saves nothing takes nothing away.
+    # A block that saves nothing takes nothing away, and finishes what was cut.
     with held_table(path):
         pass
+    assert path.exists() == there
     assert (PI.name in available_tables([tmp_path])) == there
 
 
@@ -154,6 +171,49 @@ def test_a_reader_sees_no_mixture_while_somebody_saves(tmp_path: Path) -> None:
         stop.set()
         writer.join()
     assert not failures
+
+
+@pytest.mark.parametrize("former", [0, 10])
+def test_a_profile_that_was_killed_while_it_saved_is_finished_before_its_journal_goes(
+    tmp_path: Path, former: int
+) -> None:
+    def profiled(layers: tuple[Layer, ...]) -> LatencyTable:
+        return profile(TARGET, layers, out=tmp_path, settings=QUICK, bench=FakeRuntime().bench())
+
+    path, journal = (tmp_path / f"{TARGET.name}{end}" for end in (".csv", ".partial.jsonl"))
+    if former:
+        profiled(FAKE_LAYERS[:former])
+    script = (
+        "from tests.latency_tables.fakes import *; profile(TARGET, LAYERS, out=sys.argv[1], settings=QUICK,"
+    )
+    command = [sys.executable, "-c", KILLED_PROFILE + script + "bench=FakeRuntime().bench())", str(tmp_path)]
+    assert subprocess.run(command, check=False, cwd=ROOT).returncode == 9
+    assert journal.exists() and path.exists() == bool(former)
+    assert len(LatencyTable.load(path)) == len(FAKE_LAYERS), "from the hidden file"
+    profiled(FAKE_LAYERS)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, f"{TARGET.name}.yaml"}
+    assert len(path.read_text().splitlines()) == 1 + len(FAKE_LAYERS)
+    assert path.stat().st_mode == path.with_suffix(".yaml").stat().st_mode
+
+
+@pytest.mark.parametrize("room", [200, 5_000, 9_003])
+def test_a_disk_that_fills_up_while_profiling_keeps_what_was_measured(tmp_path: Path, room: int) -> None:
+    runtime = FakeRuntime()
+    journal = tmp_path / f"{TARGET.name}.partial.jsonl"
+    with room_for(room), pytest.raises(RunError) as caught:
+        profile(TARGET, FAKE_LAYERS, out=tmp_path, settings=QUICK, bench=runtime.bench())
+    for words in (
+        f"cannot write the journal '{journal}'",
+        "before is kept in it: free space",
+        "same command",
+    ):
+        assert words in str(caught.value)
+    kept = journal.read_text().splitlines()
+    done = sum('"kind": "layer"' in line for line in kept)
+    assert (room < 1000) == (done == 0)
+    table = profile(TARGET, FAKE_LAYERS, out=tmp_path, settings=QUICK, bench=runtime.bench())
+    assert table.rows.keys() == set(FAKE_LAYERS) and not journal.exists()
+    assert len(runtime.order) - QUICK.rounds * len(FAKE_LAYERS) in (0, 1), "but a visit that found no room"
 
 
 # -- held tables -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latency_tables import Calibration, LatencyTable, Row, Target, available_tables, find_table
+from latency_tables import (
+    Calibration,
+    LatencyTable,
+    MeasuredNetwork,
+    Row,
+    Target,
+    available_tables,
+    find_table,
+)
 from latency_tables.catalogue import catalogue
 from latency_tables.table import COLUMNS, Provenance, weakest
-from search_spaces import InputError, Layer, MissingLayerError, RunError, litepose_native
+from search_spaces import InputError, Layer, MissingLayerError, RunError, get_arch, litepose_native
+from search_spaces.errors import shown
 
 PI = Target("raspberry-pi-4", "Cortex-A72 1.5 GHz", "ncnn", "fp32", 4)
 LAYERS = litepose_native(joints=14, resolutions=(256,)).distinct_layers()
@@ -204,3 +214,63 @@ def test_tables_are_found_by_name_in_folders_and_by_path(tmp_path: Path) -> None
         find_table("raspbery-pi-4-ncnn-fp32-4t", folders)
     with pytest.raises(InputError, match="does not exist"):
         find_table(tmp_path / "absent.csv")
+
+
+SPEED = {
+    "canaries": ["conv_a", "conv_b"],
+    "canaries_ms": [0.2, 1],
+    "exponents": [0, 1.25],
+    "network_exponents": [0.5, 0.25],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "lie"),
+    [
+        ("", None),
+        ("", [0.2, 1.0]),
+        ("canaries", ["conv_a"]),
+        ("canaries", ["conv_a", " "]),
+        ("canaries", "ab"),
+        ("canaries_ms", None),
+        *(
+            ("canaries_ms", [lie, 1.0])
+            for lie in ("x", -1.0, 0, float("nan"), float("inf"), 1e300, True, 1e-300)
+        ),
+        *((what, ["a", "b"]) for what in ("exponents", "network_exponents")),
+        *((what, [0.5, 1.26]) for what in ("exponents", "network_exponents")),
+        ("exponents", [-0.1, 0.5]),
+        ("exponents", [0.5]),
+        ("exponents", {0: 0.5, 1: 0.5}),
+        ("network_exponents", [float("nan"), False]),
+    ],
+)
+def test_a_lie_about_the_speed_is_a_fault(tmp_path: Path, field: str, lie: object) -> None:
+    def saved(speed: object) -> Path:
+        sessions = ({"date": "2026-01-01"}, {"date": "2026-01-02", "speed": speed})
+        return LatencyTable(PI, {LAYERS[0]: row()}, sessions).save(tmp_path / "pi.csv")
+
+    assert LatencyTable.load(saved(SPEED)).sessions[1]["speed"] == SPEED
+    with pytest.raises(InputError) as caught:
+        LatencyTable.load(saved({**SPEED, field: lie} if field else lie))
+    where = f"sessions[1].speed{'.' if field else ''}{field} is "
+    assert f"latency table metadata '{tmp_path / 'pi.yaml'}': {where}" in str(caught.value)
+    assert str(caught.value).endswith(f"not {shown(lie)}")
+
+
+def test_a_calibration_that_promises_what_none_can_is_a_fault(tmp_path: Path) -> None:
+    networks = (MeasuredNetwork(get_arch("litepose-xs"), 14, row()),) * 12
+    path = tmp_path / "pi.csv"
+    table = LatencyTable(PI, {LAYERS[0]: row()}, calibration=CALIBRATION, networks=networks)
+    assert LatencyTable.load(table.save(path)) == table
+    replace(table, networks=()).save(path)
+    assert LatencyTable.load(path).calibration == CALIBRATION, "whose networks nobody has noted"
+    replace(table, networks=networks[:11]).save(path)
+    with pytest.raises(
+        InputError, match=r"pi.yaml': calibration: networks is 12, and the table holds 11: del"
+    ):
+        LatencyTable.load(path)
+    for n, coverage, told in ((5, 1.0, "0.8333 for its 5"), (9, 0.91, "0.9 for its 9"), (12, 1.5, "0.9231")):
+        with pytest.raises(InputError, match=rf"coverage is at most n / \(n \+ 1\), {told}.* not {coverage}"):
+            replace(CALIBRATION, networks=n, coverage=coverage)
+    replace(CALIBRATION, networks=9, coverage=0.9)

@@ -305,9 +305,8 @@ def test_metadata_that_cannot_be_read_is_not_said_to_lack_anything(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "level", "field"),
     [
-        ({"coverage": 1.5}, "error", "coverage"),
         ({"worst_error": 0.01}, "error", "worst_error"),
-        ({"networks": 5}, "warning", "networks"),
+        ({"networks": 5, "coverage": 0.8}, "warning", "networks"),
         ({"median_error": 0.2, "worst_error": 0.3}, "warning", "median_error"),
         ({"half_width": 0.5}, "warning", "half_width"),
     ],

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latency_tables import LatencyTable, Target, Timing, get_runtime, local_target
+from latency_tables.bench import LocalBench
 from latency_tables.machine import available_threads
+from latency_tables.profiler import CANARY, MEMORY_CANARY
 from latency_tables.runtimes import OnnxRuntime
 from latency_tables.table import Row
 from nas import emitting
@@ -94,7 +98,10 @@ def test_every_runtime_times_what_was_emitted(runtime: str, tmp_path: Path, one_
     network = random_network(SPACE.smallest(), 17)
     save_network(tmp_path / "model.safetensors", network, {})
     export_onnx(network, tmp_path / "model.onnx")
-    found = measure_emitted(tmp_path, local_target(runtime, 1), seconds=0.05)
+    row = Row(1.0, 1.0, 1.0, 9, "measured-here", "a test")
+    table = LatencyTable(local_target(runtime, 1), {SPACE.distinct_layers()[0]: row})
+    found, pace = measure_emitted(tmp_path, table, seconds=0.05)
+    assert pace is None, "the table does not tell its machine's speed"
     assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms and found.runs >= 10
 
 
@@ -120,12 +127,15 @@ PREDICTED = {
 }
 
 
+TABLE = LatencyTable(FAST, {SPACE.distinct_layers()[0]: Row(1.0, 1.0, 1.0, 9, "measured-here", "a test")})
+
+
 def test_a_measurement_that_fails_leaves_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fails(*_: object) -> Timing:
         raise InputError("no such operator")
 
     monkeypatch.setattr(emitting, "measure_emitted", fails)
-    told = emitting._measured(tmp_path, PREDICTED)
+    told = emitting._measured(tmp_path, PREDICTED, TABLE)
     assert told == {"measured_here": None, "not_measured": "no such operator"}
 
 
@@ -143,11 +153,51 @@ def test_verdicts(
 ) -> None:
     latencies = {FAST.name: dict(PREDICTED)}
     assert emitting._promises(latencies, {FAST.name: {"ms": budget, "by": "this command"}}) == []
-    monkeypatch.setattr(emitting, "measure_emitted", lambda *_: Timing(median, median, median, 30))
+    monkeypatch.setattr(emitting, "measure_emitted", lambda *_: (Timing(median, median, median, 30), None))
     (value,) = latencies.values()
-    lines = emitted_lines("T", value | emitting._measured(tmp_path, value))
+    lines = emitted_lines("T", value | emitting._measured(tmp_path, value, TABLE))
     assert lines["budget on T"].endswith(f"the predicted upper end is {upper}")
     assert f": {verdict}" in lines["measured on T"]
+
+
+@pytest.mark.parametrize(
+    ("median", "pace", "words"),
+    [
+        (
+            2.4,
+            1.2,
+            "above the predicted interval: the machine is 20% slower than when it was profiled; at"
+            " that speed it would be within",
+        ),
+        (3.4, 1.2, "at that speed it would be outside"),
+        (1.5, 0.75, "below the predicted interval: the machine is 25% faster than when"),
+        (2.4, 1.01, "above the predicted interval, though the machine is about as fast as when"),
+    ],
+)
+def test_a_machine_at_another_speed_is_told(
+    median: float, pace: float, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timing = Timing(median, median, median, 30)
+    monkeypatch.setattr(emitting, "measure_emitted", lambda *_: (timing, pace))
+    found = emitting._measured(tmp_path, PREDICTED, TABLE)
+    assert words in emitted_lines("T", PREDICTED | found)["measured on T"]
+
+
+def test_the_speed_now_is_held_against_the_tables(tmp_path: Path, one_thread: None) -> None:
+    """A table whose canaries took half as long tells that the machine is slower now."""
+    network = random_network(SPACE.smallest(), 17)
+    save_network(tmp_path / "model.safetensors", network, {})
+    export_onnx(network, tmp_path / "model.onnx")
+    bench = LocalBench(get_runtime("onnxruntime"), 1)
+    canaries = [bench.time(each, 0.02, 3) for each in (CANARY, MEMORY_CANARY)]
+    times = [float(np.median(samples.ms)) / 2 for samples in canaries]
+    speed = {
+        **{"canaries": [CANARY.key, MEMORY_CANARY.key], "canaries_ms": times},
+        **{"exponents": [0.5, 0.5], "network_exponents": [0.5, 0.5]},
+    }
+    table = replace(TABLE, sessions=({"date": "2026-01-01", "speed": speed},))
+    _, pace = measure_emitted(tmp_path, table, seconds=0.05)
+    assert pace is not None and 1.2 < pace < 4
 
 
 def test_published_figures_are_told_as_exactly_as_they_are_known() -> None:

@@ -45,6 +45,29 @@ def test_options_and_target_files(
     assert found.err.count("\n") == 1
 
 
+def test_another_processor_without_a_link_is_refused(box: Path, nas_: Callable[..., Outcome]) -> None:
+    (box / "pi.yaml").write_text(yaml.safe_dump({**HERE.to_dict(), "processor": "Cortex-A76"}))
+    found = nas_("profile", "pi.yaml", "--for", "litepose-xs", "--networks", 0)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    for words in ("'pi.yaml'", "'Cortex-A76'", f"'{HERE.processor}'", "add a 'link'", "this-machine"):
+        assert words in found.err
+    assert not (box / "tables").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (-1, "lies above 0 and is at most 1, not -1"),
+        (1.2, "lies above 0 and is at most 1, not 1.2"),
+        (0.8, "but a fit needs 20: take --share 1, all of them"),
+    ],
+)
+def test_a_share_that_cannot_be(share: float, words: str, box: Path, nas_: Callable[..., Outcome]) -> None:
+    found = nas_("profile", "--for", "litepose-xs", "--networks", 0, "--share", share)
+    assert found.code == 2 and words in found.err.splitlines()[-1]
+    assert "-100%" not in found.err and "or more" not in found.err
+
+
 def test_joints_that_contradict_a_recipe_are_refused(box: Path, nas_: Callable[..., Outcome]) -> None:
     tiny.write(box)
     found = nas_("profile", "--for", "tiny.yaml", "--joints", 14)

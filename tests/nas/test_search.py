@@ -57,6 +57,7 @@ from search_spaces import (
     litepose_extended,
     litepose_native,
 )
+from tests.full_disk import room_for
 from tests.nas.problems import Analytic, MacsPricer, Staged, analytic_ap, small_space
 
 SPACE = small_space()
@@ -641,6 +642,21 @@ def test_a_crash_at_any_write_changes_nothing(tmp_path: Path, monkeypatch: pytes
             trials = trials_of(path)
             assert all(trial.state.is_finished() for trial in trials)
             assert sum(t.user_attrs.get("status") == "evaluated" for t in trials) == 12
+
+
+def test_a_disk_that_fills_up_is_told_and_the_search_goes_on_later(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trials": 12, "population": 4}
+    expected = run(tmp_path / "whole.journal", **settings)
+    size = (tmp_path / "whole.journal").stat().st_size
+    for share in (0.4, 0.8):
+        path, evaluator = tmp_path / f"{share}.journal", Analytic()
+        with room_for(round(share * size)), pytest.raises(RunError) as caught:
+            run(path, evaluator, **settings)
+        for words in (f"cannot write the study '{path}'", "is kept in it: free space", "same command again"):
+            assert words in str(caught.value)
+        assert path.read_bytes().endswith(b"\n"), "no torn line stays"
+        assert course(run(path, evaluator, **settings)) == course(expected)
+        assert len(evaluator.asked) <= 13
 
 
 _DRIVER = """

@@ -263,6 +263,38 @@ def test_merge(tables: Path, nas_: Nas) -> None:
     assert "merged by" in nas_("tables", "show", "both.csv").out
 
 
+def test_a_merge_says_what_it_brought_to_one_speed_and_what_gave_nothing(tables: Path, nas_: Nas) -> None:
+    def saved(
+        name: str, day: int, layers: Sequence[Layer], canary_ms: float, wide: float, **more: Any
+    ) -> None:
+        speed = {"canaries": ["one", "other"], "canaries_ms": [canary_ms, 1.0]}
+        speed |= {"exponents": [0.5, 0.0], "network_exponents": [0.25, 0.0]}
+        own = {**SESSION, "date": f"2026-01-0{day}T00:00:00+00:00", "speed": speed, **more}
+        times = {layer: row(canary_ms, p90_ms=wide * canary_ms) for layer in layers}
+        LatencyTable(PI, times, (own,)).save(tables / f"{name}.csv")
+
+    saved("first", 2, LAYERS[:3], 1.0, 1.2)
+    saved("second", 3, LAYERS, 1.21, 1.5)
+    saved("third", 1, LAYERS[:2], 9.0, 1.9, drifted=True)
+    told = nas_("tables", "merge", "first.csv", "second.csv", "third.csv", "-o", "all.csv")
+    assert (told.code, told.err) == (0, "")
+    words = " ".join(told.out.split())
+    assert "1 of 4 rows that are not fitted, 0 of 0 whole networks; brought to the first one's speed" in words
+    assert "rows times 0.909, whole networks times 0.953" in words and "doubt" not in words
+    table = LatencyTable.load(tables / "all.csv")
+    assert table.rows[LAYERS[3]].median_ms == pytest.approx(1.21 / 1.1)
+    *measured, merging = table.sessions
+    assert [each.get("drifted") for each in measured] == [None, None]
+    first, second, third = merging["merged"]
+    assert second["brought"] == {"rows": 0.90909, "networks": 0.95346} and "brought" not in first
+    assert third["taken"] == 0 and third["sessions"][0]["drifted"] is True
+    assert "sessions" not in first and "sessions" not in second
+    shown = " ".join(nas_("tables", "show", "all.csv").out.split())
+    assert shown.count("brought to the speed of another session") == 1
+    again = json.loads(nas_("tables", "merge", "all.csv", "third.csv", "-o", "more.csv", "--json").out)
+    assert again["sources"][1]["taken"] == 0 and LatencyTable.load(tables / "more.csv").rows == table.rows
+
+
 def test_merge_into_a_folder_as_json(tables: Path, nas_: Nas) -> None:
     (tables / "out").mkdir()
     told = nas_("tables", "merge", NAME, "other.csv", "-o", "out", "--json")
@@ -337,7 +369,7 @@ def test_whole_networks_are_shown_and_compared(tables: Path, nas_: Nas) -> None:
     assert "predictions, second / first median 1.3" in words
     assert "calibration.networks" in words
     assert "2 of 2 networks that differ beyond their intervals" in words
-    replace(first, networks=first.networks[:5]).save(tables / "fewer.csv")
+    replace(first, networks=first.networks[:5], calibration=None).save(tables / "fewer.csv")
     assert nas_("tables", "diff", "monday.csv", "fewer.csv").code == 1
 
 
@@ -371,6 +403,23 @@ def test_rows_that_were_added_until_the_merge_begins_are_in_it(
     assert table.sessions[-1]["merged"][1]["rows"] == 3
 
 
+def test_a_table_that_is_there_since_is_not_overwritten(
+    tables: Path, nas_: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another command saves it after this one has looked."""
+
+    @contextmanager
+    def late(path: Path) -> Iterator[Path]:
+        with held_table(path) as file:
+            file.write_text("another's")
+            yield file
+
+    monkeypatch.setattr("nas.tables.held_table", late)
+    told = nas_("tables", "merge", NAME, "other.csv", "-o", "both.csv")
+    assert told.code == 2 and "'both.csv' exists already" in told.err
+    assert (tables / "both.csv").read_text() == "another's"
+
+
 # -- machines, terminals -------------------------------------------------------------------------------------
 
 
@@ -391,6 +440,25 @@ def test_a_table_of_another_machine_is_told_of_once(box: Path, nas_: Nas) -> Non
     mine = replace(here, processor=processor_name())
     replace(table, target=mine, sessions=({**SESSION, "processor": mine.processor},)).save(path)
     assert nas_("cost", "litepose-xs", *target).err == ""
+
+
+def test_a_table_measured_here_under_another_name_is_told_of_once(box: Path, nas_: Nas) -> None:
+    """As by a target file that names another device and lacks its link; with a link, words may differ."""
+    pi = Target("kitchen-pi", "Cortex-A76", "onnxruntime", "fp32", 1)
+    rows = {block: row(1.0) for block in get_arch("litepose-xs").blocks(14)}
+    here = {**SESSION, "processor": "Intel Xeon"}
+    path = box / "tables" / f"{pi.name}.csv"
+    for session, told in (
+        (here, 1),
+        ({**here, "pinned": "0"}, 0),
+        ({**here, "processor": "Cortex-A76 2 GHz"}, 0),
+    ):
+        LatencyTable(pi, rows, (session, session)).save(path)
+        found = nas_("cost", "litepose-xs", "--latency", pi.name)
+        assert (found.code, found.err.count("\n")) == (0, told)
+        assert (
+            "its processor is 'Cortex-A76', but it was measured without a link on 'Intel" in found.err
+        ) == told
 
 
 def test_terminals_without_unicode(tables: Path) -> None:

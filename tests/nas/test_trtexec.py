@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from latency_tables import RUNTIMES, LatencyTable
+from latency_tables.holding import held_table
+from latency_tables.machine import processor_name
 from tests.latency_tables.test_tensorrt import ARCH, LOG, fused, profile, times
 from tests.nas.conftest import Outcome
 
@@ -88,6 +91,24 @@ def test_blocks_are_exported_alone_on_demand(box: Path, nas_: Nas, arch: str) ->
     assert "holds something already" in again.err
 
 
+def test_a_table_that_is_there_since_is_not_overwritten(
+    measured: Path, nas_: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another command saves it after this one has looked."""
+    path = measured / "tables" / "jetson-nano-tensorrt-fp16-1t.csv"
+
+    @contextmanager
+    def late(file: Path) -> Iterator[Path]:
+        with held_table(file) as held:
+            held.write_text("another's")
+            yield held
+
+    monkeypatch.setattr("nas.trtexec.held_table", late)
+    told = nas_(*IMPORT)
+    assert told.code == 2 and "exists already; choose another --output" in told.err
+    assert path.read_text() == "another's"
+
+
 def test_a_damaged_profile_is_told_and_nothing_written(measured: Path, nas_: Nas) -> None:
     (path,) = (measured / "jetson" / "out").glob("*.profile.json")
     path.write_text(path.read_text()[:-9])
@@ -100,7 +121,7 @@ def test_a_damaged_profile_is_told_and_nothing_written(measured: Path, nas_: Nas
 @pytest.mark.skipif(RUNTIMES["litert"].unavailable() is not None, reason="LiteRT is not installed")
 def test_a_profile_in_int8_with_litert(box: Path, nas_: Nas, arch: str) -> None:
     (box / "own.yaml").write_text(
-        "device: own\nprocessor: this one\nruntime: litert\nprecision: int8\nthreads: 1\n"
+        f"device: own\nprocessor: {processor_name()}\nruntime: litert\nprecision: int8\nthreads: 1\n"
     )
     quick = ("--seconds-per-layer", 0.002, "--rounds", 1, "--networks", 1, "--on-drift", "warn")
     told = nas_("profile", "own.yaml", "--for", arch, *quick)

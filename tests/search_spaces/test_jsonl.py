@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from search_spaces.errors import RunError
 from search_spaces.jsonl import open_lines, read_lines
+from tests.full_disk import room_for
 
 HEADER = {"model": "m", "sizes": [1, 2]}
 WORDS = {"doing": "counting", "what": "count"}
@@ -93,3 +94,43 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         process.start()
         process.join()
     assert answers.get().startswith("another process is counting into")
+
+
+@pytest.mark.parametrize("room", [0, 30, 75, 90, 1000])
+def test_a_full_disk_is_told_and_keeps_what_was_complete(tmp_path: Path, room: int) -> None:
+    """The header takes 53 bytes, a record 9; then a long one comes that does not fit, whatever the room."""
+    path = tmp_path / "a.jsonl"
+    written = 0
+    with (
+        room_for(room),
+        pytest.raises(RunError) as caught,
+        open_lines(path, HEADER, **WORDS) as lines,
+    ):
+        for n in range(4):
+            lines.write({"n": n})
+            written += 1
+        lines.write({"n": "x" * 2000})
+    for words in (f"cannot write the journal '{path}': File too large", "is kept", "free space", "again"):
+        assert words in str(caught.value)
+    left = path.read_bytes()
+    assert left.endswith(b"\n") or not left, "no torn line stays"
+    with open_lines(path, HEADER, **WORDS) as lines:
+        lines.write({"n": "new"})
+    assert [record["n"] for record in records(path)] == [*range(written), "new"]
+
+
+def test_a_disk_that_fills_up_does_not_hide_what_went_wrong_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(KeyError, match="first"), open_lines(path, HEADER, **WORDS):
+        monkeypatch.setattr("os.fsync", full)
+        raise KeyError("first")
+    with (
+        pytest.raises(RunError, match="No space left on device; what was done before is kept in it: free"),
+        open_lines(path, HEADER, **WORDS),
+    ):
+        pass
