@@ -114,14 +114,14 @@ def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterato
     recipe = tiny.write(folder, data__val=val)
     patch = pytest.MonkeyPatch()
     with contextlib.chdir(folder), patch.context() as patched:
-        own = nas.searching._Evaluator.evaluate
+        own = nas.searching.SearchEvaluator.evaluate
         asked: list[Arch] = []
 
         def counted(self: Any, arch: Arch) -> Evaluation:
             asked.append(arch)
             return own(self, arch)
 
-        patched.setattr(nas.searching._Evaluator, "evaluate", counted)
+        patched.setattr(nas.searching.SearchEvaluator, "evaluate", counted)
 
         def step(name: str, *arguments: object) -> Any:
             asked.clear()
@@ -423,7 +423,7 @@ def test_killed_and_interrupted_training_ends_with_the_same_bits(box: Path, one_
 def test_an_interrupted_search_goes_on(
     trained: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = nas.searching._Evaluator.evaluate
+    own = nas.searching.SearchEvaluator.evaluate
     asked: list[str] = []
 
     def interrupted(self: Any, arch: Arch) -> Evaluation:
@@ -432,17 +432,19 @@ def test_an_interrupted_search_goes_on(
         asked.append(arch.id)
         return own(self, arch)
 
-    monkeypatch.setattr(nas.searching._Evaluator, "evaluate", interrupted)
+    monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", interrupted)
     told = call("search", "run", "--name", "s", "--json")
     assert (told.code, told.out) == (130, "")
     assert told.err.splitlines()[-1].startswith("stopped; the same command continues")
     assert call("plot", "run", "--json").code == 0  # what there is can be looked at
     monkeypatch.setattr(
-        nas.searching._Evaluator, "evaluate", lambda self, arch: (asked.append(arch.id), own(self, arch))[1]
+        nas.searching.SearchEvaluator,
+        "evaluate",
+        lambda self, arch: (asked.append(arch.id), own(self, arch))[1],
     )
     whole = call("search", "run", "--name", "s", "--json").json
     assert len(asked) == len(set(asked)) == whole["evaluated"] == 4
-    monkeypatch.setattr(nas.searching._Evaluator, "evaluate", own)
+    monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", own)
     (trained / "evaluations.jsonl").unlink()  # or there would be nothing to evaluate
     straight = call("search", "run", "--name", "t", "--json").json
     assert [record["id"] for record in straight["front"]] == [record["id"] for record in whole["front"]]
