@@ -210,7 +210,7 @@ def plot_progress(
         bottom.step(number, share, where="post", color=_RAMP[4], linewidth=1.8)
         bottom.set_ylabel(f"Hypervolume (AP, {objective.label.rsplit(' (', 1)[0]})\nshare of its last value")
         bottom.set_ylim(0, 1.04)
-        bottom.set_xlabel("Networks looked at (vertical lines: generations)")
+        bottom.set_xlabel("Networks evaluated (vertical lines: generations)")
         bottom.set_xlim(0.5, max(2, len(aps)) + 0.5)
         return save_figure(figure, files)
 

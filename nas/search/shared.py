@@ -140,11 +140,19 @@ class Account:
 def open_shared(path: Path) -> Iterator[SharedEvaluations]:
     """Open the file of shared evaluations at ``path``, or begin one; one process at a time holds it.
 
+    A file that was begun and got no evaluation is removed again.
+
     Raises
     ------
     RunError
         If another process holds it, a line of it is damaged, or it cannot be written. A last line that a kill
         has cut short is no damage: it is removed, and its evaluation is made again.
     """
+    begun = not path.exists()
     with open_lines(path, _HEADER, doing="searching", what="file of evaluations") as lines:
-        yield SharedEvaluations(lines)
+        shared = SharedEvaluations(lines)
+        try:
+            yield shared
+        finally:
+            if begun and not shared.known:
+                lines.remove()

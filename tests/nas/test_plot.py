@@ -19,8 +19,7 @@ from tests.nas.problems import Analytic, MacsPricer, small_space
 def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     return search(
         small_space(), Analytic(), storage=tmp_path_factory.mktemp("search") / "a.journal", trials=40,
-        population=10, constraints=[Constraint(MACS, 0.9e9)], pricers=[MacsPricer("phone")],
-        sampler="nsga2",  # which prices networks over the budget, too
+        population=10, sampler="nsga2", constraints=[Constraint(MACS, 0.9e9)], pricers=[MacsPricer("phone")],
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def evaluate(self: Any, arch: Arch) -> Evaluation:
         asked.append(arch.id)
-        ap = 2.5 * analytic_ap(arch)
+        ap = 2.0 * analytic_ap(arch)
         noise = np.random.default_rng(len(arch.id)).normal(0, 0.01, RESAMPLES)
         own = np.random.default_rng(int(arch.id[-6:], 16)).normal(0, 0.01, RESAMPLES)
         return Evaluation(ap, {"AP50": ap}, 0.5, resamples=pack(np.clip(ap + noise + own, 0, 1)))
@@ -236,6 +236,7 @@ def test_nonsense_is_refused_before_anything_is_done(asked: list[str], nas_: Cal
         (("--budget", "macs<=fast"), "--budget 'macs<=fast': --max-macs takes a number"),
         (("--like", "litepose-q"), "--like: 'litepose-q' is neither"),
         (("--like", "litepose-s", "--max-macs", "1G"), "bounds macs, which is bounded already"),
+        (("--sampler", "tpe"), "unknown sampler 'tpe'"),
         (("--min-ap", "40"), "--min-ap takes an AP between 0 and 1"),
         (("--max-size", "8ms"), "--max-size takes the suffixes"),
         (("--objective", "speed"), "--objective: unknown objective 'speed'"),

@@ -301,11 +301,11 @@ def test_kill_9_of_the_driver_with_evaluations_shared(tmp_path: Path) -> None:
     cut.mkdir()
     kills = 0
     # What is left is less each time; a moment beyond it is no kill, and the job is done.
-    for _ in range(10):
+    for _ in range(8):
         ended, _ = start(cut, int(rng.integers(1, calls // 3)))
         kills += ended == -signal.SIGKILL
         assert ended in (0, -signal.SIGKILL)
-    assert kills >= 5
+    assert kills >= 4
     found = whole_job(cut)
     assert [course(r) for r in found] == [course(r) for r in expected]
     fronts = [[[(x.arch.id, x.ap) for x in r.front()] for r in results] for results in (found, expected)]
