@@ -180,15 +180,15 @@ def test_the_cheapest_that_is_good_enough(asked: list[str], nas_: Callable[..., 
     assert len(asked) == 16  # asking for another AP evaluates nothing
     result = load_result(RunDirectory.open("run"), Path(said["study"]).name)
     assert result.best().arch.id == said["best"]["id"] and result.min_ap == float(f"{middle:.3f}")
-    told = nas_(*command, "--min-ap", ".99")
+    told = nas_(*command, "--min-ap", ".999")
     assert told.code == 0
-    assert f"reaches AP 0.99: the best has {best['ap']:.4f} and costs" in told.out.replace("\n", " ")
-    assert ok(nas_(*command, "--min-ap", ".99", "--json"))["best"] is None
+    assert f"reaches AP 0.999: the best has {best['ap']:.4f} and costs" in told.out.replace("\n", " ")
+    assert ok(nas_(*command, "--min-ap", ".999", "--json"))["best"] is None
     both = ok(
-        nas_("search", "run", "--evaluations", 16, "--budget", f"macs<={million(0.9)}, ap>=0.99", "--json")
+        nas_("search", "run", "--evaluations", 16, "--budget", f"macs<={million(0.9)}, ap>=0.999", "--json")
     )
-    assert both["budgets"][0]["chosen"] is None and "reaches AP 0.99" in both["budgets"][0]["no_answer"]
-    nas_("search", "run", "--evaluations", 16, "--budget", f"macs<={million(0.9)}, ap>=0.99")
+    assert both["budgets"][0]["chosen"] is None and "reaches AP 0.999" in both["budgets"][0]["no_answer"]
+    nas_("search", "run", "--evaluations", 16, "--budget", f"macs<={million(0.9)}, ap>=0.999")
 
 
 def test_like_a_network(asked: list[str], nas_: Callable[..., Outcome]) -> None:
