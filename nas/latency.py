@@ -51,7 +51,7 @@ from latency_tables.target import processors_differ
 from nas.console import note, progress_bar
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
-from nas.tables import given_folders, tell_elsewhere
+from nas.table_folders import given_folders, tell_elsewhere
 from search_spaces import (
     SPACES,
     Arch,

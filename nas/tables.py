@@ -21,14 +21,12 @@ from latency_tables.holding import held_table
 from latency_tables.predictor import is_fitted
 from latency_tables.roofline import Roofline
 from latency_tables.table import TRUST, Calibration, LatencyTable, csv_path, is_packaged, locate_table
-from latency_tables.target import elsewhere, processors_differ
 from latency_tables.validate import Finding, validate_table
-from nas.console import note_once, print_json, print_table, show
+from nas.console import print_json, print_table, show
+from nas.table_folders import given_folders
 from search_spaces import InputError, Piece
 
 __all__ = [
-    "DEFAULT_FOLDER",
-    "given_folders",
     "list_tables",
     "refuse_overwriting",
     "run_diff",
@@ -37,45 +35,10 @@ __all__ = [
     "show_table",
 ]
 
-DEFAULT_FOLDER = Path("tables")
 _FEW_NETWORKS = 19
 """Of fewer, an interval of 90% is as wide as the worst error of a network left out."""
 _LISTED = 5
 """Findings of one rule that people are told; the others are counted."""
-
-
-def given_folders(tables: Sequence[Path] | None) -> list[Path]:
-    """Return the folders in which tables are looked for: those given with ``--tables``, then the default.
-
-    Raises
-    ------
-    InputError
-        If a folder that was given does not exist.
-    """
-    for folder in tables or []:
-        if not folder.is_dir():
-            raise InputError(f"--tables: '{folder}' does not exist or is no folder")
-    return [*(tables or []), DEFAULT_FOLDER]
-
-
-def tell_elsewhere(tables: Iterable[LatencyTable]) -> None:
-    """Warn, once a command, of each table that was measured on another machine than it says.
-
-    It is called after this machine, or it was measured without a link (which pins what it times, and notes
-    to which processors) on a processor that its target does not name.
-    """
-    for table in tables:
-        if why := elsewhere(table.target, table.sessions):
-            note_once(f"the latency table '{table.name}' is not of this machine: {why}; its times hold there")
-            continue
-        told = (each.get("processor") for each in table.sessions if "pinned" not in each)
-        for processor in dict.fromkeys(each for each in told if isinstance(each, str)):
-            if processors_differ(processor, table.target.processor):
-                note_once(
-                    f"the latency table '{table.name}' says that its processor is"
-                    f" '{table.target.processor}', but it was measured without a link on '{processor}', and"
-                    " its times hold there"
-                )
 
 
 def clean(value: object) -> str:
