@@ -26,7 +26,7 @@ from latency_tables.journal import Journal, Measurements, journaled_keys, open_j
 from latency_tables.runtimes import Runtime, get_runtime
 from latency_tables.speed import Speed, learn_speed
 from latency_tables.table import LatencyTable, MeasuredNetwork, Row, csv_path
-from latency_tables.target import Target
+from latency_tables.target import Target, system_kind
 from latency_tables.timing import Clock, Samples, Timing, middle_of, summarise, take_samples
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError, RunError
@@ -313,8 +313,9 @@ def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | No
         )
     here = _identity(bench.system())
     for session in reversed(table.sessions):
+        before = _identity({key: str(value) for key, value in session.items()})
         for what, value in here.items():
-            if what in session and str(session[what]) != value:
+            if before.get(what, value) != value:
                 raise InputError(
                     f"the latency table '{path}' was measured with {what} '{session[what]}', here it is"
                     f" '{value}': profile into another folder"
@@ -324,7 +325,8 @@ def _former_table(path: Path, target: Target, bench: Bench) -> LatencyTable | No
 
 def _identity(system: Mapping[str, str]) -> dict[str, str]:
     """Return what of a system its timings depend on; they never mix with those of another."""
-    return {key: system[key] for key in ("processor", "system", "pinned", "benchmark") if key in system}
+    found = {key: system[key] for key in ("processor", "system", "pinned", "benchmark") if key in system}
+    return {key: system_kind(value) if key == "system" else value for key, value in found.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,17 +126,17 @@ def elsewhere(target: Target, sessions: Sequence[Mapping[str, Any]]) -> str:
         if processors_differ(processor, here):
             return f"it was measured on '{processor}', and here is '{here}'"
     for each in sessions:
-        if "system" in each and _kind(str(each["system"])) != _kind(system):
+        if "system" in each and system_kind(str(each["system"])) != system_kind(system):
             return f"it was measured on '{each['system']}', and here is '{system}'"
     if target.threads > (most := available_threads()):
         return f"it is of {target.threads} threads, and here are {most} processors"
     return ""
 
 
-def _kind(system: str) -> tuple[str, str]:
-    """Return name and architecture of ``Linux 6.6.31 aarch64``."""
+def system_kind(system: str) -> str:
+    """Return name and architecture of ``Linux 6.6.31 aarch64``: an update makes no other machine."""
     words = system.split() or [""]
-    return words[0], words[-1]
+    return f"{words[0]} {words[-1]}"
 
 
 def local_target(

@@ -188,6 +188,23 @@ def test_a_table_of_another_processor_or_other_cores_is_not_added_to(tmp_path: P
         profile(TARGET, LAYERS, out=tmp_path / "cut", settings=QUICK, bench=there())
 
 
+def test_an_update_of_the_system_makes_no_other_machine(tmp_path: Path) -> None:
+    """Rows are added, and an interrupted profile goes on, after a new kernel; not on another architecture."""
+
+    def under(system: str) -> LocalBench:
+        class Updated(LocalBench):
+            def system(self) -> dict[str, str]:
+                return {"processor": "a clock", "system": system}
+
+        return Updated(runtime := FakeRuntime(), TARGET.threads, clock=runtime.clock)
+
+    profile(TARGET, LAYERS[:5], out=tmp_path, settings=QUICK, bench=under("Linux 6.6.31 aarch64"))
+    table = profile(TARGET, LAYERS[:8], out=tmp_path, settings=QUICK, bench=under("Linux 6.9.1 aarch64"))
+    assert len(table) == 8 and table.sessions[1]["system"] == "Linux 6.9.1 aarch64"
+    with pytest.raises(InputError, match=r"measured with system 'Linux 6\.9\.1 aarch64', here it is 'Linux x86"):
+        profile(TARGET, LAYERS, out=tmp_path, settings=QUICK, bench=under("Linux 6.9.1 x86_64"))
+
+
 # -- drift ---------------------------------------------------------------------------------------------
 
 
