@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from latency_tables.speed import SessionSpeed
 from latency_tables.table import LatencyTable, Row, speed_faults
 
 __all__ = ["Brought", "at_one_speed", "known_speed"]
@@ -30,21 +31,6 @@ class Brought:
 
     rows: float
     networks: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """The speed that a table's times are at: its canaries, and how far timings followed them."""
-
-    canaries: tuple[str, ...]
-    reference: tuple[float, ...]
-    exponents: tuple[float, ...]
-    network_exponents: tuple[float, ...]
-
-    def factor(self, exponents: Sequence[float], to: _Told) -> float:
-        """Return what brings times that follow the canaries so to another speed."""
-        ratios = zip(exponents, to.reference, self.reference, strict=True)
-        return math.exp(math.fsum(power * math.log(there / here) for power, there, here in ratios))
 
 
 def known_speed(table: LatencyTable) -> tuple[float, ...] | None:
@@ -85,7 +71,7 @@ def at_one_speed(
     for i, own in known.items():
         if first is None or own.canaries != first.canaries or _same(own.reference, first.reference):
             continue
-        by = Brought(own.factor(own.exponents, first), own.factor(own.network_exponents, first))
+        by = Brought(own.pieces.factor(first.reference), own.networks.factor(first.reference))
         if max(abs(math.log(by.rows)), abs(math.log(by.networks))) > math.log(_MOST_APART):
             continue
         found[i] = _at(tables[i], by, first.reference)
@@ -118,21 +104,21 @@ def _saying(session: Mapping[str, Any], reference: Sequence[float]) -> Mapping[s
     return {**session, "speed": {**speed, "canaries_ms": list(reference), "measured_at_ms": before}}
 
 
-def _told(table: LatencyTable) -> _Told | None:
+def _told(table: LatencyTable) -> SessionSpeed | None:
     sessions = [session for session in table.sessions if "merged" not in session]
-    if not sessions or any("speed" not in each or any(speed_faults(each)) for each in sessions):
+    if any("speed" not in each or any(speed_faults(each)) for each in sessions):
         return None
-    speeds = [session["speed"] for session in sessions]
-    canaries, reference = speeds[0]["canaries"], speeds[0]["canaries_ms"]
-    if any(each["canaries"] != canaries or not _same(each["canaries_ms"], reference) for each in speeds):
+    speeds = [speed for session in sessions if (speed := SessionSpeed.of(session)) is not None]
+    if not speeds:
         return None
-    pieces, networks = (max(sessions, key=lambda each: _count(each, what)) for what in ("layers", "networks"))
-    return _Told(
-        tuple(canaries),
-        tuple(map(float, reference)),
-        tuple(map(float, pieces["speed"]["exponents"])),
-        tuple(map(float, networks["speed"]["network_exponents"])),
+    first = speeds[0]
+    if any(each.canaries != first.canaries or not _same(each.reference, first.reference) for each in speeds):
+        return None
+    pieces, networks = (
+        speeds[max(range(len(speeds)), key=lambda i: _count(sessions[i], what))]
+        for what in ("layers", "networks")
     )
+    return replace(first, pieces=pieces.pieces, networks=networks.networks)
 
 
 def _count(session: Mapping[str, Any], what: str) -> int:

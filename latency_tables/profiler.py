@@ -24,7 +24,7 @@ from latency_tables.bench import Bench, LocalBench
 from latency_tables.holding import held_table, settle_table
 from latency_tables.journal import Journal, Measurements, journaled_keys, open_journal
 from latency_tables.runtimes import Runtime, get_runtime
-from latency_tables.speed import Speed, learn_speed
+from latency_tables.speed import SessionSpeed, Speed, learn_speed
 from latency_tables.table import LatencyTable, MeasuredNetwork, Row, csv_path
 from latency_tables.target import Target, system_kind
 from latency_tables.timing import Clock, Samples, Timing, middle_of, summarise, take_samples
@@ -329,23 +329,11 @@ def _identity(system: Mapping[str, str]) -> dict[str, str]:
     return {key: system_kind(value) if key == "system" else value for key, value in found.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Former:
-    """The speed that a table's timings were brought to, and how pieces and networks followed it then."""
-
-    pieces: Speed
-    networks: Speed
-
-
-def _former_speed(table: LatencyTable) -> _Former | None:
+def _former_speed(table: LatencyTable) -> SessionSpeed | None:
     """Return the speed of the first session that tells it with these canaries; None if none does."""
-    for session in table.sessions:
-        told = session.get("speed")
-        if isinstance(told, Mapping) and told.get("canaries") == [canary.key for canary in _WATCHED]:
-            reference = tuple(map(float, told["canaries_ms"]))
-            pieces, networks = (tuple(map(float, told[name])) for name in _EXPONENTS)
-            return _Former(Speed(reference, pieces), Speed(reference, networks))
-    return None
+    told = (SessionSpeed.of(session) for session in table.sessions)
+    keys = tuple(canary.key for canary in _WATCHED)
+    return next((speed for speed in told if speed is not None and speed.canaries == keys), None)
 
 
 def _former_canary(table: LatencyTable) -> float | None:
@@ -437,12 +425,12 @@ class _Visited:
         pieces do.
     """
 
-    def __init__(self, found: Measurements, before: int, former: _Former | None = None) -> None:
+    def __init__(self, found: Measurements, before: int, former: SessionSpeed | None = None) -> None:
         self._rounds = [found.visits[index] for index in sorted(found.visits) if index < before]
         keys = sorted({key for visited in self._rounds for key in visited})
         whole = [key for key in keys if key.startswith(_NETWORK)]
         others = [key for key in keys if not key.startswith(_NETWORK)]
-        reference = None if former is None else former.pieces.reference
+        reference = None if former is None else former.reference
         self.pieces = learn_speed(
             self._rounds, others, reference, None if former is None else former.pieces.exponents
         )
@@ -591,7 +579,7 @@ def _results(
     settings: ProfileSettings,
     drift: _Drift,
     whole: Mapping[str, NetworkJob],
-    former: _Former | None,
+    former: SessionSpeed | None,
 ) -> tuple[dict[Piece, Row], tuple[MeasuredNetwork, ...], dict[str, Any]]:
     """Return rows and networks of all that every round has visited, and the session's circumstances.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from scipy import optimize
 
 from latency_tables.timing import Samples, middle_of
 
-__all__ = ["Speed", "learn_speed"]
+__all__ = ["MOST_FOLLOWED", "SessionSpeed", "Speed", "learn_speed"]
 
 Array = npt.NDArray[np.float64]
 
@@ -38,7 +39,7 @@ _NOISE = 0.05
 _LEARNT = 10.0
 """How many times as much as the expectation the visits have to tell for exponents to count as learnt."""
 
-_MOST_FOLLOWED = 1.25
+MOST_FOLLOWED = 1.25
 """Largest sum of exponents: nothing gets much slower than everything else."""
 
 
@@ -71,6 +72,40 @@ class Speed:
         """Return samples as they would have been at the speed of reference."""
         factor = self.factor(samples.canaries)
         return replace(samples, ms=tuple(ms / factor for ms in samples.ms))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpeed:
+    """What a table's session tells of the speed that its timings were brought to.
+
+    Attributes
+    ----------
+    canaries
+        Their keys.
+    pieces, networks
+        How far layers and blocks, and whole networks, followed them; the reference is the same.
+    """
+
+    canaries: tuple[str, ...]
+    pieces: Speed
+    networks: Speed
+
+    @property
+    def reference(self) -> tuple[float, ...]:
+        """Milliseconds of each canary at that speed."""
+        return self.pieces.reference
+
+    @classmethod
+    def of(cls, session: Mapping[str, Any]) -> SessionSpeed | None:
+        """Return what a sound session (:func:`latency_tables.table.speed_faults`) tells; None: nothing."""
+        told = session.get("speed")
+        if told is None:
+            return None
+        reference = tuple(map(float, told["canaries_ms"]))
+        pieces, networks = (
+            Speed(reference, tuple(map(float, told[name]))) for name in ("exponents", "network_exponents")
+        )
+        return cls(tuple(told["canaries"]), pieces, networks)
 
 
 def learn_speed(
@@ -118,12 +153,12 @@ def learn_speed(
 
     found = optimize.least_squares(
         residuals,
-        np.clip(prior, 0.0, _MOST_FOLLOWED),
+        np.clip(prior, 0.0, MOST_FOLLOWED),
         jac=slopes,
-        bounds=(0.0, _MOST_FOLLOWED),
+        bounds=(0.0, MOST_FOLLOWED),
         loss="soft_l1",
         f_scale=_NOISE,
     ).x
-    found *= min(1.0, _MOST_FOLLOWED / max(float(found.sum()), 1e-9))
+    found *= min(1.0, MOST_FOLLOWED / max(float(found.sum()), 1e-9))
     learnt = bool((x**2).sum() > _LEARNT * weight**2)
     return Speed(tuple(reference), tuple(found.tolist()), learnt)

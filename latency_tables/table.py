@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 
 from latency_tables.fit import FitRecord
 from latency_tables.roofline import Roofline
+from latency_tables.speed import MOST_FOLLOWED
 from latency_tables.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError, MissingLayerError, RunError, did_you_mean, shown
@@ -57,8 +58,6 @@ _SHORTEST_MS, _LONGEST_MS = 1e-9, 1e9
 """What no layer takes; sums and ratios of what lies between are finite."""
 _SENSIBLE_CANARY_MS = (1e-7, 1e7)
 """What a canary may take: the last digit that is kept of it, and hours."""
-_MOST_FOLLOWED = 1.25
-"""Largest exponent: nothing gets much slower than everything else."""
 _CANARIES = 2
 _MOST_DIGITS = 12
 _READINGS = 5
@@ -712,6 +711,14 @@ def _parse(cells: Mapping[str, str]) -> tuple[Piece | None, Row | None, list[tup
     return layer, None if broken else Row(**values), wrong + broken
 
 
+_PARTS: dict[str, type[Calibration | Roofline | FitRecord]] = {
+    "calibration": Calibration,
+    "roofline": Roofline,
+    "fit": FitRecord,
+}
+"""Parts of a table's metadata that are read alike."""
+
+
 def _scan_metadata(scan: Scan) -> None:
     path = scan.path.with_suffix(".yaml")
     where = f"latency table metadata '{path}'"
@@ -750,24 +757,12 @@ def _scan_metadata(scan: Scan) -> None:
         scan.target = Target.from_dict(given.get("target"), f"{where}: target")
     except InputError as error:
         fault("target", str(error), given.get("target"))
-    calibration = given.get("calibration")
-    try:
-        if calibration is not None:
-            scan.calibration = Calibration.from_dict(calibration, f"{where}: calibration")
-    except InputError as error:
-        fault("calibration", str(error), calibration)
-    roofline = given.get("roofline")
-    try:
-        if roofline is not None:
-            scan.roofline = Roofline.from_dict(roofline, f"{where}: roofline")
-    except InputError as error:
-        fault("roofline", str(error), roofline)
-    fit = given.get("fit")
-    try:
-        if fit is not None:
-            scan.fit = FitRecord.from_dict(fit, f"{where}: fit")
-    except InputError as error:
-        fault("fit", str(error), fit)
+    for name, kind in _PARTS.items():
+        try:
+            if (part := given.get(name)) is not None:
+                setattr(scan, name, kind.from_dict(part, f"{where}: {name}"))
+        except InputError as error:
+            fault(name, str(error), given.get(name))
     networks = given.get("networks") or []
     if not isinstance(networks, list):
         fault("networks", f"{where}: 'networks' is a list of mappings, not {shown(networks)}", networks)
@@ -800,12 +795,12 @@ def speed_faults(session: Mapping[str, Any]) -> Iterator[tuple[str, object, str]
         return
     least, most = _SENSIBLE_CANARY_MS
     times = f"two numbers of milliseconds from {least:g} to {most:g}"
-    powers = f"two numbers from 0 to {_MOST_FOLLOWED}"
+    powers = f"two numbers from 0 to {MOST_FOLLOWED}"
     rules: dict[str, tuple[Callable[[object], bool], str]] = {
         "canaries": (lambda each: isinstance(each, str) and bool(each.strip()), "the keys of two canaries"),
         "canaries_ms": (lambda each: _between(each, least, most), times),
-        "exponents": (lambda each: _between(each, 0.0, _MOST_FOLLOWED), powers),
-        "network_exponents": (lambda each: _between(each, 0.0, _MOST_FOLLOWED), powers),
+        "exponents": (lambda each: _between(each, 0.0, MOST_FOLLOWED), powers),
+        "network_exponents": (lambda each: _between(each, 0.0, MOST_FOLLOWED), powers),
         "measured_at_ms": (lambda each: _between(each, least, most), times),
     }
     for name, (sound, rule) in rules.items():
