@@ -78,7 +78,7 @@ def test_networks_that_ended_early_are_never_known(asked: list[str]) -> None:
     run.evaluations.write_text("\n".join(lines) + "\n")
     known = known_networks(run)
     assert best.arch.id not in known.found and len(known) == len(asked) - 1
-    assert known.answer().record.require_ap() < best.require_ap()
+    assert known.answer().record.require_ap() <= best.require_ap()
 
 
 def test_a_run_that_was_trained_further_knows_nothing_of_before(
