@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latency_tables import LatencyPredictor
-from nas.latency import full_bounds, known_targets, load_predictors
+from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors
 from nas.run import RunDirectory
 from nas.search import Budget, BudgetText, Objective, parse_objectives
-from search_spaces import Arch, BudgetError, InputError
+from search_spaces import Arch, BudgetError, InputError, SearchSpace
 from search_spaces.errors import did_you_mean
 
 __all__ = ["Asked", "naming", "read_asked"]
@@ -35,18 +35,32 @@ class Asked:
     wanted: tuple[Objective, ...]
     predictors: Mapping[str, LatencyPredictor]
 
-    def settled(self, where: str, joints: int) -> tuple[Budget, tuple[Objective, ...]]:
+    def settled(self, where: str, space: SearchSpace) -> tuple[Budget, tuple[Objective, ...]]:
         """Return a budget in which a network that it names is replaced by bounds, and what is traded off.
 
         Raises
         ------
-        InputError
-            If such a bound is stated already.
         MissingLayerError
             If a table lacks a layer of the network named.
         """
-        budget = self.budgets[where].settled(self.wanted, joints, _upper_ends(self.predictors, joints))
+        budget = self.budgets[where].settled(self.wanted, space.joints, self._upper_ends(space))
         return budget, budget.objectives(self.wanted)
+
+    def _upper_ends(self, space: SearchSpace) -> dict[str, Callable[[Arch], float]]:
+        """Return by target what tells the upper end of an arch's predicted latency, ms.
+
+        To the bit as the space's networks are priced, so that a network is within its own cost.
+        """
+
+        def upper(predictor: LatencyPredictor) -> Callable[[Arch], float]:
+            def told(arch: Arch) -> float:
+                if arch in space:
+                    return float(UpperEnd(predictor).latency_ms(space, space.encode(arch)[None])[0])
+                return predictor.predict(arch.blocks(space.joints)).high_ms
+
+            return told
+
+        return {name: upper(predictor) for name, predictor in self.predictors.items()}
 
 
 def read_asked(
@@ -73,7 +87,7 @@ def read_asked(
     Raises
     ------
     InputError
-        If one is malformed, or names a target without a table.
+        If one is malformed, names a target without a table, or states a bound twice.
     """
     wanted = parse_objectives([_full(text, tables, run) for text in objectives])
     targets = known_targets(tables, run)
@@ -86,6 +100,7 @@ def read_asked(
         with naming(where):
             bounds = tuple(full_bounds(text.max_latency, tables, run))
             budgets[where] = replace(text, max_latency=bounds).budget(targets)
+            budgets[where].liked(wanted)
     priced = [target for budget in budgets.values() for target in budget.targets]
     priced += [objective.target for objective in wanted if objective.target is not None]
     return Asked(budgets, wanted, load_predictors(priced, tables, run, strict=strict))
@@ -109,14 +124,3 @@ def _full(text: str, tables: Sequence[Path] | None, run: RunDirectory) -> str:
     _, _, target = text.partition("@")
     bound = f"1ms@{target}" if target else "1ms"
     return f"latency@{full_bounds([bound], tables, run)[0].partition('@')[2]}".rstrip("@")
-
-
-def _upper_ends(
-    predictors: Mapping[str, LatencyPredictor], joints: int
-) -> dict[str, Callable[[Arch], float]]:
-    """Return by target what tells the upper end of an arch's predicted latency, ms."""
-
-    def upper(predictor: LatencyPredictor) -> Callable[[Arch], float]:
-        return lambda arch: predictor.predict(arch.blocks(joints)).high_ms
-
-    return {name: upper(predictor) for name, predictor in predictors.items()}

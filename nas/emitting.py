@@ -205,7 +205,7 @@ def _by_budget(known: KnownNetworks, asked: Asked) -> tuple[Answer, dict[str, di
         If none answers; where no network of the space would, it says so and names the smallest budget that
         can be met.
     """
-    budget, traded = asked.settled("", known.space.joints)
+    budget, traded = asked.settled("", known.space)
     answer = known.answer_to(budget, traded, asked.predictors)
     if answer.found is None:
         if not answer.within_budget:
@@ -297,6 +297,7 @@ def emit_from_run(
     if arch is not None and (text or study or objectives):
         raise InputError("--arch names the network itself; leave out budget, --objective and --study")
     asked = read_asked({"": text}, objectives, run, tables, strict=strict_tables)
+    own = None if study is None else load_result(run, study)
     opened = data or open_datasets(run.recipe)
     found: dict[str, Any] = {"by": "hand"}
     budgets: dict[str, dict[str, Any]] = {}
@@ -304,8 +305,8 @@ def emit_from_run(
         known = known_networks(run, study=study, tables=tables, strict_tables=strict_tables, data=opened)
         for why in known.left_out.values():
             note(why if study is not None else f"{why}; it is left out (--study takes it)")
-        if study is not None and not text and not objectives:
-            answer = own_answer(load_result(run, study))
+        if own is not None and not text and not objectives:
+            answer = own_answer(own)
             budgets = _latency_budgets(answer.budget.constraints, f"search '{study}'")
         else:
             answer, budgets = _by_budget(known, asked)

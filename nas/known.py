@@ -370,7 +370,7 @@ class KnownNetworks:
         if isinstance(budget, str):
             budget = parse_budget(budget) if budget.strip() else BudgetText()
         asked = read_asked({"": budget}, objectives, self.run, self.tables, strict=self.strict_tables)
-        return asked, *asked.settled("", self.space.joints)
+        return asked, *asked.settled("", self.space)
 
 
 def own_answer(result: SearchResult) -> Answer:
@@ -440,11 +440,11 @@ def known_networks(
         raise RunError(
             f"'{run.folder}' has no trained supernet, so no AP of its networks is known; run 'nas train'"
         )
+    result = None if study is None else load_result(run, study)
     opened = data or open_datasets(run.recipe)
     space = run.recipe.build_space(opened.skeleton)
     context = search_context(run, opened)
-    if study is not None:
-        result = load_result(run, study)
+    if study is not None and result is not None:
         differs = _differs(study, result, context)
         found = {r.arch.id: Found(study, r.trial, (study,)) for r in result.evaluated}
         left_out = {} if differs is None else {study: differs}

@@ -135,7 +135,7 @@ def choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> Reco
         )
         costs = ", ".join(f"{c.objective.format(nearest.value(c.objective), up=True)}" for c in constraints)
         raise BudgetError(
-            f"none of the {len(result.evaluated)} evaluated networks meets"
+            f"no evaluated network (of {len(result.evaluated)}) meets"
             f" {' and '.join(map(str, constraints))}; the nearest is {nearest.arch.id} with {costs}:"
             " loosen the budget, or search under it"
         )
@@ -150,7 +150,7 @@ def choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> Reco
         )
         costs = ", ".join(o.format(best.value(o), up=True) for o in asked or [result.axis()])
         raise BudgetError(
-            f"none of the {len(meeting)} evaluated networks reaches AP {least:g}: the best has"
+            f"no evaluated network within the budget (of {len(meeting)}) reaches AP {least:g}: the best has"
             f" {best.require_ap():.4f} and costs {costs} ({best.arch.id}); search longer, ask for less,"
             " or loosen the budget"
         )

@@ -389,7 +389,7 @@ class _Plan:
         jobs: dict[str, _Job] = {}
         for where in asked.budgets:
             with naming(where):
-                budget, objectives = asked.settled(where, space.joints)
+                budget, objectives = asked.settled(where, space)
                 used = dict.fromkeys(
                     o.target for o in (*objectives, *(c.objective for c in budget.constraints))
                 )
@@ -408,8 +408,9 @@ class _Plan:
             called = name or study_name(budget.constraints, sampler, seed, asked.wanted)
             if called in jobs:
                 raise InputError(
-                    f"{where} and another budget are the same to four digits ({called}); give one of them, or"
-                    " search under one after the other with --name"
+                    f"{where} and another budget are the same to four digits ({called}), but for an AP, on"
+                    " which no search depends; give one of them: 'nas emit --budget' answers the other from"
+                    " the same networks"
                 )
             jobs[called] = _Job(budget, objectives, pricing, self.run.study(called), told)
         return list(jobs.values())

@@ -193,15 +193,10 @@ class Budget:
         plain = (MACS,) if MACS in bounded or not self.targets else ()
         return (AP, *plain, *(latency(target) for target in self.targets))
 
-    def settled(
-        self,
-        wanted: Sequence[Objective],
-        joints: int,
-        latencies: Mapping[str, Callable[[Arch], float]],
-    ) -> Budget:
-        """Return the budget with the network that it names replaced by bounds.
+    def liked(self, wanted: Sequence[Objective]) -> tuple[Objective, ...]:
+        """Return the costs that the network which it names bounds; none where it names none.
 
-        They are on the costs ``wanted`` for trading off, on MACs where there are none.
+        They are those ``wanted`` for trading off, MACs where there are none.
 
         Raises
         ------
@@ -209,8 +204,8 @@ class Budget:
             If one of these is bounded already.
         """
         if self.like is None:
-            return self
-        costs = [objective for objective in wanted if objective.is_cost] or [MACS]
+            return ()
+        costs = tuple(objective for objective in wanted if objective.is_cost) or (MACS,)
         bounded = {c.objective for c in self.constraints}
         for objective in costs:
             if objective in bounded:
@@ -218,7 +213,18 @@ class Budget:
                     f"like {self.like.name} bounds {objective}, which is bounded already; give one bound, or"
                     " another --objective"
                 )
-        further = self.like.bounds(costs, joints, latencies)
+        return costs
+
+    def settled(
+        self,
+        wanted: Sequence[Objective],
+        joints: int,
+        latencies: Mapping[str, Callable[[Arch], float]],
+    ) -> Budget:
+        """Return the budget with the network that it names replaced by bounds; see :meth:`liked`."""
+        if self.like is None:
+            return self
+        further = self.like.bounds(self.liked(wanted), joints, latencies)
         return Budget((*further, *self.constraints), self.min_ap)
 
     @property

@@ -6,12 +6,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import nas.searching
 from nas.cli import main
 from nas.run import RunDirectory
+from nas.search import Evaluation
 from nas.train import train
+from search_spaces import Arch
 from tests.conftest import single_thread
 from tests.nas import tiny
 from tests.nas.web import Web, serve
@@ -73,3 +77,19 @@ def trained(trained_once: Path, box: Path) -> Path:
     shutil.copytree(trained_once, box / "run")
     tiny.write(box)
     return box / "run"
+
+
+@pytest.fixture
+def asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A trained run whose networks have a known AP with noise; what is evaluated is listed."""
+    from tests.nas.scored import evaluation
+
+    asked: list[str] = []
+
+    def evaluate(self: Any, arch: Arch, rival: object = None) -> Evaluation:
+        asked.append(arch.id)
+        return evaluation(arch)
+
+    monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", evaluate)
+    monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments: None)
+    return asked

@@ -114,7 +114,7 @@ def test_the_best_meets_every_budget_and_ties_go_to_the_cheaper() -> None:
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest() -> None:
-    with pytest.raises(BudgetError, match=r"none of the 2 evaluated .* nearest is \w{12} with 0\.0004 MMACs"):
+    with pytest.raises(BudgetError, match=r"network .of 2. .* nearest is \w{12} with 0\.0004 MMACs"):
         choose(result_of(record(0, 0.6, 900), record(1, 0.5, 400)), [Constraint(MACS, 300)])
     with pytest.raises(BudgetError, match="no network was evaluated"):
         choose(result_of(record(0, None, 900)))

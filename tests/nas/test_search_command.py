@@ -7,69 +7,16 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import nas.searching
-from latency_tables import Calibration, LatencyTable, Target
-from latency_tables.table import Row
 from nas.known import load_result
 from nas.run import RunDirectory
-from nas.search import Evaluation
-from nas.search.noise import RESAMPLES, pack
 from nas.searching import run_search, run_searches
-from search_spaces import Arch, BudgetError, InputError, space_from_config
-from tests.nas import tiny
+from search_spaces import BudgetError, InputError
 from tests.nas.conftest import Outcome
-from tests.nas.problems import analytic_ap
-
-SPACE = space_from_config(tiny.RECIPE["space"], joints=17)
-MACS = np.sort(SPACE.costs(SPACE.genotypes()).macs)
-PHONE = Target("pixel-9", "a phone", "litert", threads=4)
-
-
-def million(quantile: float) -> str:
-    """Return the MACs that this share of the space's networks meets, as the command takes them."""
-    return f"{int(np.quantile(MACS, quantile)) / 1e6:.2f}M"
-
-
-@pytest.fixture
-def asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A trained run whose networks have a known AP with noise; what is evaluated is listed."""
-    asked: list[str] = []
-
-    def evaluate(self: Any, arch: Arch) -> Evaluation:
-        asked.append(arch.id)
-        ap = 2.0 * analytic_ap(arch)
-        noise = np.random.default_rng(len(arch.id)).normal(0, 0.01, RESAMPLES)
-        own = np.random.default_rng(int(arch.id[-6:], 16)).normal(0, 0.01, RESAMPLES)
-        return Evaluation(ap, {"AP50": ap}, 0.5, resamples=pack(np.clip(ap + noise + own, 0, 1)))
-
-    monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", evaluate)
-    monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments: None)
-    return asked
-
-
-def save_table(run: Path, half_width: float = 0.05) -> None:
-    """Write a table for a phone: 1 ms per million MACs."""
-    rows = {
-        layer: Row(*[max(layer.macs / 1e6, 1e-6)] * 3, 9, "measured-here", "a test")
-        for layer in SPACE.distinct_layers()
-    }
-    fit = Calibration(0.0, 1.0, 20, 0.01, 0.02, 0.01, half_width, 0.9)
-    LatencyTable(PHONE, rows, calibration=fit).save(run / "tables" / f"{PHONE.name}.csv")
-
-
-def ok(told: Outcome) -> Any:
-    assert told.code == 0, told.err
-    return json.loads(told.out)
-
-
-def refused(told: Outcome, message: str) -> None:
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err.splitlines()[-1], told.err
+from tests.nas.scored import MACS, PHONE, SPACE, million, ok, refused, save_table
 
 
 def test_every_bound_at_once_and_what_is_kept(asked: list[str], nas_: Callable[..., Outcome]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from nas.search import (
 )
 from nas.search import shared as shared_module
 from nas.search.shared import digest_of
-from search_spaces import Arch, RunError
+from search_spaces import Arch, RunError, arch_from_json
 from tests.nas.problems import Analytic, MacsPricer, Staged, small_space
 from tests.nas.test_kills import Doom
 from tests.supernet.ranks import context
@@ -240,6 +242,47 @@ def test_an_evaluation_that_was_given_but_not_noted_is_the_study_s_own(
     assert len(evaluator.asked) == len(set(evaluator.asked)) == 30
     settings["evaluator"] = Staged()
     assert course(found) == course(run(tmp_path / "whole", "a", None, **settings))
+
+
+def test_a_study_that_begins_anew_under_a_name_owns_nothing_that_the_name_made(tmp_path: Path) -> None:
+    """Its folder was deleted: what the first one made is taken as another's, and so is stopping early."""
+    settings: dict[str, Any] = {"early_stop": True, "trials": 40, "constraints": ()}
+    alone = run(tmp_path / "alone", "a", None, evaluator=Staged(), **{**settings, "seed": 4})
+    with shared_in(tmp_path) as shared:
+        first = run(tmp_path, "a", shared, evaluator=Staged(), **settings)
+        shutil.rmtree(tmp_path / "a")
+        evaluator = Staged()
+        second = run(tmp_path, "a", shared, evaluator=evaluator, **{**settings, "seed": 4})
+    assert course(second) == course(alone)
+    both = {r.arch.id for r in first.evaluated} & {r.arch.id for r in second.records}
+    asked, taken = set(evaluator.asked), {r.arch.id for r in second.records if r.reused}
+    assert taken <= both and not taken & asked
+    assert both - taken <= asked  # held against a rival: looked at anew
+    # The same settings once more: it made nothing of it either.
+    shutil.rmtree(tmp_path / "a")
+    with shared_in(tmp_path) as shared:
+        third = run(tmp_path, "a", shared, evaluator=Staged(), **{**settings, "early_stop": False})
+        shutil.rmtree(tmp_path / "a")
+        again = run(tmp_path, "a", shared, evaluator=Staged(), **{**settings, "early_stop": False})
+    assert not any(r.reused for r in third.evaluated) and all(r.reused for r in again.evaluated)
+    makers = {line["maker"] for line in lines_of(tmp_path) if line["kind"] == "evaluation"}
+    assert len(makers) == 3 and {r["study"] for r in lines_of(tmp_path) if "study" in r} == {"a"}
+
+
+def test_lines_and_studies_from_before_there_were_makers_belong_together(tmp_path: Path) -> None:
+    """By their name, as they did."""
+    with shared_in(tmp_path) as shared:
+        run(tmp_path, "a", shared, trials=12)
+    path = tmp_path / "evaluations.jsonl"
+    old = [{k: v for k, v in line.items() if k != "maker"} for line in lines_of(tmp_path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    with shared_in(tmp_path) as shared:
+        assert {made.maker for made in shared.known.values()} == {"a"}
+        account = shared.account("a", FACTS)
+        first = next(iter(shared.known.values()))
+        assert account.find(arch_from_json(first.arch)) == first.evaluation
+        other = shared.account("a", FACTS, "another that has its name")
+        assert other.find(arch_from_json(first.arch)) == replace(first.evaluation, reused=True)
 
 
 # -- kill -9 -----------------------------------------------------------------------------------------------
