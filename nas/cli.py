@@ -703,18 +703,30 @@ def plot(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; default: the study's own.")
     ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Published LitePose networks. costs: where they lie on the axes; published: their APs, too,"
+            " apart from yours if they were measured on other images; none."
+        ),
+    ] = "costs",
+    tables: Tables = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the Pareto fronts and the progress of a run's searches (PNG and SVG).
+    """Draw a run's searches: fronts, progress and choices (PNG and SVG), and each front as a page (HTML).
+
+    Of several studies a front of all their networks together is drawn, too.
 
     Example: nas plot runs/synthetic
     """
     from nas.console import print_json
     from nas.run import RunDirectory
-    from nas.searching import draw_study
+    from nas.searching import draw_study, draw_together
 
     directory = RunDirectory.open(run)
-    made = [path for name in _studies(directory, study) for path in draw_study(directory, name, output)]
+    names = _studies(directory, study)
+    made = [path for name in names for path in draw_study(directory, name, output, tables, reference)]
+    made += draw_together(directory, names, output, tables, reference)
     if as_json:
         print_json({"files": [str(path) for path in made]})
     else:

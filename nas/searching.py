@@ -15,14 +15,18 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from latency_tables import LatencyPredictor
+from nas.beside import Beside, beside
 from nas.config import to_plain
-from nas.console import note, progress_bar
+from nas.console import note, note_once, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors, quantised_promise
 from nas.pareto import choose
-from nas.plot import plot_front, plot_progress
+from nas.plot import View, plot_front, plot_progress
+from nas.plot_choices import choice_marginals, plot_choices
+from nas.plot_page import write_page
 from nas.run import RunDirectory
 from nas.search import (
+    MACS,
     Budget,
     BudgetText,
     Constraint,
@@ -46,7 +50,7 @@ from nas.search.shared import SharedEvaluations
 from nas.search_report import Neighbours, caveats, claims_json, error_bar, neighbours, shortfall
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import Standing, standing
-from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch
+from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch, space_from_config
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json, write_text
 from supernet.evaluator import SubnetEvaluator
@@ -58,6 +62,7 @@ __all__ = [
     "Studies",
     "Study",
     "draw_study",
+    "draw_together",
     "load_result",
     "run_search",
     "run_searches",
@@ -596,7 +601,7 @@ class _Plan:
         write_json(job.folder / "result.json", written)
         write_text(job.folder / "result.csv", result.to_csv())
         if result.evaluated:
-            draw_study(run, job.folder.name)
+            draw_study(run, job.folder.name, None, self.tables)
         if result.stopped == "exhausted":
             note("every network within the budget is known; the search ended early")
         if result.stopped == "interrupted":
@@ -640,21 +645,158 @@ def load_result(run: RunDirectory, study: str) -> SearchResult:
     return SearchResult.from_json(read_json(path, "search result"), f"search result '{path}'")
 
 
-def draw_study(run: RunDirectory, study: str, output: Path | None = None) -> list[Path]:
-    """Draw a study's Pareto front (``pareto``) and progress (``progress``) as PNG and SVG; return the files.
+def draw_study(
+    run: RunDirectory,
+    study: str,
+    output: Path | None = None,
+    tables: Sequence[Path] | None = None,
+    reference: str = "costs",
+) -> list[Path]:
+    """Draw a study; return the files: front (``pareto``), ``progress`` and ``choices``.
+
+    Parameters
+    ----------
+    run, study
+        The study's run, and its name.
+    output
+        In which folder a folder of the study's name is made; by default the study's own is taken.
+    tables
+        Further folders of latency tables.
+    reference
+        What is shown of published networks; see :func:`nas.beside.beside`.
 
     Raises
     ------
     InputError
-        If the study has no result.
+        If the study has no result, or ``reference`` is unknown.
     RunError
         If nothing was evaluated in it.
     """
     result = load_result(run, study)
-    folder = output / study if output is not None else run.study(study)
     chosen, _ = _chosen(result)
+    folder = output / study if output is not None else run.study(study)
     names: dict[str, Record] = {} if chosen is None else {"chosen": chosen}
-    title = f"{run.recipe.name}: {len(result.evaluated)} networks evaluated"
-    caption = f"Supernet's ranking: {standing(run.folder, result.context).line()}"
-    made = [*plot_front(result, folder / "pareto", chosen=names, title=title, caption=caption)]
+    made = draw_result(run, result, folder, names, tables=tables, reference=reference)
     return [*made, *plot_progress(result, folder / "progress")]
+
+
+def draw_together(
+    run: RunDirectory,
+    studies: Sequence[str],
+    output: Path | None = None,
+    tables: Sequence[Path] | None = None,
+    reference: str = "costs",
+) -> list[Path]:
+    """Draw several studies as one search; return the files, none where there are no two to be put together.
+
+    Every network that one of them evaluated is shown, on every target that they priced and that has a table,
+    and the one chosen for each study's budget among all of them. Studies whose APs rest on something else
+    than those of the latest one are left out, with a note.
+
+    Parameters
+    ----------
+    run, output, tables, reference
+        As of :func:`draw_study`; by default the folder of all studies is taken.
+    studies
+        Their names, the oldest first.
+    """
+    results = {name: load_result(run, name) for name in studies}
+    results = {name: result for name, result in results.items() if result.evaluated}
+    latest = next(reversed(results.values()), None)
+    for name, result in list(results.items()):
+        if latest is not None and result.context != latest.context:
+            note(
+                f"the study '{name}' rests on other weights, images or settings than the latest; it is left out"
+            )
+            del results[name]
+    if latest is None or len(results) < 2:
+        return []
+    targets = dict.fromkeys(target for result in results.values() for target in result.targets)
+    predictors = _tables_of(run, tuple(targets), tables)
+    space = space_from_config(run.recipe.space, "space", joints=latest.joints)
+    found = united(list(results.values()), space, predictors)
+    bounds = [c for result in results.values() for c in result.constraints]
+    known = tuple(c for c in dict.fromkeys(bounds) if c.objective.target in (None, *predictors))
+    chosen: dict[str, Record] = {}
+    for result in results.values():
+        if all(c in known for c in result.constraints):
+            best, _ = _chosen(replace(found, min_ap=result.min_ap), result.constraints)
+            words = ", ".join(map(str, result.constraints)) or "no budget"
+            if best is not None:
+                chosen.setdefault(words, best)
+    folder = run.folder / "search" if output is None else output
+    together = replace(found, study=f"{len(results)} studies", constraints=known)
+    return draw_result(
+        run, together, folder, chosen, tables=tables, reference=reference, own_budgets=True,
+        heading=f"{len(results)} searches, {len(found.evaluated)} networks evaluated",
+    )  # fmt: skip
+
+
+def draw_result(
+    run: RunDirectory,
+    result: SearchResult,
+    folder: Path,
+    chosen: Mapping[str, Record],
+    *,
+    tables: Sequence[Path] | None = None,
+    reference: str = "costs",
+    own_budgets: bool = False,
+    heading: str | None = None,
+) -> list[Path]:
+    """Draw a result's front as pictures and page (``pareto``), and its ``choices``; return the files.
+
+    Parameters
+    ----------
+    run, result
+        What was found, and in which run.
+    folder
+        Where the files go.
+    chosen
+        The networks to mark, by name.
+    tables, reference
+        As of :func:`draw_study`.
+    own_budgets
+        As of :func:`nas.plot.plot_front`.
+    heading
+        What stands over the pictures, after the run's name.
+    """
+    around, changed = beside(result, run.recipe, _tables_of(run, result.targets, tables), reference)
+    for target in changed:
+        note_once(
+            f"the latency table '{target}' has changed since the search, so the pictures show no intervals of"
+            " its predictions; 'nas search' with the same settings and another --name prices anew"
+        )
+    if reference == "published" and not any(View.of(result, beside=around).shown_lines(x) for x in (MACS,)):
+        note_once("no published network costs as little or as much as those evaluated, so none is shown")
+    title = f"{run.recipe.name}: {heading or f'{len(result.evaluated)} networks evaluated'}"
+    caption = f"Supernet's ranking: {standing(run.folder, result.context).line()}"
+    parts: _Drawn = {"chosen": chosen, "beside": around, "title": title, "caption": caption}
+    made = [*plot_front(result, folder / "pareto", own_budgets=own_budgets, **parts)]
+    made.append(write_page(result, folder / "pareto", own_budgets=own_budgets, run=run.folder, **parts))
+    if not choice_marginals(result):
+        note_once("the networks evaluated do not differ, so there is no picture of choices")
+        return made
+    return [*made, *plot_choices(result, folder / "choices", title=f"{title}: what each choice is worth")]
+
+
+class _Drawn(TypedDict):
+    """What pictures and pages have in common."""
+
+    chosen: Mapping[str, Record]
+    beside: Beside
+    title: str
+    caption: str
+
+
+def _tables_of(
+    run: RunDirectory, targets: Sequence[str], tables: Sequence[Path] | None
+) -> dict[str, LatencyPredictor]:
+    """Return a predictor for each target that has a table; of the others it is told that they have none."""
+    known = known_targets(tables, run)
+    for target in targets:
+        if target not in known:
+            note_once(
+                f"there is no latency table for '{target}' here, so the pictures show no intervals of its"
+                " predictions; --tables names the folder that has it"
+            )
+    return load_predictors([target for target in targets if target in known], tables, run)
