@@ -6,7 +6,10 @@ AP is kept as soon as it is there; the same command goes on where it was stopped
 table is written to ``NAME.jsonl.gz`` (its format: ``nas/search/tabular.py``), and
 ``experiments/benchmarks/search.py`` finds it.
 
-Run: python experiments/tabular.py RUN [--networks 400] [--name NAME]
+With ``--space`` the table is of a part of the run's space; a part that is small enough can be measured whole
+(``--networks all``), so that a search's every proposal has its own answer.
+
+Run: python experiments/tabular.py RUN [--networks 400] [--space multipliers=[1,0.5] ...] [--name NAME]
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nas.config import apply_overrides
 from nas.console import progress_bar
 from nas.data import open_datasets
 from nas.run import RunDirectory
@@ -28,7 +33,7 @@ from nas.search import Evaluation, Evaluator, Pricing
 from nas.search.tabular import Table, header_of, read_table, row_of, write_table
 from nas.searching import SearchEvaluator, search_context
 from nas.train import make_evaluator, open_supernet
-from search_spaces import Genotypes, InputError, RunError, SearchSpace
+from search_spaces import Genotypes, InputError, RunError, SearchSpace, space_from_config
 from search_spaces.jsonl import JsonLines, open_lines
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +74,32 @@ def stratified(space: SearchSpace, n: int, seed: int) -> Genotypes:
     others = np.setdiff1d(np.arange(len(order)), first)[: n - 2 - len(first)]
     chosen = np.concatenate([ends, pool[order[np.concatenate([first, others])]]])
     return np.asarray(rng.permutation(chosen))
+
+
+def part_of(space: SearchSpace, config: dict[str, object], changes: list[str]) -> SearchSpace:
+    """Return the part of a space that its configuration describes with some settings changed.
+
+    Raises
+    ------
+    InputError
+        If it is no part: a choice has a value there that it has not in the space.
+    """
+    part = space_from_config(apply_overrides(config, changes), "--space", space.joints)
+    for own, whole in zip(part.choices, space.choices, strict=True):
+        if strange := [value for value in own.values if value not in whole.values]:
+            raise InputError(
+                f"--space: '{own.name}' would be {strange}, but the run's space has {list(whole.values)}"
+            )
+    return part
+
+
+def drawn(space: SearchSpace, networks: str, seed: int) -> Genotypes:
+    """Return a sample, or the whole space in its order: networks that begin alike follow each other."""
+    if networks == "all":
+        return space.genotypes()
+    if not networks.isdecimal():
+        raise InputError(f"--networks is a number or 'all', not '{networks}'")
+    return stratified(space, int(networks), seed)
 
 
 def measured(lines: JsonLines) -> dict[str, Evaluation]:
@@ -113,7 +144,10 @@ def main() -> None:
     """Record a table."""
     options = argparse.ArgumentParser(prog="python experiments/tabular.py", description=__doc__)
     options.add_argument("run", type=Path, help="a run directory with a trained supernet")
-    options.add_argument("--networks", type=int, default=400, help="how many (default: %(default)s)")
+    options.add_argument("--networks", default="400", help="how many, or 'all' (default: %(default)s)")
+    options.add_argument(
+        "--space", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the recipe's space, changed"
+    )
     options.add_argument("--seed", type=int, default=0, help="draws the networks")
     options.add_argument("--name", help="of the table (default: the recipe's name)")
     options.add_argument("--results", type=Path, default=RESULTS / "tabular", help="folder of the table")
@@ -125,13 +159,15 @@ def main() -> None:
         raise RunError(f"'{path}' is recorded already; delete it, or take another --name")
     with run.locked():
         data = open_datasets(run.recipe)
-        space = run.recipe.build_space(data.skeleton)
-        genotypes = stratified(space, given.networks, given.seed)
-        evaluator = make_evaluator(run, data, open_supernet(run, space), fixed=True)
+        whole = run.recipe.build_space(data.skeleton)
+        space = part_of(whole, run.recipe.space, given.space)
+        genotypes = drawn(space, given.networks, given.seed)
+        evaluator = make_evaluator(run, data, open_supernet(run, whole), fixed=True)
         try:
             settings: dict[str, object] = {
                 "command": f"python experiments/tabular.py RUN --networks {given.networks}"
-                f" --seed {given.seed} --name {name}",
+                f" --seed {given.seed} --name {name}"
+                + (" --space " + shlex.join(given.space) if given.space else ""),
                 "recipe": hashlib.sha256(str(run.recipe.to_plain()).encode()).hexdigest()[:12],
             }
             # A table travels: of paths the last part is enough, and digests tell files apart.

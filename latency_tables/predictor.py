@@ -178,7 +178,7 @@ class LatencyPredictor:
         ]
         found = self._intervals(*sums)
         calibration = self.table.calibration
-        beyond = _beyond(calibration, float(found.ms[0]))
+        beyond = self.beyond(float(found.ms[0]))
         return Prediction(
             ms=float(found.ms[0]),
             low_ms=float(found.low_ms[0]),
@@ -189,6 +189,16 @@ class LatencyPredictor:
             fitted=float(sums[3][0] / sums[0][0]),
             networks=None if calibration is None else calibration.networks,
             beyond=beyond,
+        )
+
+    def beyond(self, ms: float) -> str:
+        """Return what to know of networks that are predicted to take so long; empty where it is tried."""
+        calibration = self.table.calibration
+        if calibration is None or calibration.reaches(ms):
+            return ""
+        return (
+            f"beyond the {calibration.networks} networks of {calibration.least_ms:.3g} to"
+            f" {calibration.most_ms:.3g} ms that the interval rests on: nothing supports its width"
         )
 
     def predict_genotypes(self, space: SearchSpace, genotypes: npt.ArrayLike) -> Predictions:
@@ -328,15 +338,6 @@ class LatencyPredictor:
             width += excess * (fit.half_width if fit is not None else 0.0)
         factor = np.exp(width)
         return Predictions(ms, ms / factor, ms * factor)
-
-
-def _beyond(calibration: Calibration | None, ms: float) -> str:
-    if calibration is None or calibration.reaches(ms):
-        return ""
-    return (
-        f"beyond the {calibration.networks} networks of {calibration.least_ms:.3g} to"
-        f" {calibration.most_ms:.3g} ms that the interval rests on: nothing supports its width"
-    )
 
 
 def _guessed(rows: Sequence[Row]) -> bool:

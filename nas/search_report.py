@@ -23,6 +23,7 @@ __all__ = [
     "error_bar",
     "gain_words",
     "neighbours",
+    "out_of_reach",
     "shortfall",
     "ties_of",
     "ties_words",
@@ -124,6 +125,28 @@ def error_bar(
         f"{budget} within the table's error bar: the space's fastest network takes {bar}, and the table"
         " hardly tells those within the budget from it"
     )
+
+
+def out_of_reach(
+    constraint: Constraint, pricing: Pricing, predictors: Mapping[str, LatencyPredictor]
+) -> str | None:
+    """Return what has to be said where the networks that use up a latency budget are unlike all measured.
+
+    How wide an interval has to be is known from the networks that a table is calibrated on. Of networks that
+    are much faster or slower it is a guess, and so is whether they keep the budget.
+
+    Returns
+    -------
+    str or None
+        One line; None for other costs, and for budgets within the calibration.
+    """
+    target = constraint.objective.target
+    if target is None:
+        return None
+    predictor, space = predictors[target], pricing.space
+    largest = predictor.predict(space.largest().blocks(space.joints))
+    beyond = predictor.beyond(largest.ms * min(constraint.upper / largest.high_ms, 1.0))
+    return f"networks that use up {constraint.upper:.4g} ms on {target} are {beyond}" if beyond else None
 
 
 def shortfall(result: SearchResult) -> list[str]:

@@ -47,7 +47,15 @@ from nas.search.executors import Executor
 from nas.search.noise import resampled
 from nas.search.result import Record
 from nas.search.shared import SharedEvaluations
-from nas.search_report import Neighbours, caveats, claims_json, error_bar, neighbours, shortfall
+from nas.search_report import (
+    Neighbours,
+    caveats,
+    claims_json,
+    error_bar,
+    neighbours,
+    out_of_reach,
+    shortfall,
+)
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import Standing, standing
 from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch, space_from_config
@@ -533,7 +541,11 @@ class _Plan:
                 pricing = Pricing(
                     space, budget.constraints, [UpperEnd(predictors[t]) for t in used if t is not None]
                 )
-                notes = [error_bar(c, pricing, predictors) for c in budget.constraints]
+                notes = [
+                    say(c, pricing, predictors)
+                    for c in budget.constraints
+                    for say in (error_bar, out_of_reach)
+                ]
                 told = tuple(text for text in notes if text)
                 for line in told:
                     note(line)

@@ -51,6 +51,20 @@ def test_the_whole_of_a_space_and_a_huge_one(script: ModuleType, monkeypatch: py
             script.stratified(space, n, 0)
 
 
+def test_a_part_of_a_space(script: ModuleType) -> None:
+    whole = litepose_native(joints=14)
+    config = {"kind": "litepose-native", "joints": 14}
+    part = script.part_of(whole, config, ["resolutions=[256]", "multipliers=[1, 0.5]"])
+    genotypes = script.drawn(part, "all", 0)
+    assert len(np.unique(genotypes, axis=0)) == part.count() == 256
+    assert all(part.decode(genotype) in whole for genotype in genotypes)
+    assert len(script.drawn(part, "20", 0)) == 20
+    with pytest.raises(InputError, match=r"--space: 'resolution' would be \[192\], but the run's space has"):
+        script.part_of(whole, config, ["resolutions=[192, 256]"])
+    with pytest.raises(InputError, match="--networks is a number or 'all', not 'most'"):
+        script.drawn(part, "most", 0)
+
+
 def test_a_stopped_recording_goes_on(script: ModuleType, tmp_path: Path) -> None:
     class Stopped(Analytic):
         def evaluate(self, arch: Arch) -> Evaluation:

@@ -36,7 +36,7 @@ from nas.search import (
 )
 from nas.search.budgets import parse_like, parse_min_ap
 from nas.search.result import Record
-from nas.search_report import error_bar, neighbours
+from nas.search_report import error_bar, neighbours, out_of_reach
 from search_spaces import BudgetError, InputError, get_arch, write_arch
 from tests.nas.problems import MacsPricer, small_space
 
@@ -317,6 +317,31 @@ def test_a_budget_within_a_tables_error_bar_is_flagged(factor: float, told: str 
     possible = pricing.feasible_count()
     assert (possible == 0) == (factor < 1 / 0.9)
     assert error_bar(Constraint(MACS, 1e9), pricing, {PHONE.name: known}) is None
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "factor", "told"),
+    [
+        (0.5, 2.0, 0.9, False),
+        (0.5, 2.0, 50.0, False),  # no network of the space uses that up
+        (3.0, 9.0, 0.9, True),
+        (0.001, 0.01, 50.0, True),
+    ],
+)
+def test_a_budget_beyond_the_measured_networks_is_flagged(
+    least: float, most: float, factor: float, told: bool
+) -> None:
+    slowest = predictor(0.1).predict(SPACE.largest().blocks(SPACE.joints)).ms
+    table = predictor(0.1).table
+    assert table.calibration is not None
+    reach = replace(table.calibration, least_ms=least * slowest, most_ms=most * slowest)
+    known = LatencyPredictor(replace(table, calibration=reach))
+    budget = Constraint(latency(PHONE.name), factor * slowest)
+    found = out_of_reach(budget, Pricing(SPACE, [budget], [UpperEnd(known)]), {PHONE.name: known})
+    assert (found is not None) == told
+    if found is not None:
+        assert found.startswith(f"networks that use up {budget.upper:.4g} ms on {PHONE.name} are beyond the ")
+    assert out_of_reach(Constraint(MACS, 1e9), Pricing(SPACE), {}) is None
 
 
 def test_a_sharp_table_flags_only_what_is_close() -> None:
