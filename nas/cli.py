@@ -720,8 +720,8 @@ def plot(
     Example: nas plot runs/synthetic
     """
     from nas.console import print_json
+    from nas.drawing import draw_study, draw_together
     from nas.run import RunDirectory
-    from nas.searching import draw_study, draw_together
 
     directory = RunDirectory.open(run)
     names = _studies(directory, study)

@@ -25,7 +25,8 @@ from nas.plot import plot_front
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.search import SearchResult
-from nas.searching import Study, run_search, united
+from nas.searching import Study, run_search
+from nas.studies import united
 from nas.train import make_evaluator, prepare, train
 from search_spaces import SearchSpace, arch_from_json
 from search_spaces.files import write_bytes, write_json

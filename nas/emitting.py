@@ -28,7 +28,8 @@ from nas.run import RunDirectory, environment
 from nas.search import Constraint, SearchResult, parse_constraints
 from nas.search.result import Record
 from nas.search_report import ties_of
-from nas.searching import load_result, search_context
+from nas.searching import search_context
+from nas.studies import load_result
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import standing
 from search_spaces import (

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from latency_tables import Prediction
     from nas.search.result import Record, SearchResult
+    from search_spaces import Arch
     from supernet.pose.bootstrap import Interval
 
 __all__ = ["FRONT", "Reference", "View", "plot_front", "plot_progress", "require_evaluated"]
@@ -39,7 +40,9 @@ _CHOSEN, _BUDGET, _PUBLISHED = "#d1273f", "#b45309", "#7c3aed"
 # Samples of viridis: small inputs are light, large ones dark, also in grey and for colour-blind eyes.
 _RAMP = ("#a5db36", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e")
 _CALLOUTS: Final = 3
-"""More networks than so many are marked by letters, which the legend explains."""
+"""More networks than so many are marked by letters, which the caption explains."""
+_LONG: Final = 30
+"""So are those with longer names."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +200,19 @@ class View:
         return [mark for mark in self.lines(objective) if _between(mark, objective, across)]
 
     @cached_property
+    def stars(self) -> tuple[tuple[tuple[str, ...], Record], ...]:
+        """The chosen networks, each once with all its names, the highest AP first."""
+        names: dict[Arch, list[str]] = {}
+        for name, record in self.marked.items():
+            names.setdefault(record.arch, []).append(name)
+        records = {record.arch: record for record in self.marked.values()}
+        found = [(tuple(names[arch]), record) for arch, record in records.items()]
+        return tuple(sorted(found, key=lambda star: -star[1].require_ap()))
+
+    @cached_property
     def letters(self) -> Mapping[str, str]:
         """The letter that marks each chosen network, by name; empty where there is room for their names."""
-        if len(self.marked) <= _CALLOUTS:
+        if len(self.marked) <= _CALLOUTS and all(len(name) <= _LONG for name in self.marked):
             return {}
         return {name: string.ascii_uppercase[i % 26] for i, name in enumerate(self.marked)}
 
@@ -304,11 +317,16 @@ def plot_front(
             fontsize=12.5,
             fontweight="bold",
         )
-        if caption is not None:
-            # Shares the first panel's heading, which a picture of a front leaves free.
-            words = textwrap.fill(caption, 100 if columns == 1 else 170)
+        lines = [] if caption is None else [caption]
+        for name, letter in view.letters.items():
+            record = view.marked[name]
+            costs = ", ".join(x.format(record.value(x)) for x in axes_of)
+            lines.append(f"{letter}: {name}: AP {record.require_ap():.3f}, {costs}")
+        if lines:
+            # Share the first panel's heading, which a picture of a front leaves free.
+            words = "\n".join(textwrap.fill(line, 100 if columns == 1 else 170) for line in lines)
             top = strips[0] if apart else panels[0]
-            top.set_title(words, fontsize=8.5, fontweight="normal", color=MUTED)
+            top.set_title(words, fontsize=8.5, fontweight="normal", color=MUTED, linespacing=1.4)
         figure.legend(
             handles=_legend(view, axes_of),
             loc="outside lower center",
@@ -566,19 +584,19 @@ def _published_strip(strip: Axes, panel: Axes, view: View, objective: Objective,
 
 def _mark(panel: Axes, view: View, objective: Objective) -> None:
     """Mark the chosen networks: with their numbers, or by letters where they are many."""
-    highest = max(view.marked.values(), key=lambda record: record.require_ap(), default=None)
-    for name, record in sorted(view.marked.items(), key=lambda item: -item[1].require_ap()):
+    for place, (names, record) in enumerate(view.stars):
         spot = record.value(objective) / objective.scale, record.require_ap()
         panel.scatter(*spot, marker="*", s=230, color=_CHOSEN, edgecolors="white", linewidths=1.0, zorder=8)
-        if name in view.letters:
-            panel.annotate(
-                view.letters[name], spot, xytext=(-6, 6), textcoords="offset points", fontsize=9.5,
-                fontweight="bold", color=_CHOSEN, ha="right", zorder=9,
+        if view.letters:
+            told = panel.annotate(
+                " ".join(view.letters[name] for name in names), spot, xytext=(-7, 7),
+                textcoords="offset points", fontsize=9.5, fontweight="bold", color=_CHOSEN, ha="right",
+                zorder=9,
             )  # fmt: skip
+            told.set_in_layout(False)
         else:
             cost = objective.format(record.value(objective))
-            first = highest is not None and record.arch == highest.arch
-            _callout(panel, name, spot, cost, record, first=first)
+            _callout(panel, ", ".join(names), spot, cost, record, first=place == 0)
 
 
 def _callout(
@@ -591,12 +609,13 @@ def _callout(
     left = (spot[0] - low) / (high - low) > 0.36
     # A lower one hangs below its spot, where a higher one's text cannot reach.
     away = ((-24, 18) if left else (18, 18)) if first else ((-24, -58) if left else (18, -58))
-    panel.annotate(
+    told = panel.annotate(
         text, spot, xytext=away, textcoords="offset points", va="bottom" if first else "top",
         ha="right" if left else "left", fontsize=8.5, color=_CHOSEN, zorder=9, linespacing=1.35,
         bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": _CHOSEN, "linewidth": 0.8},
         arrowprops={"arrowstyle": "-", "color": _CHOSEN, "linewidth": 0.8, "shrinkB": 7},
     )  # fmt: skip
+    told.set_in_layout(False)
 
 
 def _legend(view: View, axes: Sequence[Objective]) -> list[Line2D]:
@@ -624,12 +643,7 @@ def _legend(view: View, axes: Sequence[Objective]) -> list[Line2D]:
     if any(latency is not None for _, _, latency in bars):
         handles.append(dot("latency: predicted interval", marker="_", **bar))
     star: dict[str, Any] = {"color": _CHOSEN, "markeredgecolor": "white"}
-    if view.letters:
-        handles += [
-            dot(f"{name} (AP {view.marked[name].require_ap():.3f})", marker=f"${letter}$", color=_CHOSEN)
-            for name, letter in view.letters.items()
-        ]
-    elif view.marked:
+    if view.marked:
         handles.append(dot("chosen", **star, marker="*", **{"markersize": 12}))
     if view.named:
         handles.append(dot("named", marker="D", markerfacecolor="white", markeredgecolor=INK))

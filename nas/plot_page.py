@@ -33,8 +33,8 @@ __all__ = ["page_data", "write_page"]
 
 _READING: Final = (
     "Bars on the front: AP's 95% interval over the search images; a latency's predicted interval, with a"
-    " stroke at the expectation. A spot stands at the interval's upper end, which budgets are held against. A dotted"
-    " step of the front gains no more than the noise of the images: a tie is not a win."
+    " stroke at the expectation. A spot stands at the interval's upper end, which budgets are held against. A"
+    " dotted step of the front gains no more than the noise of the images: a tie is not a win."
 )
 _MILLION: Final = 1e6
 _FEW_MACS: Final = 1e8

@@ -12,21 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
-
 from latency_tables import LatencyPredictor
-from nas.beside import Beside, beside
 from nas.config import to_plain
-from nas.console import note, note_once, progress_bar
+from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
+from nas.drawing import draw_study
 from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors, quantised_promise
-from nas.pareto import choose
-from nas.plot import View, plot_front, plot_progress
-from nas.plot_choices import choice_marginals, plot_choices
-from nas.plot_page import write_page
 from nas.run import RunDirectory
 from nas.search import (
-    MACS,
     Budget,
     BudgetText,
     Constraint,
@@ -56,11 +49,12 @@ from nas.search_report import (
     out_of_reach,
     shortfall,
 )
+from nas.studies import chosen_in, load_result, united
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import Standing, standing
-from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch, space_from_config
+from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch
 from search_spaces.errors import did_you_mean
-from search_spaces.files import read_json, write_json, write_text
+from search_spaces.files import write_json, write_text
 from supernet.evaluator import SubnetEvaluator
 
 __all__ = [
@@ -70,7 +64,6 @@ __all__ = [
     "Studies",
     "Study",
     "draw_study",
-    "draw_together",
     "load_result",
     "run_search",
     "run_searches",
@@ -106,7 +99,7 @@ class Study:
     @cached_property
     def chosen(self) -> Record | None:
         """The network that answers the search; None where none reaches the AP asked for."""
-        return _chosen(self.result)[0]
+        return chosen_in(self.result)[0]
 
     def caveats(self) -> list[str]:
         """Return what has to be said beside the front: of budget and ranking, and which steps are ties."""
@@ -115,7 +108,7 @@ class Study:
 
     def summary(self) -> dict[str, Any]:
         """Return what ``nas search --json`` prints."""
-        chosen, why = _chosen(self.result)
+        chosen, why = chosen_in(self.result)
         front = self.result.front()
         claims = claims_json(front, self.trust)
         beside = None if chosen is None else neighbours(chosen, front, self.result.axis()).to_json()
@@ -183,7 +176,7 @@ class Studies:
     def _answer(self, study: Study) -> Answer:
         bounds = study.result.constraints
         pool = replace(self.together, objectives=study.result.objectives, min_ap=study.result.min_ap)
-        chosen, why = _chosen(pool, bounds)
+        chosen, why = chosen_in(pool, bounds)
         if chosen is None:
             return Answer(study, None, why, "", None)
         axis = pool.axis()
@@ -214,54 +207,6 @@ class Studies:
             "networks": len(self.together.evaluated),
             "evaluations": self.seconds(),
         }
-
-
-def _chosen(result: SearchResult, constraints: Sequence[Constraint] = ()) -> tuple[Record | None, str]:
-    """Return the network chosen, or None and why there is none."""
-    try:
-        return choose(result, constraints), ""
-    except BudgetError as error:
-        return None, str(error)
-
-
-def united(
-    results: Sequence[SearchResult], space: SearchSpace, predictors: Mapping[str, LatencyPredictor]
-) -> SearchResult:
-    """Return one result with every network that one of several evaluated, each once, priced on every target.
-
-    Its records are in the order of the results and their trials, and numbered so; it has no constraints.
-
-    Parameters
-    ----------
-    results
-        Of the same space and context.
-    space
-        Their space.
-    predictors
-        By target.
-    """
-    known: dict[str, Record] = {}
-    for result in results:
-        for record in result.evaluated:
-            known.setdefault(record.arch.id, record)
-    genotypes = np.array([space.encode(record.arch) for record in known.values()], dtype=np.int64)
-    genotypes = genotypes.reshape(-1, len(space.shape))
-    prices = {
-        name: UpperEnd(predictor).latency_ms(space, genotypes) if known else np.empty(0)
-        for name, predictor in predictors.items()
-    }
-    records = tuple(
-        replace(
-            record,
-            trial=i,
-            latency_ms={name: float(values[i]) for name, values in prices.items()},
-            feasible=True,
-        )
-        for i, record in enumerate(known.values())
-    )
-    return replace(
-        results[0], study="united", targets=tuple(prices), constraints=(), min_ap=None, records=records
-    )
 
 
 class SearchEvaluator:
@@ -649,166 +594,3 @@ def _executor(name: str, workers: int, address: str | None) -> Executor:
     if name == "ray":
         return RayExecutor(workers=workers, address=address)
     raise InputError(f"--executor: unknown '{name}'{did_you_mean(name, EXECUTORS)}")
-
-
-def load_result(run: RunDirectory, study: str) -> SearchResult:
-    """Return the result of one of the run's studies."""
-    path = run.study(study) / "result.json"
-    return SearchResult.from_json(read_json(path, "search result"), f"search result '{path}'")
-
-
-def draw_study(
-    run: RunDirectory,
-    study: str,
-    output: Path | None = None,
-    tables: Sequence[Path] | None = None,
-    reference: str = "costs",
-) -> list[Path]:
-    """Draw a study; return the files: front (``pareto``), ``progress`` and ``choices``.
-
-    Parameters
-    ----------
-    run, study
-        The study's run, and its name.
-    output
-        In which folder a folder of the study's name is made; by default the study's own is taken.
-    tables
-        Further folders of latency tables.
-    reference
-        What is shown of published networks; see :func:`nas.beside.beside`.
-
-    Raises
-    ------
-    InputError
-        If the study has no result, or ``reference`` is unknown.
-    RunError
-        If nothing was evaluated in it.
-    """
-    result = load_result(run, study)
-    chosen, _ = _chosen(result)
-    folder = output / study if output is not None else run.study(study)
-    names: dict[str, Record] = {} if chosen is None else {"chosen": chosen}
-    made = draw_result(run, result, folder, names, tables=tables, reference=reference)
-    return [*made, *plot_progress(result, folder / "progress")]
-
-
-def draw_together(
-    run: RunDirectory,
-    studies: Sequence[str],
-    output: Path | None = None,
-    tables: Sequence[Path] | None = None,
-    reference: str = "costs",
-) -> list[Path]:
-    """Draw several studies as one search; return the files, none where there are no two to be put together.
-
-    Every network that one of them evaluated is shown, on every target that they priced and that has a table,
-    and the one chosen for each study's budget among all of them. Studies whose APs rest on something else
-    than those of the latest one are left out, with a note.
-
-    Parameters
-    ----------
-    run, output, tables, reference
-        As of :func:`draw_study`; by default the folder of all studies is taken.
-    studies
-        Their names, the oldest first.
-    """
-    results = {name: load_result(run, name) for name in studies}
-    results = {name: result for name, result in results.items() if result.evaluated}
-    latest = next(reversed(results.values()), None)
-    for name, result in list(results.items()):
-        if latest is not None and result.context != latest.context:
-            note(
-                f"the study '{name}' rests on other weights, images or settings than the latest; it is left out"
-            )
-            del results[name]
-    if latest is None or len(results) < 2:
-        return []
-    targets = dict.fromkeys(target for result in results.values() for target in result.targets)
-    predictors = _tables_of(run, tuple(targets), tables)
-    space = space_from_config(run.recipe.space, "space", joints=latest.joints)
-    found = united(list(results.values()), space, predictors)
-    bounds = [c for result in results.values() for c in result.constraints]
-    known = tuple(c for c in dict.fromkeys(bounds) if c.objective.target in (None, *predictors))
-    chosen: dict[str, Record] = {}
-    for result in results.values():
-        if all(c in known for c in result.constraints):
-            best, _ = _chosen(replace(found, min_ap=result.min_ap), result.constraints)
-            words = ", ".join(map(str, result.constraints)) or "no budget"
-            if best is not None:
-                chosen.setdefault(words, best)
-    folder = run.folder / "search" if output is None else output
-    together = replace(found, study=f"{len(results)} studies", constraints=known)
-    return draw_result(
-        run, together, folder, chosen, tables=tables, reference=reference, own_budgets=True,
-        heading=f"{len(results)} searches, {len(found.evaluated)} networks evaluated",
-    )  # fmt: skip
-
-
-def draw_result(
-    run: RunDirectory,
-    result: SearchResult,
-    folder: Path,
-    chosen: Mapping[str, Record],
-    *,
-    tables: Sequence[Path] | None = None,
-    reference: str = "costs",
-    own_budgets: bool = False,
-    heading: str | None = None,
-) -> list[Path]:
-    """Draw a result's front as pictures and page (``pareto``), and its ``choices``; return the files.
-
-    Parameters
-    ----------
-    run, result
-        What was found, and in which run.
-    folder
-        Where the files go.
-    chosen
-        The networks to mark, by name.
-    tables, reference
-        As of :func:`draw_study`.
-    own_budgets
-        As of :func:`nas.plot.plot_front`.
-    heading
-        What stands over the pictures, after the run's name.
-    """
-    around, changed = beside(result, run.recipe, _tables_of(run, result.targets, tables), reference)
-    for target in changed:
-        note_once(
-            f"the latency table '{target}' has changed since the search, so the pictures show no intervals of"
-            " its predictions; 'nas search' with the same settings and another --name prices anew"
-        )
-    if reference == "published" and not any(View.of(result, beside=around).shown_lines(x) for x in (MACS,)):
-        note_once("no published network costs as little or as much as those evaluated, so none is shown")
-    title = f"{run.recipe.name}: {heading or f'{len(result.evaluated)} networks evaluated'}"
-    caption = f"Supernet's ranking: {standing(run.folder, result.context).line()}"
-    parts: _Drawn = {"chosen": chosen, "beside": around, "title": title, "caption": caption}
-    made = [*plot_front(result, folder / "pareto", own_budgets=own_budgets, **parts)]
-    made.append(write_page(result, folder / "pareto", own_budgets=own_budgets, run=run.folder, **parts))
-    if not choice_marginals(result):
-        note_once("the networks evaluated do not differ, so there is no picture of choices")
-        return made
-    return [*made, *plot_choices(result, folder / "choices", title=f"{title}: what each choice is worth")]
-
-
-class _Drawn(TypedDict):
-    """What pictures and pages have in common."""
-
-    chosen: Mapping[str, Record]
-    beside: Beside
-    title: str
-    caption: str
-
-
-def _tables_of(
-    run: RunDirectory, targets: Sequence[str], tables: Sequence[Path] | None
-) -> dict[str, LatencyPredictor]:
-    """Return a predictor for each target that has a table; of the others it is told that they have none."""
-    known = known_targets(tables, run)
-    for target in targets:
-        if target not in known:
-            note_once(
-                f"there is no latency table for '{target}' here, so the pictures show no intervals of its"
-                " predictions; --tables names the folder that has it"
-            )
-    return load_predictors([target for target in targets if target in known], tables, run)
