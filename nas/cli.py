@@ -754,7 +754,11 @@ def emit(
     max_latency: MaxLatency = None,
     arch: Annotated[
         str | None,
-        typer.Option("--arch", metavar="FILE", help="This arch (file or name) instead of a searched one."),
+        typer.Option(
+            "--arch",
+            metavar="ARCH",
+            help="This network instead of the best one: a file, a name, or the id of a searched one.",
+        ),
     ] = None,
     study: Annotated[
         str | None, typer.Option(help="Choose from this study only; default: all of the run.")
@@ -778,13 +782,15 @@ def emit(
     from nas.latency_report import emitted_lines
     from nas.run import RunDirectory
     from nas.search_report import ties_words
+    from nas.studies import find_arch
 
+    directory = RunDirectory.open(run)
     emitted = emit_from_run(
-        RunDirectory.open(run),
+        directory,
         max_macs=max_macs,
         max_params=max_params,
         max_latency=max_latency or [],
-        arch=None if arch is None else get_arch(arch),
+        arch=None if arch is None else find_arch(directory, arch),
         study=study,
         tables=tables,
         strict_tables=strict_tables,

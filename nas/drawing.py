@@ -15,6 +15,7 @@ from nas.plot import View, plot_front, plot_progress
 from nas.plot_choices import choice_marginals, plot_choices
 from nas.plot_page import write_page
 from nas.run import RunDirectory
+from nas.search.objectives import MACS
 from nas.search.result import Record, SearchResult
 from nas.studies import chosen_in, load_result, united
 from nas.trust.standing import standing
@@ -157,15 +158,18 @@ def draw_result(
     view = View.of(result, chosen=chosen, beside=around)
     if reference == "published" and not any(map(view.shown_lines, view.axes())):
         note_once("all published networks cost less or more than those evaluated, so none is shown")
-    title = f"{run.recipe.name}: {heading or f'{len(result.evaluated)} networks evaluated'}"
+    looked_at = heading or f"{len(result.evaluated)} networks evaluated"
+    title = f"{run.recipe.name}: {looked_at}"
     caption = f"Supernet's ranking: {standing(run.folder, result.context).line()}"
     parts: _Drawn = {"chosen": chosen, "beside": around, "title": title, "caption": caption}
     made = [*plot_front(result, folder / "pareto", own_budgets=own_budgets, **parts)]
     made.append(write_page(result, folder / "pareto", own_budgets=own_budgets, run=run.folder, **parts))
+    cost = MACS if own_budgets else None
     if not choice_marginals(result):
         note_once("the networks evaluated do not differ, so there is no picture of choices")
         return made
-    return [*made, *plot_choices(result, folder / "choices", title=f"{title}: what each choice is worth")]
+    worth = f"{run.recipe.name}: what each choice is worth, {looked_at}"
+    return [*made, *plot_choices(result, folder / "choices", cost, title=worth)]
 
 
 class _Drawn(TypedDict):

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nas.plot import FRONT, require_evaluated
 from nas.plot_style import FAINT, GRID, INK, MUTED, STYLE, picture_files, save_figure
-from nas.search.importance import Importance, importances
+from nas.search.importance import FEWEST, Importance, importances
 from search_spaces import RunError
 
 if TYPE_CHECKING:
@@ -184,13 +184,12 @@ def plot_choices(
             panel.tick_params(labelleft=place % columns == 0)
         figure.text(
             0.012, 1 - 0.16 / height,
-            title or f"{result.space}: what each choice is worth, {len(result.evaluated)} networks",
+            title or f"{result.space}: what each choice is worth, {len(result.evaluated)} networks evaluated",
             va="top", fontsize=12.5, fontweight="bold",
         )  # fmt: skip
         figure.text(
             0.012, 1 - 0.45 / height,
-            f"Spots: AP less the AP expected of a network with its {_words(cost)}."
-            " Per cent: the choice's share in what all of them explain of AP [95%].",
+            f"Spots: AP less the AP expected of a network with its {_words(cost)}. {_told(shown, result)}",
             va="top", fontsize=8.5, color=MUTED,
         )  # fmt: skip
         figure.legend(handles=_legend(), loc="lower center", ncols=5, frameon=False, fontsize=8.5)
@@ -234,6 +233,13 @@ def _choice_panel(panel: Axes, each: Marginal, low: float, high: float) -> None:
             xytext=(0, 4), textcoords="offset points", ha="right", fontsize=8, color=MUTED,
             annotation_clip=False,
         )  # fmt: skip
+
+
+def _told(shown: Sequence[Marginal], result: SearchResult) -> str:
+    if any(each.importance is not None for each in shown):
+        return "Per cent: the choice's share in what all of them explain of AP [95%]."
+    few = f"{len(result.evaluated)} networks" if len(result.evaluated) < FEWEST else "these networks"
+    return f"How much each choice matters cannot be told from {few}."
 
 
 def _words(cost: Objective) -> str:

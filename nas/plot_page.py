@@ -104,7 +104,9 @@ def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
     different = [name for name in names if len({record.arch[name] for record in result.evaluated}) > 1]
     archs = {arch: name for name, arch in named_archs().items()}
     axes = view.every_axis()
+    stars = {record.arch: names for names, record in view.stars}
     return {
+        "keys": [f"{letter}: {name}" for name, letter in view.letters.items()],
         "axes": [_axis(view, objective, places) for objective in axes],
         "choices": different or names,
         "colours": [[f"{side} px" if side else "", colour] for side, colour in _colours(view)],
@@ -112,7 +114,8 @@ def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
             {
                 "id": record.arch.id,
                 "name": archs.get(record.arch, ""),
-                "marks": [name for name, other in view.marked.items() if other.arch == record.arch],
+                "marks": list(stars.get(record.arch, ())),
+                "label": _label(view, stars.get(record.arch, ())),
                 "status": _status(record),
                 "ap": record.ap,
                 "interval": _interval(record),
@@ -186,6 +189,11 @@ def _colours(view: View) -> list[tuple[int | None, str]]:
     """Return what the colours tell, in order; one entry where they tell nothing."""
     told = list(view.colours.items())
     return told if len({colour for _, colour in told}) > 1 else told[:1]
+
+
+def _label(view: View, names: Sequence[str]) -> str:
+    """Return what stands at a chosen network: its letters, or its names where there is room for these."""
+    return " ".join(view.letters[name] for name in names) if view.letters else ", ".join(names)
 
 
 def _status(record: Record) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,16 +15,34 @@ from nas.pareto import choose
 from nas.run import RunDirectory
 from nas.search.objectives import Constraint
 from nas.search.result import Record, SearchResult
-from search_spaces import BudgetError, SearchSpace
+from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch
 from search_spaces.files import read_json
 
-__all__ = ["chosen_in", "load_result", "united"]
+__all__ = ["chosen_in", "find_arch", "load_result", "united"]
 
 
 def load_result(run: RunDirectory, study: str) -> SearchResult:
     """Return the result of one of the run's studies."""
     path = run.study(study) / "result.json"
     return SearchResult.from_json(read_json(path, "search result"), f"search result '{path}'")
+
+
+def find_arch(run: RunDirectory, text: str) -> Arch:
+    """Return the arch that a text names: an id of a network that a study of the run has looked at, or what
+    :func:`search_spaces.get_arch` knows.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    if re.fullmatch("[0-9a-f]{12}", text) is None or Path(text).exists():
+        return get_arch(text)
+    for name in reversed(run.studies()):
+        for record in load_result(run, name).records:
+            if record.arch.id == text:
+                return record.arch
+    raise InputError(f"no search of '{run.folder}' has looked at a network with the id '{text}'")
 
 
 def chosen_in(result: SearchResult, constraints: Sequence[Constraint] = ()) -> tuple[Record | None, str]:

@@ -183,7 +183,7 @@
       if (network.marks.length) {
         shape(svg, "polygon", { points: star(atX, atY, 11), fill: CHOSEN, stroke: "#fff" });
         shape(svg, "text", { x: atX - 10, y: atY - 10, "text-anchor": "end", class: "label" },
-          network.marks.join(", "));
+          network.label);
       } else if (network.name) {
         shape(svg, "text", { class: "named", x: atX + 9, y: atY + 14 }, network.name);
       }
@@ -257,7 +257,8 @@
       return made;
     };
     const parts = [
-      element("h2", {}, [network.id, network.name, ...network.marks].filter(Boolean).join(", ")),
+      element("h2", {}, [network.id, network.name].filter(Boolean).join(", ")),
+      ...network.marks.map((text) => element("p", { class: "marks" }, text)),
       button("copy id", network.id),
     ];
     if (data.emit) {
@@ -274,7 +275,7 @@
     body.replaceChildren(...axis.front.map((index, place) => {
       const network = data.networks[index], tie = place > 0 && axis.ties[place - 1];
       const cells = [
-        [network.id, network.name, ...network.marks].filter(Boolean).join(", "), ap(network.ap),
+        [network.id, network.name, network.label].filter(Boolean).join(", "), ap(network.ap),
         interval(network.interval).trim(), ...data.axes.map((each) => cost(network, each)), tie ? "tie" : "",
       ];
       return element("tr", {
@@ -323,6 +324,7 @@
 
   byId("title").textContent = data.title;
   byId("caption").textContent = data.caption;
+  byId("keys").append(...data.keys.map((text) => element("p", {}, text)));
   byId("reading").textContent = data.reading;
   const chooser = byId("axis");
   data.axes.forEach((each, i) => chooser.append(element("option", { value: String(i) }, each.label)));
