@@ -492,13 +492,15 @@ def _front_panel(panel: Axes, view: View, objective: Objective) -> None:
 
 def _error_bars(panel: Axes, view: View, objective: Objective) -> None:
     style: dict[str, Any] = {"color": FRONT, "linewidth": 1.0, "zorder": 4.5}
-    for record, ap, latency in view.bars(objective):
+    bars = view.bars(objective)
+    alpha = min(0.45, 10 / max(len(bars), 1))  # many are fainter, so that the front stays in front
+    for record, ap, latency in bars:
         if ap is not None:
-            panel.vlines(record.value(objective) / objective.scale, ap.low, ap.high, alpha=0.45, **style)
+            panel.vlines(record.value(objective) / objective.scale, ap.low, ap.high, alpha=alpha, **style)
         if latency is not None:
             at = record.require_ap()
-            panel.hlines(at, latency.low_ms, latency.high_ms, alpha=0.3, **style)
-            panel.plot([latency.ms], [at], marker="|", markersize=5, alpha=0.45, **style)
+            panel.hlines(at, latency.low_ms, latency.high_ms, alpha=0.7 * alpha, **style)
+            panel.plot([latency.ms], [at], marker="|", markersize=5, alpha=alpha, **style)
 
 
 def _spot(item: Record | Reference, objective: Objective) -> tuple[float, float] | None:
@@ -563,19 +565,25 @@ def _published_strip(strip: Axes, panel: Axes, view: View, objective: Objective,
     strip.grid(color=GRID, linewidth=0.8)
     strip.set_axisbelow(True)
     strip.set_ylabel(f"AP published\non {data.name}", color=_PUBLISHED, fontsize=8)
-    strip.set_ylim(min(data.ap.values()) - 0.06, max(data.ap.values()) + 0.06)
-    for mark in view.shown_lines(objective):
+    strip.set_ylim(min(data.ap.values()) - 0.1, max(data.ap.values()) + 0.16)
+    left, right = strip.get_xlim()
+    told = sorted(
+        ((mark.cost / objective.scale, mark) for mark in view.shown_lines(objective)), key=lambda m: m[0]
+    )
+    for place, (at, mark) in enumerate(told):
         if mark.ap is None:
             continue
-        at = mark.cost / objective.scale
         strip.axvline(at, color=_PUBLISHED, linewidth=1.0, linestyle=(0, (1, 2)), alpha=0.8, zorder=1.5)
         strip.scatter(at, mark.ap, **_PUBLISHED_SPOT)
-        right = at > sum(strip.get_xlim()) / 2
+        share = (at - left) / (right - left)
+        side = "left" if share < 0.1 else "right" if share > 0.9 else "center"
+        # In turn below and above: those with similar costs have similar APs.
+        under = place % 2 == 0
         strip.annotate(
-            f"{mark.name} {mark.ap:.3f}", (at, mark.ap), xytext=(-7 if right else 7, 0),
-            textcoords="offset points", va="center", ha="right" if right else "left", fontsize=8,
+            f"{mark.name} {mark.ap:.3f}", (at, mark.ap), xytext=(0, -7 if under else 7),
+            textcoords="offset points", va="top" if under else "bottom", ha=side, fontsize=8,
             color=_PUBLISHED,
-        )  # fmt: skip
+        ).set_in_layout(False)  # fmt: skip
     strip.annotate(
         "measured on other images: not comparable with the panel below", (0.008, 0.94),
         xycoords="axes fraction", va="top", fontsize=8, color=MUTED,

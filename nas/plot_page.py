@@ -26,7 +26,7 @@ from search_spaces.files import write_text
 from search_spaces.registry import named_archs
 
 if TYPE_CHECKING:
-    from nas.beside import Beside, Landmark
+    from nas.beside import Beside
     from nas.search.result import Record, SearchResult
 
 __all__ = ["page_data", "write_page"]
@@ -106,7 +106,7 @@ def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
     axes = view.every_axis()
     stars = {record.arch: names for names, record in view.stars}
     return {
-        "keys": [f"{letter}: {name}" for name, letter in view.letters.items()],
+        "keys": [*(f"{letter}: {name}" for name, letter in view.letters.items()), *_published_words(view)],
         "axes": [_axis(view, objective, places) for objective in axes],
         "choices": different or names,
         "colours": [[f"{side} px" if side else "", colour] for side, colour in _colours(view)],
@@ -127,7 +127,7 @@ def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
                 },
                 "colour": view.colours.get(resolution(record), "#5c6b7a"),
                 "values": [record.arch[name] for name in different or names],
-                **{"origin": record.origin, "generation": record.generation, "trial": record.trial},
+                **{"origin": record.origin, "generation": record.generation},
                 **{"seconds": None if record.ap is None else record.seconds, "reused": record.reused},
             }
             for record in records
@@ -169,7 +169,7 @@ def _axis(view: View, objective: Objective, places: Mapping[int, int]) -> dict[s
         "published": [
             {
                 "value": mark.cost / scale,
-                "text": _landmark_words(view, mark, objective),
+                "text": mark.words(objective),
                 "ap": mark.ap if view.beside.comparable else None,
             }
             for mark in view.shown_lines(objective)
@@ -177,12 +177,15 @@ def _axis(view: View, objective: Objective, places: Mapping[int, int]) -> dict[s
     }
 
 
-def _landmark_words(view: View, mark: Landmark, objective: Objective) -> str:
+def _published_words(view: View) -> list[str]:
+    """Return the published APs of the networks shown, in a line, if these are to be told."""
     data = view.beside.data
-    if data is None or mark.ap is None:
-        return mark.words(objective)
-    images = data.name if view.beside.comparable else f"{data.name}, other images"
-    return f"{mark.words(objective)}; AP {mark.ap:.3f} on {images}"
+    shown = {m.name: m.ap for objective in view.every_axis() for m in view.shown_lines(objective)}
+    told = ", ".join(f"{name} {ap:.3f}" for name, ap in shown.items() if ap is not None)
+    if data is None or not told:
+        return []
+    images = "" if view.beside.comparable else ", other images than here, so not comparable"
+    return [f"APs published on {data.name}{images}: {told} ({data.source})"]
 
 
 def _colours(view: View) -> list[tuple[int | None, str]]:

@@ -166,7 +166,7 @@
     }
     for (const index of shown.has("bars") ? axis.barred.filter((each) => spots.includes(each)) : []) {
       const network = data.networks[index], [atX, atY] = place(index), told = network.latency[axis.key];
-      const style = { stroke: INK, "stroke-opacity": 0.45 };
+      const style = { stroke: INK, "stroke-opacity": Math.min(0.45, 10 / axis.barred.length) };
       if (network.interval) {
         shape(svg, "line", { x1: atX, x2: atX, y1: y(network.interval[0]), y2: y(network.interval[1]), ...style });
       }
@@ -248,7 +248,7 @@
     row("status", KIND_WORDS[kind(selected)]);
     if (network.ap !== null) row("AP", `${ap(network.ap)}${interval(network.interval)}`);
     for (const each of data.axes) row(each.name, cost(network, each));
-    row("found by", `${network.origin}, generation ${network.generation}, trial ${network.trial}`);
+    row("found by", `${network.origin}, generation ${network.generation}`);
     if (network.seconds !== null) row("evaluated in", `${digits(network.seconds, 3)} s`);
     data.choices.forEach((name, i) => row(name, String(network.values[i])));
     const button = (label, text) => {
