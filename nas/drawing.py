@@ -30,6 +30,8 @@ def draw_study(
     output: Path | None = None,
     tables: Sequence[Path] | None = None,
     reference: str = "costs",
+    *,
+    choices: bool = True,
 ) -> list[Path]:
     """Draw a study; return the files: front (``pareto``), ``progress`` and ``choices``.
 
@@ -43,6 +45,8 @@ def draw_study(
         Further folders of latency tables.
     reference
         What is shown of published networks; see :func:`nas.beside.beside`.
+    choices
+        Whether choices are drawn, too.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def draw_study(
     chosen, _ = chosen_in(result)
     folder = output / study if output is not None else run.study(study)
     names: dict[str, Record] = {} if chosen is None else {"chosen": chosen}
-    made = draw_result(run, result, folder, names, tables=tables, reference=reference)
+    made = draw_result(run, result, folder, names, tables=tables, reference=reference, choices=choices)
     return [*made, *plot_progress(result, folder / "progress")]
 
 
@@ -129,6 +133,7 @@ def draw_result(
     *,
     tables: Sequence[Path] | None = None,
     reference: str = "costs",
+    choices: bool = True,
     own_budgets: bool = False,
     heading: str | None = None,
 ) -> list[Path]:
@@ -142,7 +147,7 @@ def draw_result(
         Where the files go.
     chosen
         The networks to mark, by name.
-    tables, reference
+    tables, reference, choices
         As of :func:`draw_study`.
     own_budgets
         As of :func:`nas.plot.plot_front`.
@@ -164,6 +169,8 @@ def draw_result(
     parts: _Drawn = {"chosen": chosen, "beside": around, "title": title, "caption": caption}
     made = [*plot_front(result, folder / "pareto", own_budgets=own_budgets, **parts)]
     made.append(write_page(result, folder / "pareto", own_budgets=own_budgets, run=run.folder, **parts))
+    if not choices:
+        return made
     cost = MACS if own_budgets else None
     if not choice_marginals(result):
         note_once("the networks evaluated do not differ, so there is no picture of choices")

@@ -558,7 +558,7 @@ class _Plan:
         write_json(job.folder / "result.json", written)
         write_text(job.folder / "result.csv", result.to_csv())
         if result.evaluated:
-            draw_study(run, job.folder.name, None, self.tables)
+            draw_study(run, job.folder.name, tables=self.tables, choices=False)
         if result.stopped == "exhausted":
             note("every network within the budget is known; the search ended early")
         if result.stopped == "interrupted":

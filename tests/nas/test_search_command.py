@@ -47,7 +47,7 @@ def asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Evaluation(ap, {"AP50": ap}, 0.5, resamples=pack(np.clip(ap + noise + own, 0, 1)))
 
     monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", evaluate)
-    monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments: None)
+    monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments, **options: None)
     return asked
 
 
