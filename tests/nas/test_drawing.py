@@ -63,10 +63,12 @@ def bounds() -> tuple[Constraint, Constraint]:
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures that take time are not drawn; pages are written."""
+
+    def files(result: SearchResult, path: Path, *_: object, **__: object) -> tuple[Path, ...]:
+        return path.with_suffix(".png"), path.with_suffix(".svg")
+
     for name in ("plot_front", "plot_progress", "plot_choices"):
-        monkeypatch.setattr(
-            nas.drawing, name, lambda result, path, *_, **__: (Path(path).with_suffix(".png"),)
-        )
+        monkeypatch.setattr(nas.drawing, name, files)
 
 
 def page_of(path: Path) -> Any:
