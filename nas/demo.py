@@ -19,9 +19,9 @@ from latency_tables import LatencyPredictor, ProfileSettings, local_target
 from nas.config import apply_overrides
 from nas.console import note, print_table, progress_bar
 from nas.data import Datasets, open_datasets
+from nas.drawing import draw_result
 from nas.emitting import Emitted, emit_from_run
 from nas.latency import UpperEnd, profile_space
-from nas.plot import plot_front
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.search import SearchResult
@@ -177,8 +177,7 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
             f"best under {budget}": next(r for r in merged.records if r.arch == study.result.best().arch)
             for study, budget in zip(studies, (max_macs, max_latency.split("@")[0]), strict=True)
         }
-        title = "nas demo: LitePose on drawn people"
-        plot_front(merged, run.folder / "pareto", chosen=chosen, title=title, own_budgets=True)
+        draw_result(run, merged, run.folder, chosen, choices=False, own_budgets=True)
         draw_predictions(run, data, emitted["macs"], run.folder / "predictions.png")
         untrained = _untrained_ap(run, data, space, emitted["macs"])
     report = _report(
@@ -221,7 +220,11 @@ def _report(
         "networks": networks,
         "untrained_ap_val": round(untrained, 4),
         "target": target,
-        "files": ["pareto.png", "pareto.svg", "predictions.png", "emitted/macs", "emitted/latency"],
+        "files": [
+            *(f"pareto.{kind}" for kind in ("png", "svg", "html")),
+            "predictions.png",
+            *(f"emitted/{name}" for name in emitted),
+        ],
         "seconds": {**clock.seconds, "all": round(sum(clock.seconds.values()), 1)},
     }
 
@@ -247,5 +250,6 @@ def _show(report: dict[str, Any], target: str) -> None:
     print_table(f"found in {report['seconds']['all']:.0f} s; latency on {target}", columns, rows)
     print(f"the same network untrained: AP {report['untrained_ap_val']:.3f}")
     print(
-        f"look at {report['run']}/pareto.png and predictions.png; the networks are in {report['run']}/emitted"
+        f"look at {report['run']}/pareto.png (or .html) and predictions.png; the networks are in"
+        f" {report['run']}/emitted"
     )
