@@ -94,11 +94,11 @@ def best_within(answer: Answer, table: Table, predictors: Mapping[str, LatencyPr
     return {"best_ap_search": float(table.aps[within].max()), "networks_within": int(within.sum())}
 
 
-def described(answer: Answer, card: Mapping[str, Any] | None) -> dict[str, Any]:
+def described(budget: str, answer: Answer, card: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what one budget's search came to."""
     summary = answer.study.summary()
     found: dict[str, Any] = {
-        "budget": summary["budget"],
+        "budget": budget,
         "evaluations": summary["evaluations"],
         "duplicates": summary["duplicates"],
         "caveats": summary["caveats"],
@@ -151,20 +151,28 @@ def cost_words(report: Mapping[str, Any]) -> str:
 
 
 def carry_out(
-    run: RunDirectory, budgets: Sequence[str], evaluations: int, table: Table | None, picture: Path | None
+    run: RunDirectory,
+    budgets: Sequence[str],
+    evaluations: int,
+    sampler: str,
+    table: Table | None,
+    picture: Path | None,
 ) -> dict[str, Any]:
     """Search, emit and measure; return the report."""
     data = open_datasets(run.recipe)
     seconds = {"training": training_seconds(run)}
     began = time.perf_counter()
-    studies: Studies = run_searches(run, budgets, evaluations=evaluations, data=data)
+    studies: Studies = run_searches(run, budgets, evaluations=evaluations, sampler=sampler, data=data)
     seconds["search"], began = time.perf_counter() - began, time.perf_counter()
     cards: dict[str, Mapping[str, Any]] = {}
     for answer in studies.answers:
         if answer.chosen is not None and (arch := answer.chosen.arch).id not in cards:
             cards[arch.id] = emit(run, data, arch, run.folder / "emitted" / arch.id).card
     seconds["emit"] = time.perf_counter() - began
-    answers = [described(a, None if a.chosen is None else cards[a.chosen.arch.id]) for a in studies.answers]
+    answers = [
+        described(text, a, None if a.chosen is None else cards[a.chosen.arch.id])
+        for text, a in zip(budgets, studies.answers, strict=True)
+    ]
     if table is not None:
         predictors = load_predictors(studies.together.targets, None, run)
         for each, a in zip(answers, studies.answers, strict=True):
@@ -225,6 +233,7 @@ def main() -> None:
     options.add_argument("run", type=Path, help="a run directory with a trained supernet")
     options.add_argument("--budget", action="append", help=f"in words (default: {', '.join(BUDGETS)})")
     options.add_argument("--evaluations", type=int, default=24, help="for each budget (default: %(default)s)")
+    options.add_argument("--sampler", default="guided", help="of the searches (default: %(default)s)")
     options.add_argument("--table", type=Path, help="a recorded table of the whole space")
     options.add_argument("--name", help="of the record (default: full-job-RECIPE)")
     options.add_argument("--record", action="store_true", help="write NAME.json, NAME.md and NAME.png")
@@ -237,7 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="full-job-") as scratch:
         run = copied(source, Path(scratch) / "run")
         picture = given.results / f"{name}.png" if given.record else None
-        report = carry_out(run, budgets, given.evaluations, table, picture)
+        report = carry_out(run, budgets, given.evaluations, given.sampler, table, picture)
         space = run.recipe.build_space(open_datasets(run.recipe).skeleton)
     words = "".join(f" --budget {shlex.quote(text)}" for text in given.budget or ())
     report |= {
@@ -247,8 +256,7 @@ def main() -> None:
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
         "command": f"python experiments/full_job.py RUN{words} --evaluations {given.evaluations}"
-        + (" --table TABLE" if given.table else "")
-        + " --record",
+        f" --sampler {given.sampler}" + (" --table TABLE" if given.table else "") + " --record",
     }
     print_table(f"{report['run']}: {len(budgets)} budgets", COLUMNS, [row_of(a) for a in report["answers"]])
     note(cost_words(report))

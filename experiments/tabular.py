@@ -28,10 +28,11 @@ import numpy as np
 from nas.config import apply_overrides
 from nas.console import progress_bar
 from nas.data import open_datasets
+from nas.known import search_context
 from nas.run import RunDirectory
 from nas.search import Evaluation, Evaluator, Pricing
 from nas.search.tabular import Table, header_of, read_table, row_of, write_table
-from nas.searching import SearchEvaluator, search_context
+from nas.searching import SearchEvaluator
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Genotypes, InputError, RunError, SearchSpace, space_from_config
 from search_spaces.jsonl import JsonLines, open_lines

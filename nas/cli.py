@@ -76,6 +76,18 @@ MaxLatency = Annotated[
         help="Latency budget on a profiled target, e.g. 30ms@this-machine-onnxruntime-fp32-2t. Repeatable.",
     ),
 ]
+MinAp = Annotated[
+    str | None,
+    typer.Option("--min-ap", metavar="AP", help="Good enough: the cheapest that reaches it is chosen."),
+]
+LikeArch = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="ARCH[*FACTOR]",
+        help="As cheap as this network (name or arch file), times a factor, in what is traded off.",
+    ),
+]
 Tables = Annotated[
     list[Path] | None,
     typer.Option(
@@ -324,18 +336,8 @@ def search(
     max_params: MaxParams = None,
     max_size: MaxSize = None,
     max_latency: MaxLatency = None,
-    min_ap: Annotated[
-        str | None,
-        typer.Option("--min-ap", metavar="AP", help="Good enough: the cheapest that reaches it is chosen."),
-    ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            "--like",
-            metavar="ARCH[*FACTOR]",
-            help="As cheap as this network (name or arch file), times a factor, in what is traded off.",
-        ),
-    ] = None,
+    min_ap: MinAp = None,
+    like: LikeArch = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
@@ -408,7 +410,7 @@ def search(
         return
     result = run_search(directory, **asdict(common), name=name, **settings)
     if as_json:
-        print_json({"study": str(result.folder), **result.summary()})
+        print_json(result.summary())
     else:
         _print_front(result)
 
@@ -446,11 +448,14 @@ def _print_front(study: Study) -> None:
     from nas.search_report import cost_words, gain_words
 
     result, front = study.result, study.result.front()
-    best = study.chosen
+    best, answer = study.chosen, study.answer
     gains = {step.dearer.trial: gain_words(step) for step in steps(front)}
     rows = []
     for record in front:
-        mark = "chosen" if best is not None and record.arch == best.arch else ""
+        mark = ""
+        if best is not None and record.arch == best.arch:
+            own = answer.chosen is not None and answer.chosen.arch == best.arch
+            mark = "chosen" if own else "the best of these"
         latencies = [f"{record.latency_ms[target]:.2f}" for target in result.targets]
         figures = (f"{record.ap:.4f}", f"{record.macs / 1e6:.1f}", f"{record.params / 1e6:.3f}", *latencies)
         figures = (figures[0], gains.get(record.trial, ""), *figures[1:])
@@ -467,7 +472,8 @@ def _print_front(study: Study) -> None:
     )
     title = f"Pareto front of {len(result.evaluated)} evaluated networks; {study.folder}"
     print_table(title, columns, rows)
-    print("\n".join([cost_words(seconds_of(result)), *study.caveats()]))
+    elsewhere = answer.beside(best)
+    print("\n".join([cost_words(seconds_of(result)), *([elsewhere] if elsewhere else []), *study.caveats()]))
 
 
 def _print_answers(studies: Studies) -> None:
@@ -476,12 +482,13 @@ def _print_answers(studies: Studies) -> None:
     from nas.search.noise import interval
     from nas.search_report import cost_words
 
-    targets = studies.together.targets
+    targets = tuple(studies.predictors)
+    answers = [study.answer for study in studies.studies]
     rows = []
-    for answer in studies.answers:
+    for answer in answers:
         record, beside = answer.chosen, answer.neighbours
-        if record is None or beside is None:
-            rows.append((str(answer.study.budget), "none", *[""] * (6 + len(targets))))
+        if record is None or beside is None or answer.found is None:
+            rows.append((str(answer.budget), "none", *[""] * (6 + len(targets))))
             continue
         known = interval(record)
         ap = f"{record.ap:.4f}" + ("" if known is None else f" [{known.low:.4f}, {known.high:.4f}]")
@@ -489,17 +496,17 @@ def _print_answers(studies: Studies) -> None:
         figures = (f"{record.macs / 1e6:.1f}", f"{record.params / 1e6:.3f}", *latencies)
         sides = (beside.words("cheaper"), beside.words("dearer"))
         chosen = (record.arch.id, str(record.arch["resolution"]), ap)
-        rows.append((str(answer.study.budget), *chosen, *figures, *sides, answer.found_in))
+        rows.append((str(answer.budget), *chosen, *figures, *sides, answer.found.study))
     columns = (
         *("budget", "chosen", "px", "AP (search) [95%]", "MACs (M)", "params (M)"),
         *(f"ms {target}" for target in targets),
         *("next cheaper: AP", "next dearer: AP", "found in"),
     )
-    print_table(f"{len(rows)} budgets, {len(studies.together.evaluated)} networks", columns, rows)
+    print_table(f"{len(rows)} budgets, {len(studies.known)} networks of the run known", columns, rows)
     print(cost_words(studies.seconds()))
-    for answer in studies.answers:
-        told = [*([answer.why] if answer.why else []), *answer.study.notes]
-        print("\n".join(f"{answer.study.budget}: {line}" for line in told), end="\n" if told else "")
+    for study in studies.studies:
+        told = [*([study.answer.why] if study.answer.why else []), *study.notes]
+        print("\n".join(f"{study.budget}: {line}" for line in told), end="\n" if told else "")
     print(f"supernet's ranking: {studies.studies[0].trust.line()}")
 
 
@@ -751,7 +758,23 @@ def emit(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
+    max_size: MaxSize = None,
     max_latency: MaxLatency = None,
+    min_ap: MinAp = None,
+    like: LikeArch = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="BOUNDS", help="The budget in one, as 'nas search' takes it."),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            metavar="COST",
+            help="What --like bounds, and of what the cheapest that reaches --min-ap is taken, as in"
+            " 'nas search'. Repeatable.",
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -761,7 +784,11 @@ def emit(
         ),
     ] = None,
     study: Annotated[
-        str | None, typer.Option(help="Choose from this study only; default: all of the run.")
+        str | None,
+        typer.Option(
+            help="Choose from this study only, without a budget by its own; default: all that the run's"
+            " studies evaluated."
+        ),
     ] = None,
     tables: Tables = None,
     strict_tables: StrictTables = False,
@@ -770,7 +797,8 @@ def emit(
 ) -> None:
     """Write the best network within a budget as a folder that runs: arch, weights, ONNX, card.
 
-    It is extracted from the supernet, its BN statistics are recomputed on training images, and its AP is
+    It is chosen among all networks that any search of the run evaluated with the present weights, images and
+    settings, extracted from the supernet, its BN statistics are recomputed on training images, and its AP is
     measured on the val images from the files written. Where a latency table is of this very machine, the
     network is timed, too, and held against the budget.
 
@@ -779,17 +807,18 @@ def emit(
     from nas.console import note, print_json, show
     from nas.emitting import emit_from_run
     from nas.eval_report import interval_words
+    from nas.known import find_arch
     from nas.latency_report import emitted_lines
     from nas.run import RunDirectory
-    from nas.search_report import ties_words
-    from nas.studies import find_arch
+    from nas.search import BudgetText
+    from nas.search_report import chosen_words, ties_words
 
     directory = RunDirectory.open(run)
     emitted = emit_from_run(
         directory,
-        max_macs=max_macs,
-        max_params=max_params,
-        max_latency=max_latency or [],
+        **asdict(BudgetText(max_macs, max_params, max_size, tuple(max_latency or ()), min_ap, like)),
+        budget=budget,
+        objectives=objective or [],
         arch=None if arch is None else find_arch(directory, arch),
         study=study,
         tables=tables,
@@ -811,6 +840,7 @@ def emit(
         lines |= emitted_lines(name, value)
     lines["supernet's ranking"] = card["trust"]["says"]
     if "within_noise" in card["chosen"]:
+        lines["chosen"] = chosen_words(card["chosen"])
         lines["networks like it"] = ties_words(card["chosen"]["within_noise"])
     show(lines)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,7 @@ from nas.emitting import Emitted, emit_from_run
 from nas.latency import UpperEnd, profile_space
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
-from nas.search import SearchResult
-from nas.searching import Study, run_search
-from nas.studies import united
+from nas.searching import run_searches
 from nas.train import make_evaluator, prepare, train
 from search_spaces import SearchSpace, arch_from_json
 from search_spaces.files import write_bytes, write_json
@@ -73,13 +70,6 @@ def _budgets(space: SearchSpace, predictor: LatencyPredictor) -> tuple[str, str]
     drawn = space.sample_genotypes(np.random.default_rng(0), 1000)
     ms = float(np.quantile(UpperEnd(predictor).latency_ms(space, drawn), _LATENCY_QUANTILE))
     return f"{macs / 1e6:.0f}M", f"{ms:.2f}ms@{predictor.name}"
-
-
-def _together(studies: list[Study], space: SearchSpace, predictor: LatencyPredictor) -> SearchResult:
-    """Return one result with the records of both studies, all priced on this machine."""
-    found = united([study.result for study in studies], space, {predictor.name: predictor})
-    constraints = tuple(c for study in studies for c in study.result.constraints)
-    return replace(found, study="demo", constraints=constraints)
 
 
 def _untrained_ap(run: RunDirectory, data: Datasets, space: SearchSpace, emitted: Emitted) -> float:
@@ -161,23 +151,19 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
         )
     predictor = LatencyPredictor(table)
     max_macs, max_latency = _budgets(space, predictor)
-    studies = []
-    for name, told, budget in (
-        ("macs", f"searching under {max_macs} MACs", {"max_macs": max_macs}),
-        ("latency", f"searching under {max_latency}", {"max_latency": [max_latency]}),
-    ):
-        with clock.part(f"search {name}", told):
-            studies.append(run_search(run, data=data, name=name, **budget))
+    duration, _, target = max_latency.partition("@")
+    budgets = {"macs": f"macs<={max_macs}", "latency": f"latency@{target}<={duration}"}
+    with clock.part("search", f"searching under {max_macs} MACs, then under {max_latency}"):
+        searched = run_searches(run, list(budgets.values()), data=data)
     emitted = {}
     with clock.part("emit", "emitting the two networks"):
-        for name in ("macs", "latency"):
-            emitted[name] = emit_from_run(run, study=name, folder=run.folder / "emitted" / name, data=data)
-        merged = _together(studies, space, predictor)
+        for name, budget in budgets.items():
+            emitted[name] = emit_from_run(run, budget=budget, folder=run.folder / "emitted" / name, data=data)
         chosen = {
-            f"best under {budget}": next(r for r in merged.records if r.arch == study.result.best().arch)
-            for study, budget in zip(studies, (max_macs, max_latency.split("@")[0]), strict=True)
+            f"best under {short}": study.answer.record
+            for short, study in zip((max_macs, duration), searched.studies, strict=True)
         }
-        draw_result(run, merged, run.folder, chosen, choices=False, own_budgets=True)
+        draw_result(run, searched.together, run.folder, chosen, choices=False, own_budgets=True)
         draw_predictions(run, data, emitted["macs"], run.folder / "predictions.png")
         untrained = _untrained_ap(run, data, space, emitted["macs"])
     report = _report(

@@ -10,6 +10,7 @@ from typing import TypedDict
 from latency_tables import LatencyPredictor
 from nas.beside import Beside, beside
 from nas.console import note, note_once
+from nas.known import KnownNetworks, load_result, try_choose
 from nas.latency import known_targets, load_predictors
 from nas.plot import View, plot_front, plot_progress
 from nas.plot_choices import choice_marginals, plot_choices
@@ -17,7 +18,6 @@ from nas.plot_page import write_page
 from nas.run import RunDirectory
 from nas.search.objectives import MACS
 from nas.search.result import Record, SearchResult
-from nas.studies import chosen_in, load_result, united
 from nas.trust.standing import standing
 from search_spaces import space_from_config
 
@@ -56,7 +56,7 @@ def draw_study(
         If nothing was evaluated in it.
     """
     result = load_result(run, study)
-    chosen, _ = chosen_in(result)
+    chosen, _ = try_choose(result)
     folder = output / study if output is not None else run.study(study)
     names: dict[str, Record] = {} if chosen is None else {"chosen": chosen}
     made = draw_result(run, result, folder, names, tables=tables, reference=reference, choices=choices)
@@ -98,17 +98,24 @@ def draw_together(
     targets = dict.fromkeys(target for result in results.values() for target in result.targets)
     predictors = _tables_of(run, tuple(targets), tables)
     space = space_from_config(run.recipe.space, "space", joints=latest.joints)
-    found = united(list(results.values()), space, predictors)
+    records: dict[str, Record] = {}
+    for result in results.values():
+        for record in result.evaluated:
+            records.setdefault(record.arch.id, record)
+    known = KnownNetworks(run, space, latest.context, tuple(records.values()), {})
+    found = known.priced(predictors)
     bounds = [c for result in results.values() for c in result.constraints]
-    known = tuple(c for c in dict.fromkeys(bounds) if c.objective.target in (None, *predictors))
+    held = tuple(c for c in dict.fromkeys(bounds) if c.objective.target in (None, *predictors))
     chosen: dict[str, Record] = {}
     for result in results.values():
-        if set(result.constraints) <= set(known):
-            best, _ = chosen_in(replace(found, min_ap=result.min_ap), result.constraints)
+        asked = {*result.objectives, *(bound.objective for bound in result.constraints)}
+        if all(objective.target in (None, *predictors) for objective in asked):
+            pool = replace(found, objectives=result.objectives, min_ap=result.min_ap)
+            best, _ = try_choose(pool, result.constraints)
             if best is not None:
                 chosen.setdefault(f"best{_under(result)}", best)
     folder = run.folder / "search" if output is None else output
-    together = replace(found, study=f"{len(results)} studies", constraints=known)
+    together = replace(found, study=f"{len(results)} studies", constraints=held)
     return draw_result(
         run, together, folder, chosen, tables=tables, reference=reference, own_budgets=True,
         heading=f"{len(results)} searches, {len(found.evaluated)} networks evaluated",

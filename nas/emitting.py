@@ -12,11 +12,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from latency_tables import LatencyPredictor, LatencyTable, Target
+from latency_tables import LatencyTable, Target
+from nas.asked import Asked, read_asked
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
+from nas.known import Answer, KnownNetworks, known_networks, load_result, own_answer, search_context
 from nas.latency import (
-    full_bounds,
+    UpperEnd,
     known_targets,
     load_predictors,
     measure_emitted,
@@ -25,11 +27,8 @@ from nas.latency import (
     why_not_here,
 )
 from nas.run import RunDirectory, environment
-from nas.search import Constraint, SearchResult, parse_constraints
-from nas.search.result import Record
+from nas.search import BudgetText, Constraint, Pricing, parse_budget
 from nas.search_report import ties_of
-from nas.searching import search_context
-from nas.studies import load_result
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import standing
 from search_spaces import (
@@ -42,7 +41,6 @@ from search_spaces import (
     to_research_config,
     write_arch,
 )
-from search_spaces.errors import did_you_mean
 from search_spaces.files import write_json
 from search_spaces.research import has_research_config
 from supernet.checkpoint import load_network, save_network
@@ -198,88 +196,39 @@ def emit(
     return Emitted(folder, card)
 
 
-def choose_record(
-    run: RunDirectory,
-    constraints: Sequence[Constraint],
-    study: str | None = None,
-    *,
-    predictors: Mapping[str, LatencyPredictor] | None = None,
-    context: Mapping[str, str] | None = None,
-) -> tuple[Record, str]:
-    """Return the record with the best AP within the budget among the run's studies, and its study.
-
-    Parameters
-    ----------
-    run, constraints
-        The run, and the budget.
-    study
-        The study to choose from; by default all whose APs can be compared.
-    predictors
-        Of the bounded targets: latencies are predicted anew, at the upper end of the interval, since a table
-        may have changed since the search. Without one a study's own latencies count.
-    context
-        What APs rest on now (:func:`nas.searching.search_context`). Studies of another context are left out
-        with a note, unless ``study`` names one.
+def _by_budget(known: KnownNetworks, asked: Asked) -> tuple[Answer, dict[str, dict[str, Any]]]:
+    """Return what the known networks say to a command's budget, and the latency budgets of the card.
 
     Raises
     ------
-    InputError
-        If the run was not searched, or has no such study, or no study priced a bounded target.
     BudgetError
-        If no evaluated network meets the budget; the message names the nearest.
+        If none answers; where no network of the space would, it says so and names the smallest budget that
+        can be met.
     """
-    names = run.studies()
-    if study is not None and study not in names:
-        raise InputError(f"'{run.folder}' has no study '{study}'{did_you_mean(study, names)}")
-    results = {name: load_result(run, name) for name in ([study] if study else names)}
-    for name, result in list(results.items()):
-        changed = sorted(k for k in (context or {}) if result.context.get(k) != (context or {})[k])
-        if result.context and changed:
-            what = f"the study '{name}' was made with another {', another '.join(changed)}"
-            if study is None:
-                del results[name]
-            note(f"{what}{'; it is left out (--study takes it)' if study is None else ''}")
-    results = {name: _priced_now(result, predictors or {}) for name, result in results.items()}
-    needed = {c.objective.target for c in constraints} - {None}
-    fitting = {n: r for n, r in results.items() if r.evaluated and needed <= set(r.targets)}
-    if not fitting:
-        what = (
-            f"priced {', '.join(sorted(filter(None, needed)))}"
-            if needed and results
-            else "evaluated a network"
-        )
-        raise InputError(
-            f"no study of '{run.folder}' {what}; run 'nas search {run.folder}' with that budget first"
-        )
-    found: list[tuple[float, float, Record, str]] = []
-    nearest: dict[Constraint, float] = {}
-    for name, result in fitting.items():
-        for record in result.evaluated:
-            values = {c: record.value(c.objective) for c in constraints}
-            for c, value in values.items():
-                nearest[c] = min(nearest.get(c, value), value)
-            if all(c.holds(value) for c, value in values.items()):
-                found.append((record.require_ap(), -record.macs, record, name))
-    if not found:
-        told = ", ".join(f"{c.objective} {c.objective.format(v, up=True)}" for c, v in nearest.items())
-        raise BudgetError(
-            f"no evaluated network meets the budget; the smallest evaluated are at {told};"
-            f" run 'nas search {run.folder}' with this budget, or raise it"
-        )
-    _, _, record, name = max(found, key=lambda item: item[:2])
-    return record, name
+    budget, traded = asked.settled("", known.space.joints)
+    answer = known.answer_to(budget, traded, asked.predictors)
+    if answer.found is None:
+        if not answer.within_budget:
+            pricers = [UpperEnd(asked.predictors[target]) for target in budget.targets]
+            Pricing(known.space, budget.constraints, pricers).anchor  # noqa: B018 - refuses what cannot be met
+        raise BudgetError(answer.why)
+    own = () if answer.found.trial is None else load_result(known.run, answer.found.study).constraints
+    return answer, {
+        **_latency_budgets(own, f"search '{answer.found.study}'"),
+        **_latency_budgets(budget.constraints, "this command"),
+    }
 
 
-def _priced_now(result: SearchResult, predictors: Mapping[str, LatencyPredictor]) -> SearchResult:
-    """Return the result with its latencies predicted by the present tables."""
-    if not predictors:
-        return result
-    records = []
-    for record in result.records:
-        blocks = record.arch.blocks(result.joints)
-        ms = {name: predictor.predict(blocks).high_ms for name, predictor in predictors.items()}
-        records.append(replace(record, latency_ms={**record.latency_ms, **ms}))
-    return replace(result, records=tuple(records), targets=(*dict.fromkeys((*result.targets, *predictors)),))
+def _chosen_json(answer: Answer, ties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a network was chosen, for the card."""
+    told = answer.to_json()
+    return {
+        "by": f"search '{told['found_in']}'",
+        **{name: told[name] for name in ("found_in", "trial", "known")},
+        "budget": list(answer.budget.parts),
+        "search_ap": answer.record.ap,
+        "within_noise": dict(ties),
+    }
 
 
 def emit_from_run(
@@ -287,7 +236,12 @@ def emit_from_run(
     *,
     max_macs: str | None = None,
     max_params: str | None = None,
+    max_size: str | None = None,
     max_latency: Sequence[str] = (),
+    min_ap: str | None = None,
+    like: str | None = None,
+    budget: str | None = None,
+    objectives: Sequence[str] = (),
     arch: Arch | None = None,
     study: str | None = None,
     tables: Sequence[Path] | None = None,
@@ -297,9 +251,34 @@ def emit_from_run(
 ) -> Emitted:
     """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, measure where possible.
 
+    The network is chosen among all that the run's studies evaluated to the end under the present weights,
+    images and settings (:func:`nas.known.known_networks`), latencies priced by the present tables; the card
+    says which study found it, and among how many networks it was chosen.
+
     The card's latency holds for each target the prediction with its interval and provenance and the budget:
     that of this command, or else that of the search which found the network. Where the target is this very
     machine, the network is timed as the target says (runtime, threads, precision) and held against both.
+
+    Parameters
+    ----------
+    run
+        A trained run.
+    max_macs, max_params, max_size, max_latency, min_ap, like
+        The budget; see :class:`~nas.search.budgets.BudgetText`. None at all: the highest AP.
+    budget
+        The same in one, in the words of ``--budget``; see :func:`~nas.search.budgets.parse_budget`.
+    objectives
+        What ``like`` bounds, and of what the cheapest that reaches ``min_ap`` is taken; as of a search.
+    arch
+        The network itself, searched or not.
+    study
+        Choose among this study's networks alone; without a budget, by the study's own.
+    tables, strict_tables
+        Folders of latency tables; whether these may hold no estimates.
+    folder
+        Where it goes; by default ``emitted/ID`` in the run.
+    data
+        The run's data sets, where they are open already.
 
     Raises
     ------
@@ -308,37 +287,36 @@ def emit_from_run(
     MissingLayerError
         If the table of a bounded target does not answer; with ``strict_tables`` measurements alone do.
     BudgetError
-        If no evaluated network meets the budget.
+        If no network known meets the budget.
+    RunError
+        If the run is not trained.
     """
-    known = known_targets(tables, run)
-    constraints = parse_constraints(
-        max_macs=max_macs,
-        max_params=max_params,
-        max_latency=full_bounds(max_latency, tables, run),
-        targets=known,
-    )
+    text = BudgetText(max_macs, max_params, max_size, tuple(max_latency), min_ap, like)
+    if budget is not None:
+        text = parse_budget(budget).with_common(text, f"--budget '{budget}'")
+    if arch is not None and (text or study or objectives):
+        raise InputError("--arch names the network itself; leave out budget, --objective and --study")
+    asked = read_asked({"": text}, objectives, run, tables, strict=strict_tables)
+    opened = data or open_datasets(run.recipe)
     found: dict[str, Any] = {"by": "hand"}
     budgets: dict[str, dict[str, Any]] = {}
-    targets = [c.objective.target for c in constraints if c.objective.target is not None]
-    opened = data or open_datasets(run.recipe)
-    context = search_context(run, opened) if run.best.is_file() else None
     if arch is None:
-        bounded = load_predictors(targets, tables, run, strict=strict_tables)
-        record, name = choose_record(run, constraints, study, predictors=bounded, context=context)
-        arch = record.arch
-        budget = [str(c) for c in constraints]
-        found = {"by": f"search '{name}'", "budget": budget, "search_ap": record.ap, "trial": record.trial}
-        chosen_from = load_result(run, name)
-        found["within_noise"] = ties_of(record, chosen_from)
-        budgets = _budgets(chosen_from.constraints, found["by"]) | _budgets(constraints, "this command")
-    elif constraints or study:
-        raise InputError("--arch names the network itself; leave out the budget and --study")
+        known = known_networks(run, study=study, tables=tables, strict_tables=strict_tables, data=opened)
+        for why in known.left_out.values():
+            note(why if study is not None else f"{why}; it is left out (--study takes it)")
+        if study is not None and not text and not objectives:
+            answer = own_answer(load_result(run, study))
+            budgets = _latency_budgets(answer.budget.constraints, f"search '{study}'")
+        else:
+            answer, budgets = _by_budget(known, asked)
+        arch = answer.arch
+        found = _chosen_json(answer, ties_of(answer.record, known.records))
+    context = search_context(run, opened) if run.best.is_file() else {}
     with run.locked():
         blocks = arch.blocks(len(opened.skeleton))
-        predictors = load_predictors(targets, tables, run, strict=strict_tables)
-        latencies = {n: prediction_json(p, p.predict(blocks)) for n, p in predictors.items()}
-        answering = {predictor.name: predictor.table for predictor in predictors.values()}
-        for name in (name for name in known if name not in latencies):
+        latencies = {n: prediction_json(p, p.predict(blocks)) for n, p in asked.predictors.items()}
+        answering = {predictor.name: predictor.table for predictor in asked.predictors.values()}
+        for name in (name for name in known_targets(tables, run) if name not in latencies):
             try:  # what further tables say is told where they can say it
                 further = load_predictors([name], tables, run, strict=strict_tables)[name]
                 if name in budgets or not further.table.missing(blocks):
@@ -359,7 +337,7 @@ def emit_from_run(
                 latencies=latencies,
                 notices=notices,
                 found=found,
-                trust=standing(run.folder, context or {}).to_json(),
+                trust=standing(run.folder, context).to_json(),
                 progress=lambda d, n: bar.update(d, n),
             )
     for told in emitted.card["latency"].values():
@@ -368,7 +346,7 @@ def emit_from_run(
     return emitted
 
 
-def _budgets(constraints: Sequence[Constraint], by: str) -> dict[str, dict[str, Any]]:
+def _latency_budgets(constraints: Sequence[Constraint], by: str) -> dict[str, dict[str, Any]]:
     """Return the latency budgets among constraints, by target, with who set them."""
     return {
         c.objective.target: {"ms": c.upper, "by": by} for c in constraints if c.objective.target is not None

@@ -18,6 +18,7 @@ from supernet.pose.bootstrap import Comparison
 __all__ = [
     "Neighbours",
     "caveats",
+    "chosen_words",
     "claims_json",
     "cost_words",
     "error_bar",
@@ -233,12 +234,12 @@ def claims_json(front: Sequence[Record], trust: Standing) -> dict[str, Any]:
     }
 
 
-def ties_of(chosen: Record, result: SearchResult) -> dict[str, Any]:
+def ties_of(chosen: Record, evaluated: Sequence[Record]) -> dict[str, Any]:
     """Return which evaluated networks are within the noise of a chosen one, and the cheapest of them.
 
     ``known`` tells whether the chosen network's noise is known at all.
     """
-    found = tied(chosen, result.evaluated)
+    found = tied(chosen, evaluated)
     cheapest = min(found, key=lambda record: (record.macs, record.arch.id), default=None)
     saves = cheapest is not None and cheapest.macs < chosen.macs
     return {
@@ -250,14 +251,24 @@ def ties_of(chosen: Record, result: SearchResult) -> dict[str, Any]:
     }
 
 
+def chosen_words(chosen: Mapping[str, Any]) -> str:
+    """Return how a card says that its network was chosen, in words."""
+    known, budget = chosen["known"], ", ".join(chosen["budget"]) or "any budget"
+    studies = "1 study" if known["studies"] == 1 else f"{known['studies']} studies"
+    return (
+        f"best of {known['within_budget']} within {budget}; {known['networks']} evaluated in {studies},"
+        f" this one in '{chosen['found_in']}'"
+    )
+
+
 def ties_words(ties: Mapping[str, Any]) -> str:
     """Return what :func:`ties_of` found, in words."""
     if not ties["known"]:
         return "not known: the study is from before resamples were kept"
     if not ties["networks"]:
-        return "no other network of the study is within its noise"
+        return "no other network known is within its noise"
     cheapest = ties["cheapest"]
     words = "none of them with fewer MACs"
     if cheapest is not None:
         words = f"the cheapest {cheapest['id']} with {cheapest['macs'] / 1e9:.4f} GMACs: a tie is not a win"
-    return f"{ties['networks']} of the study are within the noise of its AP, {words}"
+    return f"{ties['networks']} of those known are within the noise of its AP, {words}"

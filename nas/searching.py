@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from latency_tables import LatencyPredictor
-from nas.config import to_plain
+from nas.asked import Asked, naming, read_asked
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.drawing import draw_study
-from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors, quantised_promise
+from nas.known import Answer, KnownNetworks, known_networks, search_context, try_choose
+from nas.latency import UpperEnd, quantised_promise
 from nas.run import RunDirectory
 from nas.search import (
     Budget,
@@ -32,7 +31,6 @@ from nas.search import (
     analyse,
     open_shared,
     parse_budget,
-    parse_objectives,
     search,
 )
 from nas.search.analysis import seconds_of
@@ -40,35 +38,21 @@ from nas.search.executors import Executor
 from nas.search.noise import resampled
 from nas.search.result import Record
 from nas.search.shared import SharedEvaluations
-from nas.search_report import (
-    Neighbours,
-    caveats,
-    claims_json,
-    error_bar,
-    neighbours,
-    out_of_reach,
-    shortfall,
-)
-from nas.studies import chosen_in, load_result, united
+from nas.search_report import caveats, claims_json, error_bar, out_of_reach, shortfall
 from nas.train import make_evaluator, open_supernet
 from nas.trust.standing import Standing, standing
-from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch
+from search_spaces import Arch, InputError, SearchSpace, get_arch
 from search_spaces.errors import did_you_mean
 from search_spaces.files import write_json, write_text
 from supernet.evaluator import SubnetEvaluator
 
 __all__ = [
-    "Answer",
     "SearchEvaluator",
     "SearchOptions",
     "Studies",
     "Study",
-    "draw_study",
-    "load_result",
     "run_search",
     "run_searches",
-    "search_context",
-    "united",
 ]
 
 EXECUTORS = ("in-process", "ray")
@@ -81,11 +65,13 @@ class Study:
     Attributes
     ----------
     folder, result
-        See above.
+        See above. The result depends on no other study; what all of them know is in :attr:`answer`.
     trust
         What is known of the supernet's ranking.
     budget
         What it was held to.
+    answer
+        What all networks that the run knows say to the budget, those of other studies included.
     notes
         What has to be known of the budget, such as that it lies within a table's error bar.
     """
@@ -94,63 +80,40 @@ class Study:
     result: SearchResult
     trust: Standing
     budget: Budget
+    answer: Answer
     notes: tuple[str, ...] = ()
 
     @cached_property
     def chosen(self) -> Record | None:
-        """The network that answers the search; None where none reaches the AP asked for."""
-        return chosen_in(self.result)[0]
+        """The network that answers the budget best among those of this study alone; None where none does."""
+        return try_choose(self.result)[0]
 
     def caveats(self) -> list[str]:
         """Return what has to be said beside the front: of budget and ranking, and which steps are ties."""
-        own = [*self.notes, *shortfall(self.result)]
-        return [*own, *caveats(self.result.front(), self.trust)]
+        return _caveats(self.result, self.trust, self.notes)
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``nas search --json`` prints."""
-        chosen, why = chosen_in(self.result)
+        """Return what ``nas search --json`` prints.
+
+        ``chosen``, ``found_in``, ``trial``, ``no_answer``, ``neighbours`` and ``known`` are the
+        :attr:`answer`; all else is of the study itself, ``best`` what it would choose.
+        """
         front = self.result.front()
-        claims = claims_json(front, self.trust)
-        beside = None if chosen is None else neighbours(chosen, front, self.result.axis()).to_json()
         return {
+            "study": str(self.folder),
             "budget": str(self.budget),
+            "objectives": [str(objective) for objective in self.result.objectives],
             "stopped": self.result.stopped,
             "evaluated": len(self.result.evaluated),
             "ended_early": len(self.result.partial),
             "priced_only": len(self.result.infeasible),
             "duplicates": self.result.duplicates,
             "evaluations": seconds_of(self.result),
-            "best": None if chosen is None else chosen.to_json(),
-            "no_answer": why or None,
-            "neighbours": beside,
+            **self.answer.to_json(),
+            "best": None if self.chosen is None else self.chosen.to_json(),
             "front": [record.to_json() for record in front],
-            **{**claims, "caveats": self.caveats()},
+            **{**claims_json(front, self.trust), "caveats": self.caveats()},
         }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What several studies together say to one budget.
-
-    Attributes
-    ----------
-    study
-        The budget's own.
-    chosen
-        The network chosen for it among all that the studies evaluated; None where there is none.
-    why
-        Why there is none.
-    found_in
-        Name of the (first) study that looked at it.
-    neighbours
-        What is next to it on the front of all that the studies evaluated.
-    """
-
-    study: Study
-    chosen: Record | None
-    why: str
-    found_in: str
-    neighbours: Neighbours | None
 
 
 @dataclass(frozen=True)
@@ -161,30 +124,21 @@ class Studies:
     ----------
     studies
         One per budget, in the order given.
-    together
-        Every network that any of them evaluated, priced on every target.
+    known
+        Every network that the run knows, those of earlier studies included.
+    predictors
+        Of the targets that the searches priced.
     """
 
     studies: tuple[Study, ...]
-    together: SearchResult
+    known: KnownNetworks
+    predictors: Mapping[str, LatencyPredictor]
 
     @cached_property
-    def answers(self) -> tuple[Answer, ...]:
-        """The network chosen for each budget, among all that were evaluated for any of them."""
-        return tuple(map(self._answer, self.studies))
-
-    def _answer(self, study: Study) -> Answer:
-        bounds = study.result.constraints
-        pool = replace(self.together, objectives=study.result.objectives, min_ap=study.result.min_ap)
-        chosen, why = chosen_in(pool, bounds)
-        if chosen is None:
-            return Answer(study, None, why, "", None)
-        axis = pool.axis()
-        # What a little more of the traded cost would buy, the other bounds held.
-        others = [bound for bound in bounds if bound.objective != axis]
-        where = next(s for s in self.studies if any(r.arch == chosen.arch for r in s.result.evaluated))
-        beside = neighbours(chosen, pool.front(axis, others), axis)
-        return Answer(study, chosen, "", where.folder.name, beside)
+    def together(self) -> SearchResult:
+        """Every network that the run knows, priced on every target, under the bounds of all the searches."""
+        bounds = tuple(bound for study in self.studies for bound in study.result.constraints)
+        return replace(self.known.priced(self.predictors), constraints=bounds)
 
     def seconds(self) -> dict[str, Any]:
         """Return what the evaluations of all of them cost; see :func:`nas.search.analysis.seconds_of`."""
@@ -193,20 +147,14 @@ class Studies:
     def summary(self) -> dict[str, Any]:
         """Return what ``nas search --json`` prints for several budgets."""
         return {
-            "budgets": [
-                {
-                    "study": str(answer.study.folder),
-                    **answer.study.summary(),
-                    "chosen": None if answer.chosen is None else answer.chosen.to_json(),
-                    "no_answer": answer.why or None,
-                    "found_in": answer.found_in or None,
-                    "neighbours": None if answer.neighbours is None else answer.neighbours.to_json(),
-                }
-                for answer in self.answers
-            ],
-            "networks": len(self.together.evaluated),
+            "budgets": [study.summary() for study in self.studies],
+            "networks": len(self.known),
             "evaluations": self.seconds(),
         }
+
+
+def _caveats(result: SearchResult, trust: Standing, notes: Sequence[str]) -> list[str]:
+    return [*notes, *shortfall(result), *caveats(result.front(), trust)]
 
 
 class SearchEvaluator:
@@ -245,28 +193,6 @@ def study_name(
     named = [f"over-{'-'.join(over)}"] if over else []
     text = "_".join([*(parts or ["unbounded"]), *named, sampler, str(seed)])
     return re.sub(r"[^A-Za-z0-9.@_-]", "-", text)
-
-
-def _fingerprint(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:12]
-
-
-def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
-    """Return what the APs of a search rest on; those of different contexts are not comparable."""
-    settings = to_plain(run.recipe.evaluate)
-    # No AP of all images depends on them; that a study stops early is kept with the study.
-    for name in ("decode_workers", "early_stop"):
-        del settings[name]
-    return {
-        "supernet": _fingerprint(run.best),
-        "evaluation": str(settings),
-        "images": f"{len(data.search)} of {data.search.where} ({data.search.fingerprint})",
-        "calibration": f"{len(data.calibrate)} of {data.calibrate.where} ({data.calibrate.fingerprint})",
-    }
 
 
 class SearchOptions(TypedDict, total=False):
@@ -416,24 +342,11 @@ class _Plan:
         """Search under each budget (by what names it in messages); return the studies."""
         run = self.run
         executor = _executor(self.executor, self.workers, self.ray_address)
-        wanted = parse_objectives([self._full(text) for text in self.objectives])
-        targets = known_targets(self.tables, run)
-        for objective in wanted:
-            if objective.target is not None and objective.target not in targets:
-                hint = did_you_mean(objective.target, targets)
-                raise InputError(f"--objective has the unknown target '{objective.target}'{hint}")
-        budgets = {}
-        for where, text in texts.items():
-            bounds = tuple(full_bounds(text.max_latency, self.tables, run))
-            with _naming(where):
-                budgets[where] = replace(text, max_latency=bounds).budget(targets)
-        asked = [t for budget in budgets.values() for t in budget.targets]
-        asked += [objective.target for objective in wanted if objective.target is not None]
-        predictors = load_predictors(asked, self.tables, run, strict=self.strict_tables)
+        asked = read_asked(texts, self.objectives, run, self.tables, strict=self.strict_tables)
         with run.locked():
             opened = self.data or open_datasets(run.recipe)
             space = run.recipe.build_space(opened.skeleton)
-            jobs = self._jobs(budgets, wanted, space, predictors, name)
+            jobs = self._jobs(asked, space, name)
             early_stop = run.recipe.evaluate.early_stop
             supernet = open_supernet(run, space)
             evaluator = make_evaluator(run, opened, supernet, fixed=True, early_stop=early_stop)
@@ -442,10 +355,11 @@ class _Plan:
             seeds = self._seeds(space)
             context = search_context(run, opened)
             with open_shared(run.evaluations) as shared:
-                studies = [
+                results = [
                     self._search(job, space, evaluator, seeds, executor, context, shared) for job in jobs
                 ]
-        for predictor in predictors.values():
+            known = known_networks(run, tables=self.tables, strict_tables=self.strict_tables, data=opened)
+        for predictor in asked.predictors.values():
             if (promise := quantised_promise(predictor.table.target)) is not None:
                 note(promise)
             if not predictor.calibrated:
@@ -454,32 +368,27 @@ class _Plan:
                     " was held against sums of blocks, of unknown error; 'nas profile --networks 20' measures"
                     " some"
                 )
-        return Studies(tuple(studies), united([study.result for study in studies], space, predictors))
+        studies = [
+            Study(
+                job.folder,
+                result,
+                standing(run.folder, result.context),
+                job.budget,
+                known.answer_to(job.budget, job.objectives, asked.predictors),
+                job.notes,
+            )
+            for job, result in zip(jobs, results, strict=True)
+        ]
+        return Studies(tuple(studies), known, asked.predictors)
 
-    def _full(self, text: str) -> str:
-        """Return an objective that names its target in full."""
-        if not text.strip().lower().startswith("latency") or "[" in text:
-            return text
-        _, _, target = text.partition("@")
-        bound = f"1ms@{target}" if target else "1ms"
-        return f"latency@{full_bounds([bound], self.tables, self.run)[0].partition('@')[2]}".rstrip("@")
-
-    def _jobs(
-        self,
-        budgets: Mapping[str, Budget],
-        wanted: Sequence[Objective],
-        space: SearchSpace,
-        predictors: Mapping[str, LatencyPredictor],
-        name: str | None,
-    ) -> list[_Job]:
+    def _jobs(self, asked: Asked, space: SearchSpace, name: str | None) -> list[_Job]:
         """Return a job per budget, after checking that each can be met; nothing is written."""
-        settings = self.run.recipe.search
+        settings, predictors = self.run.recipe.search, asked.predictors
         sampler, seed = self.sampler or settings.sampler, self._seed
         jobs: dict[str, _Job] = {}
-        for where, text in budgets.items():
-            with _naming(where):
-                budget = text.settled(wanted, space.joints, _upper_ends(predictors, space.joints))
-                objectives = budget.objectives(wanted)
+        for where in asked.budgets:
+            with naming(where):
+                budget, objectives = asked.settled(where, space.joints)
                 used = dict.fromkeys(
                     o.target for o in (*objectives, *(c.objective for c in budget.constraints))
                 )
@@ -495,7 +404,7 @@ class _Plan:
                 for line in told:
                     note(line)
                 pricing.anchor  # noqa: B018 - refuses what cannot be met
-            called = name or study_name(budget.constraints, sampler, seed, wanted)
+            called = name or study_name(budget.constraints, sampler, seed, asked.wanted)
             if called in jobs:
                 raise InputError(
                     f"{where} and another budget are the same to four digits ({called}); give one of them, or"
@@ -527,7 +436,7 @@ class _Plan:
         executor: Executor,
         context: Mapping[str, str],
         shared: SharedEvaluations,
-    ) -> Study:
+    ) -> SearchResult:
         run, settings = self.run, self.run.recipe.search
         trials = self.evaluations or settings.evaluations
         with progress_bar("searching", trials) as bar:
@@ -552,8 +461,8 @@ class _Plan:
                 ),
             )
         result = replace(result, min_ap=job.budget.min_ap)
-        study = Study(job.folder, result, standing(run.folder, result.context), job.budget, job.notes)
-        claims = {**claims_json(result.front(), study.trust), "caveats": study.caveats()}
+        trust = standing(run.folder, result.context)
+        claims = {**claims_json(result.front(), trust), "caveats": _caveats(result, trust, job.notes)}
         written = {**result.to_json(), "claims": claims, "analysis": analyse(result)}
         write_json(job.folder / "result.json", written)
         write_text(job.folder / "result.csv", result.to_csv())
@@ -563,29 +472,7 @@ class _Plan:
             note("every network within the budget is known; the search ended early")
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
-        return study
-
-
-def _upper_ends(
-    predictors: Mapping[str, LatencyPredictor], joints: int
-) -> dict[str, Callable[[Arch], float]]:
-    """Return by target what tells the upper end of an arch's predicted latency, ms."""
-
-    def upper(predictor: LatencyPredictor) -> Callable[[Arch], float]:
-        return lambda arch: predictor.predict(arch.blocks(joints)).high_ms
-
-    return {name: upper(predictor) for name, predictor in predictors.items()}
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Put which of several budgets it is about in front of an error."""
-    try:
-        yield
-    except (InputError, BudgetError) as error:
-        if not where or where in str(error):
-            raise
-        raise type(error)(f"{where}: {error}") from None
+        return result
 
 
 def _executor(name: str, workers: int, address: str | None) -> Executor:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from search_spaces.errors import RunError
 from search_spaces.files import append_whole, locked, make_folder, room_for_it
 
-__all__ = ["JsonLines", "damaged", "open_lines", "read_lines"]
+__all__ = ["JsonLines", "damaged", "open_lines", "read_lines", "read_records"]
 
 _SYNC_EVERY_S = 1.0
 
@@ -130,6 +130,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise damaged(path, number) from None
             if not isinstance(record, dict):
                 raise damaged(path, number)
+            yield number, record
+
+
+def read_records(path: Path, header: Mapping[str, Any], what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line numbers and records of a file that another process may be writing, without the header.
+
+    Raises
+    ------
+    RunError
+        If a line is no JSON object, or the header is another one (``what`` names the file's kind).
+    """
+    for number, record in read_lines(path):
+        if number == 1:
+            _check_header(path, record, header, what)
+        else:
             yield number, record
 
 

@@ -221,9 +221,14 @@ class Budget:
         further = self.like.bounds(costs, joints, latencies)
         return Budget((*further, *self.constraints), self.min_ap)
 
-    def __str__(self) -> str:
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The bounds in words."""
         least = [] if self.min_ap is None else [f"ap >= {self.min_ap:g}"]
-        return ", ".join([*map(str, self.constraints), *least]) or "unbounded"
+        return (*map(str, self.constraints), *least)
+
+    def __str__(self) -> str:
+        return ", ".join(self.parts) or "unbounded"
 
 
 # -- text that people write ------------------------------------------------------------------------------

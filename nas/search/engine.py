@@ -18,7 +18,7 @@ from nas.search.pricing import LatencyPricer, Pricing
 from nas.search.result import Record, SearchResult, Stopped
 from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
-from nas.search.shared import Account, SharedEvaluations
+from nas.search.shared import EARLY_STOP, Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
 from search_spaces import Arch, Genotypes, InputError, SearchSpace
 from search_spaces.errors import did_you_mean
@@ -155,15 +155,13 @@ def search(
     pricing.anchor  # noqa: B018 - refuses an impossible budget before anything is written
     identity = _identity(pricing, objectives, population, chosen.name, seed, seeds, context or {})
     if early_stop:
-        identity["early stop"] = "on"
-    account = None
-    if shared is not None:
-        # Evaluations that could be stopped keep more figures, which others' rivals are compared in.
-        account = shared.account(
-            study_name, {**(context or {}), **({"early stop": "on"} if early_stop else {})}
-        )
+        identity |= EARLY_STOP
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
+        account = None
+        if shared is not None:
+            facts = {**(context or {}), **(EARLY_STOP if early_stop else {})}
+            account = shared.account(study_name, facts, store.maker)
         run = _Search(
             store,
             pricing,

@@ -10,14 +10,16 @@ What is taken therefore counts among a study's trials like what is made. And a s
 early takes only what it would not have stopped for certain: networks that have no rival.
 
 The file grows by one line per evaluation, which is handed to the system before the study notes it. Where a
-kill falls in between, the study that goes on finds its own evaluation there and takes it as its own.
+kill falls in between, the study that goes on finds its own evaluation there and takes it as its own. Which
+are its own is told by an identifier that a study gets when it begins, not by its name: where a study was
+deleted and another has begun under its name, what the first one made is another's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +27,16 @@ from typing import Any, Final
 
 from nas.search.evaluator import Evaluation
 from search_spaces import Arch
-from search_spaces.jsonl import JsonLines, damaged, open_lines
+from search_spaces.jsonl import JsonLines, damaged, open_lines, read_records
 
-__all__ = ["Account", "SharedEvaluations", "digest_of", "open_shared"]
+__all__ = ["EARLY_STOP", "Account", "Made", "SharedEvaluations", "digest_of", "open_shared", "read_shared"]
+
+EARLY_STOP: Final[Mapping[str, str]] = {"early stop": "on"}
+"""A fact beside those that APs rest on: evaluations that could be stopped keep more figures, in which others
+are held against them. Their APs are those of evaluations that could not."""
 
 _HEADER: Final = {"format": 1}
+_WHAT: Final = "file of evaluations"
 
 
 def digest_of(facts: Mapping[str, str]) -> str:
@@ -39,11 +46,73 @@ def digest_of(facts: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A network's evaluation and the name of the study that made it."""
+class Made:
+    """A network's evaluation and who made it.
+
+    Attributes
+    ----------
+    study, maker
+        Name of the study, and the identifier that it got when it began; lines from before there were such
+        have the name for both.
+    arch
+        The network, as JSON has it (:func:`search_spaces.arch_from_json`).
+    evaluation
+        Complete, and not reused.
+    """
 
     study: str
+    maker: str
+    arch: Mapping[str, Any]
     evaluation: Evaluation
+
+
+@dataclass
+class _Contents:
+    """What the lines of a file say: the evaluations by (context, network), the contexts by their digests."""
+
+    known: dict[tuple[str, str], Made] = field(default_factory=dict)
+    contexts: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def read(self, path: Path, lines: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Take in numbered lines.
+
+        Raises
+        ------
+        RunError
+            If one is damaged.
+        """
+        for number, line in lines:
+            try:
+                self._read(line)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise damaged(path, number) from None
+
+    def _read(self, line: Mapping[str, Any]) -> None:
+        if line["kind"] == "context":
+            self.contexts[str(line["digest"])] = {str(k): str(v) for k, v in line["facts"].items()}
+        elif line["kind"] == "evaluation":
+            study, place = str(line["study"]), (str(line["context"]), str(line["id"]))
+            evaluation = Evaluation.from_json(line["evaluation"])
+            made = Made(study, str(line.get("maker", study)), dict(line["arch"]), evaluation)
+            self.known.setdefault(place, made)
+        else:
+            raise ValueError(line["kind"])
+
+
+def read_shared(path: Path) -> list[tuple[Mapping[str, str], Made]]:
+    """Return every evaluation in the file at ``path`` with what it rests on, in the order made; hold nothing.
+
+    A search may be writing it meanwhile. No file is an empty one.
+
+    Raises
+    ------
+    RunError
+        If a line is damaged, or the file is of another format.
+    """
+    contents = _Contents()
+    if path.exists():
+        contents.read(path, read_records(path, _HEADER, _WHAT))
+    return [(contents.contexts.get(digest, {}), made) for (digest, _), made in contents.known.items()]
 
 
 @dataclass
@@ -51,28 +120,19 @@ class SharedEvaluations:
     """The open file; see :func:`open_shared`. Studies use it through an :meth:`account`."""
 
     lines: JsonLines
-    known: dict[tuple[str, str], _Known] = field(default_factory=dict)
-    contexts: set[str] = field(default_factory=set)
+    contents: _Contents = field(default_factory=_Contents)
 
     def __post_init__(self) -> None:
-        for number, line in self.lines.records():
-            try:
-                self._read(line)
-            except (AttributeError, KeyError, TypeError, ValueError):
-                raise damaged(self.lines.path, number) from None
+        self.contents.read(self.lines.path, self.lines.records())
 
-    def _read(self, line: Mapping[str, Any]) -> None:
-        if line["kind"] == "context":
-            self.contexts.add(str(line["digest"]))
-        elif line["kind"] == "evaluation":
-            place = (str(line["context"]), str(line["id"]))
-            self.known.setdefault(place, _Known(str(line["study"]), Evaluation.from_json(line["evaluation"])))
-        else:
-            raise ValueError(line["kind"])
+    @property
+    def known(self) -> dict[tuple[str, str], Made]:
+        """The evaluations, by the digest of what they rest on and the network's id."""
+        return self.contents.known
 
-    def account(self, study: str, facts: Mapping[str, str]) -> Account:
-        """Return the view of one study, whose APs rest on these facts."""
-        return Account(self, study, dict(facts), digest_of(facts))
+    def account(self, study: str, facts: Mapping[str, str], maker: str | None = None) -> Account:
+        """Return the view of one study, whose APs rest on these facts; ``maker`` as in :class:`Account`."""
+        return Account(self, study, maker or study, dict(facts), digest_of(facts))
 
 
 @dataclass(frozen=True)
@@ -84,13 +144,16 @@ class Account:
     shared
         The file.
     study
-        Name of the study, unique among those that share the file.
+        Name of the study.
+    maker
+        What tells it from every other study that ever had its name; by default the name.
     facts, digest
         What its APs rest on, and the name of that.
     """
 
     shared: SharedEvaluations
     study: str
+    maker: str
     facts: Mapping[str, str]
     digest: str
 
@@ -103,7 +166,7 @@ class Account:
         known = self.shared.known.get((self.digest, arch.id))
         if known is None:
             return None
-        if known.study == self.study:
+        if known.maker == self.maker:
             return known.evaluation
         return None if rival is not None else replace(known.evaluation, reused=True)
 
@@ -118,9 +181,10 @@ class Account:
         place = (self.digest, arch.id)
         if evaluation.partial or evaluation.reused or place in self.shared.known:
             return
-        if self.digest not in self.shared.contexts:
+        contexts = self.shared.contents.contexts
+        if self.digest not in contexts:
             self.shared.lines.write({"kind": "context", "digest": self.digest, "facts": dict(self.facts)})
-            self.shared.contexts.add(self.digest)
+            contexts[self.digest] = dict(self.facts)
         value = evaluation.to_json()
         del value["partial"], value["reused"]
         self.shared.lines.write(
@@ -129,11 +193,12 @@ class Account:
                 "context": self.digest,
                 "id": arch.id,
                 "study": self.study,
+                "maker": self.maker,
                 "arch": arch.to_json(),
                 "evaluation": value,
             }
         )
-        self.shared.known[place] = _Known(self.study, evaluation)
+        self.shared.known[place] = Made(self.study, self.maker, arch.to_json(), evaluation)
 
 
 @contextmanager
@@ -149,7 +214,7 @@ def open_shared(path: Path) -> Iterator[SharedEvaluations]:
         has cut short is no damage: it is removed, and its evaluation is made again.
     """
     begun = not path.exists()
-    with open_lines(path, _HEADER, doing="searching", what="file of evaluations") as lines:
+    with open_lines(path, _HEADER, doing="searching", what=_WHAT) as lines:
         shared = SharedEvaluations(lines)
         try:
             yield shared

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ undefined. Constrained domination ranks such trials by their violation, so that 
 report of ours shows it."""
 
 _IDENTITY = "identity"
+_MAKER = "maker"
 _PLAN = "plan:{:05d}"
 _LOCK_GRACE_SECONDS = 3
 
@@ -301,6 +303,11 @@ class Store:
         """Every candidate whose AP was measured to the end, in trial order."""
         return [c for c in self.to_evaluate if c.evaluation is not None and not c.evaluation.partial]
 
+    @property
+    def maker(self) -> str:
+        """What tells this study from every other one, even of the same name; its name if it is an old one."""
+        return str(self.study.user_attrs.get(_MAKER, self.study.study_name))
+
     # -- planning ---------------------------------------------------------------------------------------
 
     def enqueue(self, genotype: Genotypes) -> tuple[optuna.Trial, Genotypes]:
@@ -418,6 +425,7 @@ def open_store(
             recorded = study.user_attrs.get(_IDENTITY)
             if recorded is None and not study.get_trials(deepcopy=False):
                 recorded = dict(identity)
+                study.set_user_attr(_MAKER, uuid.uuid4().hex)
                 study.set_user_attr(_IDENTITY, recorded)
                 study.set_metric_names([str(objective) for objective in objectives])
     except OSError as error:

@@ -185,7 +185,7 @@ class TrustReport:
     verdict
         The same in plain words, a sentence each.
     context
-        What the supernet's APs rest on, as for a search (:func:`nas.searching.search_context`).
+        What the supernet's APs rest on, as for a search (:func:`nas.known.search_context`).
     standalone
         What the stand-alone APs rest on (:func:`nas.trust.standalone.standalone_identity`).
     settings

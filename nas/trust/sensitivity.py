@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.data import Datasets, open_datasets
+from nas.known import search_context
 from nas.run import RunDirectory
-from nas.searching import search_context
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Arch, InputError, RunError, SearchSpace, arch_from_json
 from search_spaces.files import read_json, write_json

@@ -87,7 +87,7 @@ def standing(run: Path, context: Mapping[str, str]) -> Standing:
     run
         The run's folder.
     context
-        What its APs rest on now (:func:`nas.searching.search_context`).
+        What its APs rest on now (:func:`nas.known.search_context`).
     """
     try:
         report = TrustReport.load(run)

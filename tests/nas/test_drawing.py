@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import nas.drawing
+from nas.known import find_arch, load_result
 from nas.latency import UpperEnd
 from nas.run import RunDirectory
 from nas.search import MACS, Constraint, SearchResult, latency, search
 from nas.search.result import Record
-from nas.studies import find_arch, load_result
 from search_spaces import InputError, get_arch, space_from_config
 from search_spaces.files import write_json
 from tests.nas import tiny

@@ -26,6 +26,7 @@ from latency_tables import LatencyPredictor, LatencyTable, Target, find_table, l
 from latency_tables.machine import available_threads
 from latency_tables.table import Row
 from nas.cli import main
+from nas.known import known_networks, load_result
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.search import Evaluation, search
@@ -522,26 +523,22 @@ def test_emitting_leaves_out_studies_whose_aps_were_measured_otherwise(
     assert call("search", "run", "--evaluations", 2, "--name", "own").code == 0
     changed = ("--set", "evaluate.flip=true", "--name", "flip")
     assert call("search", "run", "--evaluations", 2, *changed).code == 0
-    run = RunDirectory.open(trained)
     # How a search ends evaluations changes no AP that is chosen by.
     stopping = ("--set", "evaluate.early_stop=true", "--name", "stopping")
     assert call("search", "run", "--evaluations", 2, *stopping).code == 0
-    for name, ap in (("own", 0.1), ("flip", 0.9), ("stopping", 0.2)):
-        path = trained / "search" / name / "result.json"
-        value = json.loads(path.read_text())
-        for record in value["records"]:
-            record["ap"] = ap
-        path.write_text(json.dumps(value))
-    from nas.data import open_datasets
-    from nas.emitting import choose_record
-    from nas.searching import search_context
-
-    context = search_context(run, open_datasets(run.recipe))
-    assert choose_record(run, (), context=context)[1] == "stopping"
-    assert choose_record(run, (), "flip", context=context)[1] == "flip"
+    known = known_networks(RunDirectory.open(trained))
+    own, flip, stopping = (load_result(known.run, name) for name in ("own", "flip", "stopping"))
+    assert {r.arch.id for r in known.records} == {r.arch.id for r in (*own.evaluated, *stopping.evaluated)}
+    assert [known.found[r.arch.id].studies for r in own.evaluated] == [("own", "stopping")] * 2
+    assert flip.evaluated and list(known.left_out) == ["flip"]
     told = call("emit", "run", "-o", "net", "--json")
-    assert told.json["chosen"]["by"] == "search 'stopping'"
-    assert "the study 'flip' was made with another evaluation; it is left out" in told.err
+    assert told.json["chosen"]["found_in"] == "own"
+    left_out = "the study 'flip' was made with another evaluation"
+    assert f"{left_out}; it is left out (--study takes it)" in told.err
+    told = call("emit", "run", "--study", "flip", "-o", "net", "--json")
+    assert told.json["chosen"]["by"] == "search 'flip'"
+    assert told.json["chosen"]["search_ap"] == max(r.require_ap() for r in flip.evaluated)
+    assert f"{left_out}\n" in told.err
 
 
 def test_budgets_are_held_against_the_present_table(trained: Path, one_thread: None) -> None:
@@ -556,7 +553,7 @@ def test_budgets_are_held_against_the_present_table(trained: Path, one_thread: N
     assert call("search", "run", "--evaluations", 2, "--name", "s", *budget).code == 0
     table(50.0)
     told = call("emit", "run", *budget, "-o", "net")
-    assert told.code == 2 and "no evaluated network meets the budget" in told.err
+    assert told.code == 2 and "no network of this litepose-extended space" in told.err
     # Another target than the search's is priced just as well.
     table(0.2)
     assert call("search", "run", "--evaluations", 2, "--name", "m", "--max-macs", "1G").code == 0

@@ -22,9 +22,9 @@ import nas.trust.checking
 import nas.trust.jobs
 import nas.trust.standalone
 from nas.data import open_datasets
+from nas.known import search_context
 from nas.recipe import TrustConfig
 from nas.run import RunDirectory
-from nas.searching import search_context
 from nas.train import open_supernet
 from nas.trust.report import TrustReport, verdict_of
 from nas.trust.scores import Score

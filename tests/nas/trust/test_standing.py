@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas.search import AP, MACS, Record, SearchResult
+from nas.search import Record
 from nas.search.noise import RESAMPLES, pack
 from nas.search_report import caveats, claims_json, gain_words, ties_of, ties_words
 from nas.trust.plots import plot_sensitivity, plot_trust
@@ -28,11 +28,6 @@ def record(place: int, ap: float, shift: float | None = 0.0) -> Record:
     kept = "" if shift is None else pack(np.clip(ap + drawn + own, 0, 1))
     macs = small_space().cost(arch).macs
     return Record(arch, macs, 10**6, {}, True, place, 0, "sample", ap, {}, 1.0, False, kept)
-
-
-def result(*records: Record) -> SearchResult:
-    about = ("s", small_space().name, 14, (AP, MACS), (), (), "nsga2", 0, 9, "budget", 0)
-    return SearchResult(*about, records, made_up.CONTEXT)  # type: ignore[arg-type]
 
 
 def test_a_run_without_report_is_not_measured(tmp_path: Path) -> None:
@@ -89,23 +84,25 @@ def test_an_older_study_is_not_judged() -> None:
     assert "noise of 1 of 2 steps of the front is not known" in caveats(front, ABSENT)[1]
     (step, other) = claims_json(front, ABSENT)["steps"]
     assert step["tie"] is None and other["tie"] is False
-    assert ties_words(ties_of(front[0], result(*front))).startswith("not known")
+    assert ties_words(ties_of(front[0], front)).startswith("not known")
 
 
 def test_cheaper_networks_within_the_noise_of_the_chosen_are_named() -> None:
     cheap, middle, best = record(0, 0.50, 0.02), record(1, 0.40), record(2, 0.505, 0.02)
-    told = ties_of(best, result(cheap, middle, best))
+    told = ties_of(best, (cheap, middle, best))
     assert told == {
         "known": True,
         "networks": 1,
         "cheapest": {"id": cheap.arch.id, "macs": cheap.macs, "search_ap": 0.5},
     }
-    assert f"1 of the study are within the noise of its AP, the cheapest {cheap.arch.id}" in ties_words(told)
-    told = ties_of(cheap, result(cheap, middle, best))
+    assert f"1 of those known are within the noise of its AP, the cheapest {cheap.arch.id}" in ties_words(
+        told
+    )
+    told = ties_of(cheap, (cheap, middle, best))
     assert told["networks"] == 1 and told["cheapest"] is None
     assert "none of them with fewer MACs" in ties_words(told)
-    told = ties_of(middle, result(cheap, middle, best))
-    assert ties_words(told) == "no other network of the study is within its noise"
+    told = ties_of(middle, (cheap, middle, best))
+    assert ties_words(told) == "no other network known is within its noise"
 
 
 def test_gains_are_words() -> None:
