@@ -710,18 +710,30 @@ def plot(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; default: the study's own.")
     ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Published LitePose networks. costs: where they lie on the axes; published: their APs, too,"
+            " apart from yours if they were measured on other images; none."
+        ),
+    ] = "costs",
+    tables: Tables = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the Pareto fronts and the progress of a run's searches (PNG and SVG).
+    """Draw a run's searches: fronts, progress and choices (PNG and SVG), and each front as a page (HTML).
+
+    Of several studies a front of all their networks together is drawn, too.
 
     Example: nas plot runs/synthetic
     """
     from nas.console import print_json
+    from nas.drawing import draw_study, draw_together
     from nas.run import RunDirectory
-    from nas.searching import draw_study
 
     directory = RunDirectory.open(run)
-    made = [path for name in _studies(directory, study) for path in draw_study(directory, name, output)]
+    names = _studies(directory, study)
+    made = [path for name in names for path in draw_study(directory, name, output, tables, reference)]
+    made += draw_together(directory, names, output, tables, reference)
     if as_json:
         print_json({"files": [str(path) for path in made]})
     else:
@@ -765,7 +777,11 @@ def emit(
     ] = None,
     arch: Annotated[
         str | None,
-        typer.Option("--arch", metavar="FILE", help="This arch (file or name) instead of a searched one."),
+        typer.Option(
+            "--arch",
+            metavar="ARCH",
+            help="This network instead of the best one: a file, a name, or the id of a searched one.",
+        ),
     ] = None,
     study: Annotated[
         str | None,
@@ -791,17 +807,19 @@ def emit(
     from nas.console import note, print_json, show
     from nas.emitting import emit_from_run
     from nas.eval_report import interval_words
+    from nas.known import find_arch
     from nas.latency_report import emitted_lines
     from nas.run import RunDirectory
     from nas.search import BudgetText
     from nas.search_report import chosen_words, ties_words
 
+    directory = RunDirectory.open(run)
     emitted = emit_from_run(
-        RunDirectory.open(run),
+        directory,
         **asdict(BudgetText(max_macs, max_params, max_size, tuple(max_latency or ()), min_ap, like)),
         budget=budget,
         objectives=objective or [],
-        arch=None if arch is None else get_arch(arch),
+        arch=None if arch is None else find_arch(directory, arch),
         study=study,
         tables=tables,
         strict_tables=strict_tables,

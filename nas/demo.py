@@ -18,9 +18,9 @@ from latency_tables import LatencyPredictor, ProfileSettings, local_target
 from nas.config import apply_overrides
 from nas.console import note, print_table, progress_bar
 from nas.data import Datasets, open_datasets
+from nas.drawing import draw_result
 from nas.emitting import Emitted, emit_from_run
 from nas.latency import UpperEnd, profile_space
-from nas.plot import plot_front
 from nas.recipe import Recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.searching import run_searches
@@ -163,8 +163,7 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
             f"best under {short}": study.answer.record
             for short, study in zip((max_macs, duration), searched.studies, strict=True)
         }
-        title = "nas demo: LitePose on drawn people"
-        plot_front(searched.together, run.folder / "pareto", chosen=chosen, title=title, own_budgets=True)
+        draw_result(run, searched.together, run.folder, chosen, choices=False, own_budgets=True)
         draw_predictions(run, data, emitted["macs"], run.folder / "predictions.png")
         untrained = _untrained_ap(run, data, space, emitted["macs"])
     report = _report(
@@ -207,7 +206,11 @@ def _report(
         "networks": networks,
         "untrained_ap_val": round(untrained, 4),
         "target": target,
-        "files": ["pareto.png", "pareto.svg", "predictions.png", "emitted/macs", "emitted/latency"],
+        "files": [
+            *(f"pareto.{kind}" for kind in ("png", "svg", "html")),
+            "predictions.png",
+            *(f"emitted/{name}" for name in emitted),
+        ],
         "seconds": {**clock.seconds, "all": round(sum(clock.seconds.values()), 1)},
     }
 
@@ -233,5 +236,6 @@ def _show(report: dict[str, Any], target: str) -> None:
     print_table(f"found in {report['seconds']['all']:.0f} s; latency on {target}", columns, rows)
     print(f"the same network untrained: AP {report['untrained_ap_val']:.3f}")
     print(
-        f"look at {report['run']}/pareto.png and predictions.png; the networks are in {report['run']}/emitted"
+        f"look at {report['run']}/pareto.png (or .html) and predictions.png; the networks are in"
+        f" {report['run']}/emitted"
     )

@@ -14,6 +14,7 @@ what was measured under another one, or ended early, is never among them.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ from search_spaces import (
     RunError,
     SearchSpace,
     arch_from_json,
+    get_arch,
 )
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json
@@ -60,6 +62,7 @@ __all__ = [
     "Answer",
     "Found",
     "KnownNetworks",
+    "find_arch",
     "known_networks",
     "load_result",
     "own_answer",
@@ -105,6 +108,24 @@ def load_result(run: RunDirectory, study: str) -> SearchResult:
         raise InputError(f"'{run.folder}' has no study '{study}'{did_you_mean(study, names)}")
     path = run.study(study) / "result.json"
     return SearchResult.from_json(read_json(path, "search result"), f"search result '{path}'")
+
+
+def find_arch(run: RunDirectory, text: str) -> Arch:
+    """Return the arch that a text names: an id of a network that a study of the run has looked at, or what
+    :func:`search_spaces.get_arch` knows.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    if re.fullmatch("[0-9a-f]{12}", text) is None or Path(text).exists():
+        return get_arch(text)
+    for name in reversed(run.studies()):
+        for record in load_result(run, name).records:
+            if record.arch.id == text:
+                return record.arch
+    raise InputError(f"no search of '{run.folder}' has looked at a network with the id '{text}'")
 
 
 def try_choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> tuple[Record | None, str]:

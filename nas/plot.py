@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import string
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,22 +17,32 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from nas.plot_style import CANVASES, FAINT, GRID, INK, MUTED, STYLE, save_figure
+from nas.beside import Beside, Landmark, PublishedData
+from nas.plot_style import FAINT, GRID, INK, MUTED, STYLE, picture_files, save_figure
 from nas.search import noise
-from nas.search.objectives import MACS, Constraint, Objective
-from search_spaces import InputError, RunError
+from nas.search.objectives import MACS, PARAMS, Constraint, Objective
+from search_spaces import RunError
+from search_spaces.registry import named_archs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from latency_tables import Prediction
     from nas.search.result import Record, SearchResult
+    from search_spaces import Arch
+    from supernet.pose.bootstrap import Interval
 
-__all__ = ["Reference", "plot_front", "plot_progress"]
+__all__ = ["FRONT", "Reference", "View", "plot_front", "plot_progress", "require_evaluated"]
 
 _TIE: Final[Any] = (0, (1.0, 1.6))
-_FRONT, _CHOSEN, _BUDGET = "#1c2733", "#d1273f", "#b45309"
+FRONT: Final = "#1c2733"
+_CHOSEN, _BUDGET, _PUBLISHED = "#d1273f", "#b45309", "#7c3aed"
 # Samples of viridis: small inputs are light, large ones dark, also in grey and for colour-blind eyes.
 _RAMP = ("#a5db36", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e")
+_CALLOUTS: Final = 3
+"""More networks than so many are marked by letters, which the caption explains."""
+_LONG: Final = 30
+"""So are those with longer names."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,171 @@ class Reference:
     ap: float
 
 
+@dataclass(frozen=True)
+class View:
+    """One search as it is drawn: which costs, budgets and networks are shown, and what stands beside them.
+
+    Attributes
+    ----------
+    result
+        What the search found.
+    budgets
+        Bounds that are drawn.
+    marked
+        Chosen networks by name.
+    named
+        Further networks by name.
+    beside
+        Latency intervals and published networks.
+    own_budgets
+        Judge the networks on each axis by the loosest budget on its own cost only.
+    """
+
+    result: SearchResult
+    budgets: tuple[Constraint, ...]
+    marked: Mapping[str, Record]
+    named: Mapping[str, Record | Reference] = field(default_factory=dict)
+    beside: Beside = field(default_factory=Beside)
+    own_budgets: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        result: SearchResult,
+        *,
+        chosen: Record | Mapping[str, Record] | None = None,
+        budgets: Sequence[Constraint] | None = None,
+        named: Mapping[str, Record | Reference] | None = None,
+        beside: Beside | None = None,
+        own_budgets: bool = False,
+    ) -> View:
+        """Return the view; arguments are those of :func:`plot_front`."""
+        require_evaluated(result)
+        bounds = result.constraints if budgets is None else tuple(budgets)
+        for budget in bounds:
+            result.axis(budget.objective)
+        if chosen is None:
+            meets = any(_within(record, bounds) for record in result.evaluated)
+            marked = {"chosen": result.best(bounds)} if meets else {}
+        else:
+            marked = dict(chosen) if isinstance(chosen, Mapping) else {"chosen": chosen}
+        archs = {arch: name for name, arch in named_archs().items()}
+        known = {archs[r.arch]: r for r in result.evaluated if r.arch in archs}
+        return cls(result, bounds, marked, {**known, **(named or {})}, beside or Beside(), own_budgets)
+
+    def axes(self, x: str | Objective | Sequence[str | Objective] | None = None) -> tuple[Objective, ...]:
+        """Return the costs named; by default MACs and every latency target priced."""
+        if x is None:
+            targets = (self.result.axis(f"latency[{target}]") for target in self.result.targets)
+            return (MACS, *targets)
+        if isinstance(x, str | Objective):
+            x = (x,)
+        return tuple(self.result.axis(item) for item in x)
+
+    def every_axis(self) -> tuple[Objective, ...]:
+        """Return all costs that a reader may ask for: MACs, parameters, every latency target priced."""
+        return (MACS, PARAMS, *self.axes()[1:])
+
+    def judged(self, objective: Objective) -> tuple[Constraint, ...]:
+        """Return the bounds that a network has to meet on an axis."""
+        if not self.own_budgets:
+            return self.budgets
+        own = [budget for budget in self.budgets if budget.objective == objective]
+        return (max(own, key=lambda budget: budget.upper),) if own else ()
+
+    def front(self, objective: Objective) -> tuple[Record, ...]:
+        """Return the Pareto front on an axis, by rising cost."""
+        return self.result.front(objective, self.judged(objective))
+
+    def inside(self, objective: Objective) -> list[Record]:
+        """Return the evaluated networks that are within what is judged on an axis."""
+        return [r for r in self.result.evaluated if _within(r, self.judged(objective))]
+
+    def outside(self, objective: Objective) -> list[Record]:
+        """Return the evaluated networks that are beyond it."""
+        return [r for r in self.result.evaluated if not _within(r, self.judged(objective))]
+
+    def reach(self, objective: Objective) -> float:
+        """Return up to which cost the front is known: the budget, or the dearest network evaluated."""
+        dearest = max(record.value(objective) for record in self.result.evaluated)
+        return min([dearest, *(b.upper for b in self.judged(objective) if b.objective == objective)])
+
+    def barred(self, objective: Objective) -> list[Record]:
+        """Return the networks that get error bars on an axis: those of the front, and the chosen ones."""
+        every = {record.trial: record for record in (*self.front(objective), *self.marked.values())}
+        return list(every.values())
+
+    def lines(self, objective: Objective) -> tuple[Landmark, ...]:
+        """Return the published networks on an axis that the search did not evaluate itself."""
+        seen = {record.arch for record in self.result.evaluated}
+        found = self.beside.landmarks.get(objective, ())
+        return tuple(mark for mark in found if mark.arch not in seen)
+
+    def bars(self, objective: Objective) -> list[tuple[Record, Interval | None, Prediction | None]]:
+        """Return what is drawn with error bars on an axis, with both intervals as far as they are known."""
+        return [
+            (record, noise.interval(record), self.beside.prediction(record, objective))
+            for record in self.barred(objective)
+        ]
+
+    def limits(self, objective: Objective) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the ends of the axes of cost and AP, in the units that people read.
+
+        They fit the networks, the error bars, and a budget that lies not too far off.
+        """
+        spots = [_spot(item, objective) for item in (*self.result.evaluated, *self.named.values())]
+        for record, ap, latency in self.bars(objective):
+            cost = record.value(objective) / objective.scale
+            if ap is not None:
+                spots += [(cost, ap.low), (cost, ap.high)]
+            if latency is not None:
+                spots.append((latency.low_ms, record.require_ap()))
+        xs, ys = np.array([spot for spot in spots if spot is not None]).T
+        left, right = float(xs.min()), float(xs.max())
+        for budget in self.budgets:
+            bound = budget.upper / objective.scale
+            if budget.objective == objective and bound <= right + (right - left) * 0.6 + 0.05 * right:
+                right = max(right, bound)
+        wide = max(right - left, 0.05 * right)
+        across = (max(0.0, left - 0.07 * wide), right + 0.07 * wide)
+        if self.beside.comparable:
+            near = [mark.ap for mark in self.lines(objective) if _between(mark, objective, across)]
+            ys = np.array([*ys, *(ap for ap in near if ap is not None)])
+        tall = max(float(np.ptp(ys)), 0.02 * max(float(ys.max()), 1e-9), 1e-6)
+        return across, (float(ys.min()) - 0.1 * tall, float(ys.max()) + 0.25 * tall)
+
+    def shown_lines(self, objective: Objective) -> list[Landmark]:
+        """Return the published networks that lie within an axis."""
+        across, _ = self.limits(objective)
+        return [mark for mark in self.lines(objective) if _between(mark, objective, across)]
+
+    @cached_property
+    def stars(self) -> tuple[tuple[tuple[str, ...], Record], ...]:
+        """The chosen networks, each once with all its names, the highest AP first."""
+        names: dict[Arch, list[str]] = {}
+        for name, record in self.marked.items():
+            names.setdefault(record.arch, []).append(name)
+        records = {record.arch: record for record in self.marked.values()}
+        found = [(tuple(names[arch]), record) for arch, record in records.items()]
+        return tuple(sorted(found, key=lambda star: -star[1].require_ap()))
+
+    @cached_property
+    def letters(self) -> Mapping[str, str]:
+        """The letter that marks each chosen network, by name; empty where there is room for their names."""
+        if len(self.marked) <= _CALLOUTS and all(len(name) <= _LONG for name in self.marked):
+            return {}
+        return {name: string.ascii_uppercase[i % 26] for i, name in enumerate(self.marked)}
+
+    @cached_property
+    def colours(self) -> Mapping[int | None, str]:
+        """A colour per resolution of the input; one colour for all if the resolution does not vary."""
+        found = sorted({r for r in map(resolution, self.result.evaluated) if r is not None})
+        if len(found) < 2 or len(found) > len(_RAMP):
+            return dict.fromkeys((*found, None), _RAMP[2])
+        places = np.linspace(0, len(_RAMP) - 1, len(found)).round().astype(int)
+        return {side: _RAMP[place] for side, place in zip(found, places, strict=True)}
+
+
 def plot_front(
     result: SearchResult,
     path: str | Path,
@@ -57,6 +234,7 @@ def plot_front(
     chosen: Record | Mapping[str, Record] | None = None,
     budgets: Sequence[Constraint] | None = None,
     named: Mapping[str, Record | Reference] | None = None,
+    beside: Beside | None = None,
     title: str | None = None,
     caption: str | None = None,
     own_budgets: bool = False,
@@ -65,7 +243,9 @@ def plot_front(
 
     Networks beyond a budget are grey and hollow; networks that were priced only, because they exceed a
     constraint of the search, are ticks on the cost axis. Colour tells the input's resolution where it varies.
-    The front is dotted where a step's gain in AP is within the noise of the images.
+    The front is dotted where a step's gain in AP is within the noise of the images. Bars on the front are
+    95% intervals of AP over the images, and of latency what the table predicts: a spot stands at the upper
+    end, which budgets are held against.
 
     Parameters
     ----------
@@ -80,13 +260,16 @@ def plot_front(
     budgets
         Bounds to draw; by default the search's constraints.
     named
-        Further networks to mark, by name.
+        Further networks to mark, by name; evaluated networks that have a name are always marked.
+    beside
+        Latency intervals and published networks. The latter's costs are lines; their APs are spots only where
+        they were measured on the same images, else they stand in a strip of their own above the panel.
     title
         Heading of the picture.
     caption
         Stands below it, such as how far the ranking can be trusted.
     own_budgets
-        Judge the networks of each panel by the budget on its own cost only: for a picture that brings
+        Judge the networks of each panel by the loosest budget on its own cost only: for a picture that brings
         searches under different budgets together.
 
     Returns
@@ -101,28 +284,32 @@ def plot_front(
     RunError
         If no network was evaluated yet, or the file cannot be written.
     """
-    files = _files(path)
-    _require_evaluated(result)
-    axes_of = _axes(result, x)
-    budgets = result.constraints if budgets is None else tuple(budgets)
-    for budget in budgets:
-        result.axis(budget.objective)
-    marked = _marked(result, chosen, budgets)
+    files = picture_files(path)
+    view = View.of(
+        result, chosen=chosen, budgets=budgets, named=named, beside=beside, own_budgets=own_budgets
+    )
+    axes_of = view.axes(x)
+    data = None if view.beside.comparable else view.beside.data
+    apart = data is not None and any(view.shown_lines(x) for x in axes_of)
     with rc_context(STYLE):
         columns = min(len(axes_of), 2)
         rows = -(-len(axes_of) // columns)
         width = 7.2 if columns == 1 else 12.4
+        tall = 4.9 + 1.3 * apart
         figure = Figure(
-            figsize=(width, 4.9 * rows + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+            figsize=(width, tall * rows + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
         )
-        grid = figure.subplots(rows, columns, squeeze=False)
-        panels = list(grid.flat)
-        for panel in panels[len(axes_of) :]:
+        heights = [1.0, 3.4] * rows if apart else [1.0] * rows
+        grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+        panels = list(grid[1::2].flat if apart else grid.flat)
+        strips = list(grid[0::2].flat) if apart else []
+        for panel in (*panels[len(axes_of) :], *strips[len(axes_of) :]):
             panel.set_visible(False)
-        colours = _colours(result)
         for panel, objective in zip(panels, axes_of, strict=False):
-            judged = [b for b in budgets if b.objective == objective] if own_budgets else budgets
-            _front_panel(panel, result, objective, judged, marked, named or {}, colours)
+            _front_panel(panel, view, objective)
+        for strip, panel, objective in zip(strips, panels, axes_of, strict=False):
+            if data is not None:
+                _published_strip(strip, panel, view, objective, data)
         figure.suptitle(
             title or f"{result.space}: {len(result.evaluated)} networks evaluated",
             x=0.012,
@@ -130,14 +317,20 @@ def plot_front(
             fontsize=12.5,
             fontweight="bold",
         )
-        if caption is not None:
-            # Shares the first panel's heading, which a picture of a front leaves free.
-            words = textwrap.fill(caption, 100 if columns == 1 else 170)
-            panels[0].set_title(words, fontsize=8.5, fontweight="normal", color=MUTED)
+        lines = [] if caption is None else [caption]
+        for name, letter in view.letters.items():
+            record = view.marked[name]
+            costs = ", ".join(x.format(record.value(x)) for x in axes_of)
+            lines.append(f"{letter}: {name}: AP {record.require_ap():.3f}, {costs}")
+        if lines:
+            # Share the first panel's heading, which a picture of a front leaves free.
+            words = "\n".join(textwrap.fill(line, 100 if columns == 1 else 170) for line in lines)
+            top = strips[0] if apart else panels[0]
+            top.set_title(words, fontsize=8.5, fontweight="normal", color=MUTED, linespacing=1.4)
         figure.legend(
-            handles=_legend(result, budgets, marked, named or {}, colours),
+            handles=_legend(view, axes_of),
             loc="outside lower center",
-            ncols=5 if columns == 1 else 9,
+            ncols=5 if columns == 1 else 8,
             frameon=False,
             fontsize=8.5,
             handletextpad=0.4,
@@ -167,8 +360,8 @@ def plot_progress(
     InputError, RunError
         As :func:`plot_front`.
     """
-    files = _files(path)
-    _require_evaluated(result)
+    files = picture_files(path)
+    require_evaluated(result)
     objective = result.axis(x)
     aps = np.array([record.require_ap() for record in result.evaluated])
     volumes = result.hypervolumes(objective)
@@ -208,7 +401,8 @@ def plot_progress(
         top.set_title("Search progress")
         bottom.fill_between(number, share, step="post", color=_RAMP[4], alpha=0.12, linewidth=0)
         bottom.step(number, share, where="post", color=_RAMP[4], linewidth=1.8)
-        bottom.set_ylabel(f"Hypervolume (AP, {objective.label.rsplit(' (', 1)[0]})\nshare of its last value")
+        bottom.set_ylabel("Hypervolume\nshare of its last value")
+        bottom.set_title(f"Hypervolume of AP and {objective.label.rsplit(' (', 1)[0]}", fontsize=9.5)
         bottom.set_ylim(0, 1.04)
         bottom.set_xlabel("Networks evaluated (vertical lines: generations)")
         bottom.set_xlim(0.5, max(2, len(aps)) + 0.5)
@@ -218,67 +412,28 @@ def plot_progress(
 # -- parts -----------------------------------------------------------------------------------------------
 
 
-def _files(path: str | Path) -> tuple[Path, ...]:
-    path = Path(path)
-    if path.suffix == "":
-        return tuple(path.with_suffix(suffix) for suffix in CANVASES)
-    if path.suffix.lower() not in CANVASES:
-        raise InputError(f"a plot is written as {' or '.join(CANVASES)}, not as '{path.name}'")
-    return (path,)
-
-
-def _require_evaluated(result: SearchResult) -> None:
+def require_evaluated(result: SearchResult) -> None:
+    """Raise :class:`RunError` where a search has evaluated nothing."""
     if not result.evaluated:
         raise RunError(
             f"the search '{result.study}' has evaluated no network yet, so there is nothing to draw"
         )
 
 
-def _axes(
-    result: SearchResult, x: str | Objective | Sequence[str | Objective] | None
-) -> tuple[Objective, ...]:
-    if x is None:
-        return (MACS, *(result.axis(f"latency[{target}]") for target in result.targets))
-    if isinstance(x, str | Objective):
-        x = (x,)
-    return tuple(result.axis(item) for item in x)
-
-
-def _marked(
-    result: SearchResult, chosen: Record | Mapping[str, Record] | None, budgets: Sequence[Constraint]
-) -> dict[str, Record]:
-    if chosen is None:
-        meets = [r for r in result.evaluated if _within(r, budgets)]
-        return {"chosen": result.best(budgets)} if meets else {}
-    return dict(chosen) if isinstance(chosen, Mapping) else {"chosen": chosen}
+def _between(mark: Landmark, objective: Objective, across: tuple[float, float]) -> bool:
+    return across[0] <= mark.cost / objective.scale <= across[1]
 
 
 def _within(record: Record, budgets: Sequence[Constraint]) -> bool:
     return all(budget.holds(record.value(budget.objective)) for budget in budgets)
 
 
-def _resolution(record: Record) -> int | None:
+def resolution(record: Record) -> int | None:
+    """Return the side of a network's input, where its family has one."""
     return record.arch.number("resolution") if "resolution" in list(record.arch) else None
 
 
-def _colours(result: SearchResult) -> dict[int | None, str]:
-    """Return a colour per resolution; one colour for all if the resolution does not vary."""
-    found = sorted({r for r in map(_resolution, result.evaluated) if r is not None})
-    if len(found) < 2 or len(found) > len(_RAMP):
-        return dict.fromkeys((*found, None), _RAMP[2])
-    places = np.linspace(0, len(_RAMP) - 1, len(found)).round().astype(int)
-    return {resolution: _RAMP[place] for resolution, place in zip(found, places, strict=True)}
-
-
-def _front_panel(
-    panel: Axes,
-    result: SearchResult,
-    objective: Objective,
-    budgets: Sequence[Constraint],
-    marked: Mapping[str, Record],
-    named: Mapping[str, Record | Reference],
-    colours: Mapping[int | None, str],
-) -> None:
+def _front_panel(panel: Axes, view: View, objective: Objective) -> None:
     def place(record: Record) -> tuple[float, float]:
         return record.value(objective) / objective.scale, record.require_ap()
 
@@ -288,41 +443,44 @@ def _front_panel(
 
     panel.grid(color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
-    inside = [r for r in result.evaluated if _within(r, budgets)]
-    outside = [r for r in result.evaluated if not _within(r, budgets)]
-    front = result.front(objective, budgets)
+    inside, outside = view.inside(objective), view.outside(objective)
+    front = view.front(objective)
     on_front = {record.trial for record in front}
     if outside:
         panel.scatter(
             *points(outside),
             s=20, facecolors="none", edgecolors=FAINT, linewidths=0.9, zorder=2,
         )  # fmt: skip
-    for resolution, colour in colours.items():
-        group = [r for r in inside if _resolution(r) == resolution and r.trial not in on_front]
+    for side, colour in view.colours.items():
+        group = [r for r in inside if resolution(r) == side and r.trial not in on_front]
         if group:
             panel.scatter(*points(group), s=22, color=colour, alpha=0.6, linewidths=0, zorder=3)
     if front:
         steps = np.array([place(record) for record in front])
-        level = np.array([[_reach(result, objective, budgets) / objective.scale, steps[-1, 1]]])
+        level = np.array([[view.reach(objective) / objective.scale, steps[-1, 1]]])
         line = np.concatenate([steps, level]) if level[0, 0] > steps[-1, 0] else steps
         ties = [step.tie for step in noise.steps(front)]
         for piece, tie in zip(pairwise(line), [*ties, False], strict=False):
             style = _TIE if tie else "-"
             xs, ys = np.array(piece).T
-            panel.step(xs, ys, where="post", color=_FRONT, linewidth=1.4, linestyle=style, zorder=4)
+            panel.step(xs, ys, where="post", color=FRONT, linewidth=1.4, linestyle=style, zorder=4)
         panel.scatter(
-            steps[:, 0], steps[:, 1], s=38, zorder=5, linewidths=1.1, edgecolors=_FRONT,
-            c=[colours[_resolution(record)] for record in front],
+            steps[:, 0], steps[:, 1], s=38, zorder=5, linewidths=1.1, edgecolors=FRONT,
+            c=[view.colours[resolution(record)] for record in front],
         )  # fmt: skip
-    panel.set_xlabel(objective.label)
+    _error_bars(panel, view, objective)
+    panel.set_xlabel(objective.label + (", upper end" if objective.target else ""))
     panel.set_ylabel("AP")
-    _limits(panel, result, objective, budgets, named)
-    if objective == MACS and panel.get_xlim()[1] * objective.scale <= 1e8:
+    across, up = view.limits(objective)
+    panel.set_xlim(across)
+    panel.set_ylim(up)
+    if objective == MACS and across[1] * objective.scale <= 1e8:
         panel.xaxis.set_major_formatter(lambda value, _: f"{value * 1e3:g}")
         panel.set_xlabel("MACs (M)")
-    _price_only(panel, result, objective)
-    _budget_lines(panel, objective, budgets)
-    for name, item in named.items():
+    _price_only(panel, view.result, objective)
+    _landmark_lines(panel, view, objective)
+    _budget_lines(panel, view, objective)
+    for name, item in view.named.items():
         spot = _spot(item, objective)
         if spot is not None:
             panel.scatter(*spot, marker="D", s=30, color="white", edgecolors=INK, linewidths=1.1, zorder=6)
@@ -330,15 +488,20 @@ def _front_panel(
                 name, spot, xytext=(7, -3), textcoords="offset points", fontsize=8, color=INK, va="top",
                 zorder=7, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8},
             )  # fmt: skip
-    for name, record in sorted(marked.items(), key=lambda item: -item[1].require_ap()):
-        cost = objective.format(record.value(objective))
-        _callout(panel, name, place(record), cost, record, first=record.arch == _highest(marked).arch)
+    _mark(panel, view, objective)
 
 
-def _reach(result: SearchResult, objective: Objective, budgets: Sequence[Constraint]) -> float:
-    """Return up to which cost the front is known: the budget, or the dearest network evaluated."""
-    dearest = max(record.value(objective) for record in result.evaluated)
-    return min([dearest, *(b.upper for b in budgets if b.objective == objective)])
+def _error_bars(panel: Axes, view: View, objective: Objective) -> None:
+    style: dict[str, Any] = {"color": FRONT, "linewidth": 1.0, "zorder": 4.5}
+    bars = view.bars(objective)
+    alpha = min(0.45, 10 / max(len(bars), 1))  # many are fainter, so that the front stays in front
+    for record, ap, latency in bars:
+        if ap is not None:
+            panel.vlines(record.value(objective) / objective.scale, ap.low, ap.high, alpha=alpha, **style)
+        if latency is not None:
+            at = record.require_ap()
+            panel.hlines(at, latency.low_ms, latency.high_ms, alpha=0.7 * alpha, **style)
+            panel.plot([latency.ms], [at], marker="|", markersize=5, alpha=alpha, **style)
 
 
 def _spot(item: Record | Reference, objective: Objective) -> tuple[float, float] | None:
@@ -346,27 +509,6 @@ def _spot(item: Record | Reference, objective: Objective) -> tuple[float, float]
         cost = item.costs.get(objective)
         return None if cost is None else (cost / objective.scale, item.ap)
     return item.value(objective) / objective.scale, item.require_ap()
-
-
-def _limits(
-    panel: Axes,
-    result: SearchResult,
-    objective: Objective,
-    budgets: Sequence[Constraint],
-    named: Mapping[str, Record | Reference],
-) -> None:
-    """Fit the axes to the evaluated networks, the named ones, and a budget that lies not too far off."""
-    spots = [s for s in (_spot(item, objective) for item in (*result.evaluated, *named.values())) if s]
-    xs, ys = np.array(spots).T
-    left, right = xs.min(), xs.max()
-    for budget in budgets:
-        bound = budget.upper / objective.scale
-        if budget.objective == objective and bound <= right + (right - left) * 0.6 + 0.05 * right:
-            right = max(right, bound)
-    wide = max(right - left, 0.05 * right)
-    tall = max(ys.max() - ys.min(), 0.02 * max(ys.max(), 1e-9), 1e-6)
-    panel.set_xlim(max(0, left - 0.07 * wide), right + 0.07 * wide)
-    panel.set_ylim(ys.min() - 0.1 * tall, ys.max() + 0.25 * tall)
 
 
 def _price_only(panel: Axes, result: SearchResult, objective: Objective) -> None:
@@ -380,89 +522,146 @@ def _price_only(panel: Axes, result: SearchResult, objective: Objective) -> None
         )  # fmt: skip
 
 
-def _budget_lines(panel: Axes, objective: Objective, budgets: Sequence[Constraint]) -> None:
+def _budget_lines(panel: Axes, view: View, objective: Objective) -> None:
     low, high = panel.get_xlim()
-    for budget in budgets:
-        bound = budget.upper / objective.scale
-        if budget.objective != objective or not low <= bound <= high:
+    own = sorted(b.upper / objective.scale for b in view.budgets if b.objective == objective)
+    for bound in dict.fromkeys(own):
+        if not low <= bound <= high:
             continue
         panel.axvline(bound, color=_BUDGET, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2.5)
-        panel.axvspan(bound, high, color=_BUDGET, alpha=0.05, linewidth=0, zorder=0)
+        if bound == own[-1]:
+            panel.axvspan(bound, high, color=_BUDGET, alpha=0.05, linewidth=0, zorder=0)
         right_half = bound > (low + high) / 2
         panel.annotate(
-            f"budget {objective.format(budget.upper)}", (bound, 1.0), xycoords=("data", "axes fraction"),
-            xytext=(-4 if right_half else 4, -3), textcoords="offset points", va="top",
-            ha="right" if right_half else "left", fontsize=8, color=_BUDGET,
+            f"budget {objective.format(bound * objective.scale)}", (bound, 1.0),
+            xycoords=("data", "axes fraction"), xytext=(-4 if right_half else 4, -3),
+            textcoords="offset points", va="top", ha="right" if right_half else "left", fontsize=8,
+            color=_BUDGET,
         )  # fmt: skip
 
 
-def _highest(marked: Mapping[str, Record]) -> Record:
-    return max(marked.values(), key=lambda record: record.require_ap())
+def _landmark_lines(panel: Axes, view: View, objective: Objective) -> None:
+    """Draw where published networks lie on the axis; and their APs, where these can be compared."""
+    for mark in view.shown_lines(objective):
+        at = mark.cost / objective.scale
+        panel.axvline(at, color=_PUBLISHED, linewidth=1.0, linestyle=(0, (1, 2)), alpha=0.8, zorder=1.5)
+        panel.annotate(
+            mark.words(objective), (at, 0.03), xycoords=("data", "axes fraction"), xytext=(-2, 0),
+            textcoords="offset points", rotation=90, ha="right", va="bottom", fontsize=7.5,
+            color=_PUBLISHED, zorder=1.6,
+        )  # fmt: skip
+        if view.beside.comparable and mark.ap is not None:
+            panel.scatter(at, mark.ap, **_PUBLISHED_SPOT)
+
+
+_PUBLISHED_SPOT: Final[Any] = {
+    **{"marker": "s", "s": 34, "facecolors": "none", "edgecolors": _PUBLISHED, "linewidths": 1.3, "zorder": 6}
+}
+
+
+def _published_strip(strip: Axes, panel: Axes, view: View, objective: Objective, data: PublishedData) -> None:
+    """Draw APs that were measured on other images, over the panel whose costs they share."""
+    strip.set_xlim(panel.get_xlim())
+    strip.tick_params(labelbottom=False)
+    strip.grid(color=GRID, linewidth=0.8)
+    strip.set_axisbelow(True)
+    strip.set_ylabel(f"AP published\non {data.name}", color=_PUBLISHED, fontsize=8)
+    strip.set_ylim(min(data.ap.values()) - 0.1, max(data.ap.values()) + 0.16)
+    left, right = strip.get_xlim()
+    told = sorted(
+        ((mark.cost / objective.scale, mark) for mark in view.shown_lines(objective)), key=lambda m: m[0]
+    )
+    for place, (at, mark) in enumerate(told):
+        if mark.ap is None:
+            continue
+        strip.axvline(at, color=_PUBLISHED, linewidth=1.0, linestyle=(0, (1, 2)), alpha=0.8, zorder=1.5)
+        strip.scatter(at, mark.ap, **_PUBLISHED_SPOT)
+        share = (at - left) / (right - left)
+        side = "left" if share < 0.1 else "right" if share > 0.9 else "center"
+        # In turn below and above: those with similar costs have similar APs.
+        under = place % 2 == 0
+        strip.annotate(
+            f"{mark.name} {mark.ap:.3f}", (at, mark.ap), xytext=(0, -7 if under else 7),
+            textcoords="offset points", va="top" if under else "bottom", ha=side, fontsize=8,
+            color=_PUBLISHED,
+        ).set_in_layout(False)  # fmt: skip
+    strip.annotate(
+        "measured on other images: not comparable with the panel below", (0.008, 0.94),
+        xycoords="axes fraction", va="top", fontsize=8, color=MUTED,
+    )  # fmt: skip
+
+
+def _mark(panel: Axes, view: View, objective: Objective) -> None:
+    """Mark the chosen networks: with their numbers, or by letters where they are many."""
+    for place, (names, record) in enumerate(view.stars):
+        spot = record.value(objective) / objective.scale, record.require_ap()
+        panel.scatter(*spot, marker="*", s=230, color=_CHOSEN, edgecolors="white", linewidths=1.0, zorder=8)
+        if view.letters:
+            told = panel.annotate(
+                " ".join(view.letters[name] for name in names), spot, xytext=(-7, 7),
+                textcoords="offset points", fontsize=9.5, fontweight="bold", color=_CHOSEN, ha="right",
+                zorder=9,
+            )  # fmt: skip
+            told.set_in_layout(False)
+        else:
+            cost = objective.format(record.value(objective))
+            _callout(panel, ", ".join(names), spot, cost, record, first=place == 0)
 
 
 def _callout(
     panel: Axes, name: str, spot: tuple[float, float], cost: str, record: Record, first: bool = True
 ) -> None:
-    panel.scatter(*spot, marker="*", s=230, color=_CHOSEN, edgecolors="white", linewidths=1.0, zorder=8)
-    resolution = _resolution(record)
-    text = f"{name}: AP {record.require_ap():.3f}\n{cost}" + (f", {resolution} px" if resolution else "")
+    side = resolution(record)
+    text = f"{name}: AP {record.require_ap():.3f}\n{cost}" + (f", {side} px" if side else "")
     low, high = panel.get_xlim()
     # Left of and above a network on the front nothing is drawn; where that leaves no room, right and above.
     left = (spot[0] - low) / (high - low) > 0.36
     # A lower one hangs below its spot, where a higher one's text cannot reach.
-    away = ((-24, 4) if left else (18, 16)) if first else ((-24, -58) if left else (18, -58))
-    panel.annotate(
+    away = ((-24, 18) if left else (18, 18)) if first else ((-24, -58) if left else (18, -58))
+    told = panel.annotate(
         text, spot, xytext=away, textcoords="offset points", va="bottom" if first else "top",
         ha="right" if left else "left", fontsize=8.5, color=_CHOSEN, zorder=9, linespacing=1.35,
         bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": _CHOSEN, "linewidth": 0.8},
         arrowprops={"arrowstyle": "-", "color": _CHOSEN, "linewidth": 0.8, "shrinkB": 7},
     )  # fmt: skip
+    told.set_in_layout(False)
 
 
-def _legend(
-    result: SearchResult,
-    budgets: Sequence[Constraint],
-    marked: Mapping[str, Record],
-    named: Mapping[str, Record | Reference],
-    colours: Mapping[int | None, str],
-) -> list[Line2D]:
+def _legend(view: View, axes: Sequence[Objective]) -> list[Line2D]:
     def dot(label: str, **style: Any) -> Line2D:
-        return Line2D([], [], linestyle="none", label=label, **style)
+        return Line2D([], [], **{"linestyle": "none", "markersize": 6, **style}, label=label)
 
-    inside = {_resolution(r) for r in result.evaluated if _within(r, budgets)}
+    inside = {resolution(r) for x in axes for r in view.inside(x)}
     handles = []
-    if len(set(colours.values())) > 1:
+    if len(set(view.colours.values())) > 1:
         handles += [
-            dot(f"{resolution} px", marker="o", markersize=6, color=colour)
-            for resolution, colour in colours.items()
-            if resolution in inside
+            dot(f"{side} px", marker="o", color=colour)
+            for side, colour in view.colours.items()
+            if side in inside
         ]
     else:
-        handles.append(dot("evaluated", marker="o", markersize=6, color=next(iter(colours.values()))))
-    handles.append(
-        Line2D(
-            [],
-            [],
-            color=_FRONT,
-            linewidth=1.4,
-            marker="o",
-            markersize=6,
-            markerfacecolor="white",
-            markeredgecolor=_FRONT,
-            label="Pareto front",
-        )
-    )
-    shown = [front for x in _axes(result, None) for front in (result.front(x, budgets),)]
-    if any(step.tie for front in shown for step in noise.steps(front)):
-        handles.append(Line2D([], [], color=_FRONT, linewidth=1.4, linestyle=_TIE, label="tie: within noise"))
-    if marked:
-        handles.append(dot("chosen", marker="*", markersize=12, color=_CHOSEN, markeredgecolor="white"))
-    if named:
-        handles.append(dot("named", marker="D", markersize=5.5, markerfacecolor="white", markeredgecolor=INK))
-    if any(not _within(record, budgets) for record in result.evaluated):
-        handles.append(
-            dot("over budget", marker="o", markersize=5, markerfacecolor="none", markeredgecolor=FAINT)
-        )
-    if result.infeasible:
-        handles.append(dot("priced only", marker="|", markersize=8, color=FAINT, markeredgewidth=1.2))
+        handles.append(dot("evaluated", marker="o", color=next(iter(view.colours.values()))))
+    edge: dict[str, Any] = {"color": FRONT, "linewidth": 1.4, "linestyle": "-"}
+    handles.append(dot("Pareto front", marker="o", markerfacecolor="white", markeredgecolor=FRONT, **edge))
+    if any(step.tie for x in axes for step in noise.steps(view.front(x))):
+        handles.append(dot("tie: within noise", **{**edge, "linestyle": _TIE}))
+    bars = [bar for x in axes for bar in view.bars(x)]
+    bar: dict[str, Any] = {"color": FRONT, "alpha": 0.45, "markersize": 11}
+    if any(ap is not None for _, ap, _ in bars):
+        handles.append(dot("AP: 95% over the images", marker="|", **bar))
+    if any(latency is not None for _, _, latency in bars):
+        handles.append(dot("latency: predicted interval", marker="_", **bar))
+    star: dict[str, Any] = {"color": _CHOSEN, "markeredgecolor": "white"}
+    if view.marked:
+        handles.append(dot("chosen", **star, marker="*", **{"markersize": 12}))
+    if view.named:
+        handles.append(dot("named", marker="D", markerfacecolor="white", markeredgecolor=INK))
+    if any(view.outside(x) for x in axes):
+        handles.append(dot("over budget", marker="o", markerfacecolor="none", markeredgecolor=FAINT))
+    if view.result.infeasible:
+        handles.append(dot("priced only", marker="|", color=FAINT, markeredgewidth=1.2))
+    data = view.beside.data
+    if data is not None and any(view.shown_lines(x) for x in axes):
+        label = f"published, {data.name}" + ("" if view.beside.comparable else ": other images")
+        handles.append(dot(label, marker="s", markerfacecolor="none", markeredgecolor=_PUBLISHED))
     return handles

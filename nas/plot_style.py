@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from search_spaces import InputError
 from search_spaces.files import atomic_path
 
-__all__ = ["CANVASES", "FAINT", "GRID", "INK", "MUTED", "STYLE", "save_figure"]
+__all__ = ["CANVASES", "FAINT", "GRID", "INK", "MUTED", "STYLE", "picture_files", "save_figure"]
 
 INK, MUTED, FAINT, GRID = "#1c2733", "#5c6b7a", "#b9c2cc", "#e8ecf0"
 STYLE: Final[Any] = {
@@ -38,6 +39,22 @@ STYLE: Final[Any] = {
 }
 _DOTS_PER_INCH = 160
 CANVASES: Final = {".png": FigureCanvasAgg, ".svg": FigureCanvasSVG}
+
+
+def picture_files(path: str | Path) -> tuple[Path, ...]:
+    """Return the files that a picture is written to: ``path``, or without a suffix a PNG and an SVG.
+
+    Raises
+    ------
+    InputError
+        If the suffix is another one.
+    """
+    path = Path(path)
+    if path.suffix == "":
+        return tuple(path.with_suffix(suffix) for suffix in CANVASES)
+    if path.suffix.lower() not in CANVASES:
+        raise InputError(f"a plot is written as {' or '.join(CANVASES)}, not as '{path.name}'")
+    return (path,)
 
 
 def save_figure(figure: Figure, files: Sequence[Path]) -> tuple[Path, ...]:

@@ -14,9 +14,9 @@ from latency_tables import LatencyPredictor
 from nas.asked import Asked, naming, read_asked
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
-from nas.known import Answer, KnownNetworks, known_networks, load_result, search_context, try_choose
+from nas.drawing import draw_study
+from nas.known import Answer, KnownNetworks, known_networks, search_context, try_choose
 from nas.latency import UpperEnd, quantised_promise
-from nas.plot import plot_front, plot_progress
 from nas.run import RunDirectory
 from nas.search import (
     Budget,
@@ -51,7 +51,6 @@ __all__ = [
     "SearchOptions",
     "Studies",
     "Study",
-    "draw_study",
     "run_search",
     "run_searches",
 ]
@@ -469,7 +468,7 @@ class _Plan:
         write_json(job.folder / "result.json", written)
         write_text(job.folder / "result.csv", result.to_csv())
         if result.evaluated:
-            draw_study(run, job.folder.name)
+            draw_study(run, job.folder.name, tables=self.tables, choices=False)
         if result.stopped == "exhausted":
             note("every network within the budget is known; the search ended early")
         if result.stopped == "interrupted":
@@ -483,23 +482,3 @@ def _executor(name: str, workers: int, address: str | None) -> Executor:
     if name == "ray":
         return RayExecutor(workers=workers, address=address)
     raise InputError(f"--executor: unknown '{name}'{did_you_mean(name, EXECUTORS)}")
-
-
-def draw_study(run: RunDirectory, study: str, output: Path | None = None) -> list[Path]:
-    """Draw a study's Pareto front (``pareto``) and progress (``progress``) as PNG and SVG; return the files.
-
-    Raises
-    ------
-    InputError
-        If the study has no result.
-    RunError
-        If nothing was evaluated in it.
-    """
-    result = load_result(run, study)
-    folder = output / study if output is not None else run.study(study)
-    chosen, _ = try_choose(result)
-    names: dict[str, Record] = {} if chosen is None else {"chosen": chosen}
-    title = f"{run.recipe.name}: {len(result.evaluated)} networks evaluated"
-    caption = f"Supernet's ranking: {standing(run.folder, result.context).line()}"
-    made = [*plot_front(result, folder / "pareto", chosen=names, title=title, caption=caption)]
-    return [*made, *plot_progress(result, folder / "progress")]

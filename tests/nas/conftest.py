@@ -91,5 +91,5 @@ def asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return evaluation(arch)
 
     monkeypatch.setattr(nas.searching.SearchEvaluator, "evaluate", evaluate)
-    monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments: None)
+    monkeypatch.setattr(nas.searching, "draw_study", lambda *arguments, **options: None)
     return asked

@@ -6,12 +6,13 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from nas.search import Evaluation
+from nas.search.noise import RESAMPLES, pack
 from search_spaces import Arch, Genotypes, SearchSpace, get_arch, litepose_native
 
 
@@ -62,6 +63,17 @@ class Analytic:
         time.sleep(self.seconds)
         self._note(f"end {arch.id}")
         return Evaluation(analytic_ap(arch), {"ap50": min(1.0, analytic_ap(arch) * 1.2)}, self.seconds)
+
+
+@dataclass
+class Noisy(Analytic):
+    """Evaluates with the AP on resamples of images: a noise that all networks share, and one of their own."""
+
+    def evaluate(self, arch: Arch) -> Evaluation:
+        whole = super().evaluate(arch)
+        shared = np.random.default_rng(7).normal(0, 0.015, RESAMPLES)
+        own = np.random.default_rng(int(arch.id[-6:], 16)).normal(0, 0.005, RESAMPLES)
+        return replace(whole, resamples=pack(np.clip(whole.ap + shared + own, 0, 1)))
 
 
 @dataclass
