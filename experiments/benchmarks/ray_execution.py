@@ -366,9 +366,9 @@ def paragraphs(report: Mapping[str, Any]) -> list[str]:
         "Evaluations that do nothing, through the session that a search uses: wall clock and the driver's"
         " processor time for each, medians. Workers, desk and driver share this machine's processors.",
         f"**A killed worker.** In a study of {dead['networks']} networks with 2 workers one was killed"
-        f" with SIGKILL in the middle of an evaluation, after {dead['killed_after']} were done. The other worker"
-        f" and the killed one's successor completed the rest; the front of {dead['front']} networks is that of"
-        " the same study in one process.",
+        f" with SIGKILL in the middle of an evaluation, after {dead['killed_after']} were done. The other"
+        " worker and the killed one's successor completed the rest; the front of"
+        f" {dead['front']} networks is that of the same study in one process.",
     ]
     if report["speed_up"]:
         found = report["speed_up"]
@@ -388,8 +388,8 @@ def paragraphs(report: Mapping[str, Any]) -> list[str]:
             f" log-normal, standard deviation of the logarithm {SPREAD:g}; unrelated to the network's cost)."
             " Search of LitePose's native space over AP and MACs; the generations after the first. Where the"
             " workers' time goes: *evaluating*; waiting *for the slowest* evaluation of a generation; waiting"
-            " *for proposals*, the *pause* between generations; *between* two evaluations. *Driver's CPU*: per"
-            " evaluation, with the proposals' share.",
+            " *for proposals*, the *pause* between generations; *between* two evaluations. *Driver's CPU*:"
+            " per evaluation, with the proposals' share.",
             table_of(MANY_COLUMNS, many_rows(found)),
             f"The workers started in {found['start_seconds']:.0f} s. Evaluations that do nothing came back at"
             f" {rate:.0f} a second: so many workers would be served if evaluations took a second, and"
