@@ -374,6 +374,16 @@ def search(
     ray_address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; default: start one here.")
     ] = None,
+    cpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="CPUs that each worker reserves, and its threads (ray).")
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="GPUs that each worker reserves (ray), such as 0.25; default: none without a GPU here.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the study; default: made from the budget.")
     ] = None,
@@ -400,6 +410,7 @@ def search(
         **{"objectives": objective or [], "tables": tables, "strict_tables": strict_tables},
         **{"evaluations": evaluations, "population": population, "sampler": sampler, "seed": seed},
         **{"executor": executor, "workers": workers, "ray_address": ray_address},
+        **{"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker},
     }
     if budget:
         found = run_searches(directory, budget, common=common, **settings)

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import torch
+
 from latency_tables import LatencyPredictor
 from nas.asked import Asked, naming, read_asked
 from nas.console import note, progress_bar
@@ -24,6 +26,7 @@ from nas.search import (
     Constraint,
     Evaluation,
     InProcess,
+    Kept,
     Objective,
     Pricing,
     RayExecutor,
@@ -209,8 +212,9 @@ class SearchOptions(TypedDict, total=False):
         How many networks a search looks at, reused evaluations included.
     population, sampler, seed
         How candidates are proposed.
-    executor, workers, ray_address
-        Where evaluations run: ``in-process`` (the default) or ``ray``.
+    executor, workers, ray_address, cpus_per_worker, gpus_per_worker
+        Where evaluations run: ``in-process`` (the default) or ``ray``; see
+        :class:`~nas.search.ray_executor.RayExecutor`.
     data
         The run's data sets, where they are open already.
     """
@@ -225,6 +229,8 @@ class SearchOptions(TypedDict, total=False):
     executor: str
     workers: int
     ray_address: str | None
+    cpus_per_worker: float
+    gpus_per_worker: float | None
     data: Datasets | None
 
 
@@ -336,12 +342,15 @@ class _Plan:
     executor: str = "in-process"
     workers: int = 2
     ray_address: str | None = None
+    cpus_per_worker: float = 1
+    gpus_per_worker: float | None = None
     data: Datasets | None = None
 
     def carry_out(self, texts: Mapping[str, BudgetText], name: str | None = None) -> Studies:
         """Search under each budget (by what names it in messages); return the studies."""
         run = self.run
-        executor = _executor(self.executor, self.workers, self.ray_address)
+        if self.executor not in EXECUTORS:
+            raise InputError(f"--executor: unknown '{self.executor}'{did_you_mean(self.executor, EXECUTORS)}")
         asked = read_asked(texts, self.objectives, run, self.tables, strict=self.strict_tables)
         with run.locked():
             opened = self.data or open_datasets(run.recipe)
@@ -354,9 +363,10 @@ class _Plan:
                 note(f"training of '{run.folder}' is not finished; its best weights so far are searched")
             seeds = self._seeds(space)
             context = search_context(run, opened)
-            with open_shared(run.evaluations) as shared:
+            measured = SearchEvaluator(evaluator)
+            with open_shared(run.evaluations) as shared, Kept(self._executor(evaluator)) as executor:
                 results = [
-                    self._search(job, space, evaluator, seeds, executor, context, shared) for job in jobs
+                    self._search(job, space, measured, seeds, executor, context, shared) for job in jobs
                 ]
             known = known_networks(run, tables=self.tables, strict_tables=self.strict_tables, data=opened)
         for predictor in asked.predictors.values():
@@ -414,6 +424,26 @@ class _Plan:
             jobs[called] = _Job(budget, objectives, pricing, self.run.study(called), told)
         return list(jobs.values())
 
+    def _executor(self, evaluator: SubnetEvaluator) -> Executor:
+        if self.executor == "in-process":
+            return InProcess()
+        on_gpu, gpus = evaluator.device.type == "cuda", self.gpus_per_worker
+        if gpus and not on_gpu:
+            raise InputError(
+                f"--gpus-per-worker {gpus:g}: networks run on the device that is found here, the CPU;"
+                " search from a machine that has a GPU"
+            )
+        if gpus is None:
+            shared = 1.0 if self.ray_address else min(1.0, torch.cuda.device_count() / self.workers)
+            gpus = shared if on_gpu else 0.0
+        population = self.population or self.run.recipe.search.population
+        if self.workers > population:
+            note(
+                f"a generation of {population} networks keeps no more than {population} of {self.workers}"
+                f" workers busy; --population {2 * self.workers} would keep all of them so"
+            )
+        return RayExecutor(self.workers, self.ray_address, self.cpus_per_worker, gpus)
+
     @property
     def _seed(self) -> int:
         return self.run.recipe.seed if self.seed is None else self.seed
@@ -432,7 +462,7 @@ class _Plan:
         self,
         job: _Job,
         space: SearchSpace,
-        evaluator: SubnetEvaluator,
+        evaluator: SearchEvaluator,
         seeds: Sequence[Arch],
         executor: Executor,
         context: Mapping[str, str],
@@ -443,7 +473,7 @@ class _Plan:
         with progress_bar("searching", trials) as bar:
             result = search(
                 space,
-                SearchEvaluator(evaluator),
+                evaluator,
                 storage=job.folder / "study.journal",
                 trials=trials,
                 objectives=job.objectives,
@@ -474,11 +504,3 @@ class _Plan:
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         return result
-
-
-def _executor(name: str, workers: int, address: str | None) -> Executor:
-    if name == "in-process":
-        return InProcess()
-    if name == "ray":
-        return RayExecutor(workers=workers, address=address)
-    raise InputError(f"--executor: unknown '{name}'{did_you_mean(name, EXECUTORS)}")

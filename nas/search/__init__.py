@@ -10,7 +10,7 @@ from nas.search.analysis import analyse
 from nas.search.budgets import Budget, BudgetText, parse_budget, parse_objectives
 from nas.search.engine import Progress, search
 from nas.search.evaluator import Evaluation, Evaluator, StoppingEvaluator
-from nas.search.executors import Executor, InProcess
+from nas.search.executors import Executor, InProcess, Kept
 from nas.search.objectives import (
     AP,
     MACS,
@@ -44,6 +44,7 @@ __all__ = [
     "Evaluator",
     "Executor",
     "InProcess",
+    "Kept",
     "Known",
     "LatencyPricer",
     "Objective",

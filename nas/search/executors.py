@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nas.search.evaluator import Evaluation, Evaluator, evaluated
@@ -61,3 +61,30 @@ class InProcess:
     def session(self, evaluator: Evaluator) -> Iterator[Session]:
         """Yield a session that calls the evaluator directly."""
         yield _Direct(evaluator)
+
+
+@dataclass
+class Kept:
+    """Another executor whose session stays open between searches that use the same evaluator.
+
+    Starting one may take longer than a search. Use it as a context: leaving it ends the session.
+    """
+
+    executor: Executor
+    _open: ExitStack = field(default_factory=ExitStack)
+    _kept: tuple[Evaluator, Session] | None = None
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._kept = None
+        self._open.close()
+
+    @contextmanager
+    def session(self, evaluator: Evaluator) -> Iterator[Session]:
+        """Yield the session that is open, or open one."""
+        if self._kept is None or self._kept[0] is not evaluator:
+            self.__exit__()
+            self._kept = evaluator, self._open.enter_context(self.executor.session(evaluator))
+        yield self._kept[1]

@@ -1,15 +1,31 @@
-"""Evaluations on Ray Tune: on the cores and GPUs of this machine, or on a cluster."""
+"""Evaluations on Ray Tune: on the cores and GPUs of this machine, or on a cluster.
+
+A Tune trial is the life of one worker, not one evaluation. Tune places workers, reserves what they ask for,
+and starts another where one has died. What they evaluate they fetch from a desk, an actor beside the driver,
+and bring back there. So an evaluation costs two short messages, whatever Tune's loop is doing, and a worker
+unpacks the evaluator and fills its caches once. (One trial per evaluation was measured before: Tune's loop
+then starts and ends eight of them a second, and sixty-four workers wait for it.)
+
+Each arch has a ticket. The desk notes which worker holds it; if Tune tells that the worker is gone, the
+ticket waits for the next one. The first answer to a ticket counts, and there is exactly one.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
-import queue
+import socket
+import sys
 import tempfile
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +48,23 @@ _ERRORS: Mapping[str, type[LitePoseNasError]] = {
 }
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "3600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_VERSIONED = ("litepose-nas", "torch", "onnxruntime", "numpy", "opencv-python-headless")
 _JOIN_SECONDS = 30.0
-_POLL_SECONDS = 0.05
-"""How long Tune's loop rests where the queue is empty, so that it leaves the interpreter to the search."""
+_JOINTS = 17
+"""For telling which of several networks takes longer: of any number, their order is the same."""
+_STEP_SECONDS = 10.0
+"""How long a worker works, or waits for work, between two signs of life to Tune."""
+_LOOK_SECONDS = 0.5
+"""How often it is looked whether the search is over, or Tune."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +79,14 @@ class RayExecutor:
     workers
         How many archs are evaluated at the same time.
     address
-        Of a running cluster (``auto``, ``ray://host:10001``); None starts Ray on this machine.
+        Of a running cluster (``auto``, ``10.0.0.1:6379``, ``ray://10.0.0.1:10001``); None starts Ray on this
+        machine.
     cpus_per_worker, gpus_per_worker
-        What each worker reserves; fractions of a GPU share it.
+        What each worker reserves; fractions of a GPU share it. A worker computes with as many threads as it
+        has whole CPUs, at least 1.
     retries
-        How often an arch is tried again after its worker failed.
-    storage
-        Where Tune keeps its own bookkeeping; a temporary folder by default. A cluster of several machines
-        needs a folder that all of them see.
+        How often an arch is tried again after its worker failed, and a worker is started again that failed
+        to start.
     """
 
     workers: int = 2
@@ -71,13 +94,20 @@ class RayExecutor:
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     retries: int = 2
-    storage: Path | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"Ray needs at least 1 worker, not {self.workers}")
         if self.retries < 0 or self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise InputError("Ray's retries, CPUs and GPUs per worker are numbers from 0 up")
+        for name, value in (("CPUs", self.cpus_per_worker), ("GPUs", self.gpus_per_worker)):
+            if value > 1 and value != int(value):
+                raise InputError(f"Ray takes fractions of one, or whole {name}, per worker, not {value:g}")
+
+    @property
+    def threads(self) -> int:
+        """Threads of each worker."""
+        return max(1, int(self.cpus_per_worker))
 
     @contextmanager
     def session(self, evaluator: Evaluator) -> Iterator[Session]:
@@ -96,47 +126,52 @@ class RayExecutor:
                 "the Ray executor needs Ray Tune: pip install 'litepose-nas[ray]',"
                 " or use the in-process executor"
             ) from None
-        with _environment(_QUIET), tempfile.TemporaryDirectory(prefix="litepose-nas-ray-") as scratch:
-            started = not ray.is_initialized()
+        started = not ray.is_initialized()
+        with ExitStack() as stack:
+            stack.enter_context(_environment(_QUIET))
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="litepose-nas-ray-"))
             if started:
+                stack.enter_context(_silence(ray))
+                stack.callback(ray.shutdown)
                 self._start(ray)
-            try:
-                self._check_resources(ray)
-                session = _TuneSession(self, evaluator, self.storage or Path(scratch))
-                try:
-                    yield session
-                finally:
-                    session.close()
-            finally:
-                if started:
-                    ray.shutdown()
+            self._check_resources(ray)
+            session = _RaySession(self, evaluator, Path(scratch))
+            stack.callback(session.close)
+            yield session
 
     def _start(self, ray: Any) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address is None:
             # Offering what the workers reserve, so that a small machine can run more workers than cores.
-            options.update(
-                num_cpus=max(1, -(-self.workers * self.cpus_per_worker // 1)), include_dashboard=False
-            )
+            cpus = max(1, int(-(-self.workers * self.cpus_per_worker // 1)))
+            options.update(address="local", num_cpus=cpus, include_dashboard=False)
         else:
             options.update(address=self.address)
         try:
             ray.init(**options)
         except Exception as error:  # Ray raises a dozen kinds here; all mean that it cannot be reached
             where = f"at '{self.address}'" if self.address else "on this machine"
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UnavailableError(
-                f"Ray cannot be reached {where}: {reason}; check the address, or use the in-process executor"
+                f"Ray cannot be reached {where}: {_reason(error)}; check the address, or use the in-process"
+                " executor"
             ) from None
 
     def _check_resources(self, ray: Any) -> None:
-        offered = ray.cluster_resources()
+        # Of the largest machine: a worker does not span several.
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for name, wanted in (("CPU", self.cpus_per_worker), ("GPU", self.gpus_per_worker)):
-            if wanted > offered.get(name, 0):
+            offered = max((node.get(name, 0) for node in nodes), default=0)
+            if wanted > offered:
                 raise UnavailableError(
-                    f"each Ray worker asks for {wanted:g} {name}, but Ray offers {offered.get(name, 0):g} in"
-                    " all; ask for less, or add machines"
+                    f"each Ray worker asks for {wanted:g} {name}, but no machine of Ray's offers more than"
+                    f" {offered:g}; ask for less, or add machines"
                 )
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
@@ -151,115 +186,318 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+@contextmanager
+def _silence(ray: Any) -> Iterator[None]:
+    """Keep Ray from printing what it thinks of dying workers to standard output, which is the command's.
+
+    It has no setting for that: ``log_to_driver`` concerns what workers print.
+    """
+    tune, module = logging.getLogger("ray.tune"), ray._private.worker
+    level, shown = tune.level, getattr(module, "_worker_logs_enabled", True)
+    tune.setLevel(logging.CRITICAL)
+    module._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        tune.setLevel(level)
+        module._worker_logs_enabled = shown
+
+
+def _versions() -> dict[str, str]:
+    """Return what an AP may depend on; machines that differ in it must not share a study."""
+    found = {}
+    for name in _VERSIONED:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+# -- the desk ------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class _Outcome:
-    """What became of one arch: an evaluation, or an error."""
+class _Job:
+    """An arch to evaluate: all of it is text, which any version of Python unpacks."""
 
     ticket: int
-    evaluation: Evaluation | None = None
-    error: LitePoseNasError | None = None
+    arch: str
+    rival: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What became of a ticket: an evaluation, or an error by its name.
+
+    Errors that concern no arch have ticket -1.
+    """
+
+    ticket: int
+    evaluation: Mapping[str, Any] | None = None
+    error: str = ""
+    message: str = ""
 
 
 @dataclass
-class _TuneSession:
-    """One Tune experiment that lasts as long as the search; archs are handed to it through a queue.
+class Desk:
+    """Where the driver puts jobs and takes answers, and workers take jobs and put answers. A Ray actor.
 
-    Starting an experiment takes seconds, so there is one for all generations: its searcher suggests what the
-    queue holds, and its completion calls put outcomes into another queue, each ticket once.
+    All of it runs in one event loop, so that nothing happens in the middle of anything else.
+
+    Attributes
+    ----------
+    retries
+        How often a job is given out again.
+    waiting
+        Jobs that no worker has.
+    held
+        The job of each worker that has one, by the worker's name.
+    living
+        Workers that have reported for work and are not known to be gone.
+    tries
+        How often a job was given out and not answered, by ticket.
+    answered
+        Tickets that have their answer.
+    answers
+        Those that the driver has not fetched.
+    failed_starts
+        Workers that never reported for work, since the last that did.
+    why
+        What workers said before they failed.
     """
 
-    options: RayExecutor
-    evaluator: Evaluator
-    folder: Path
-    tickets: int = 0
-    waiting: queue.Queue[tuple[int, Arch, Mapping[str, float] | None]] = field(default_factory=queue.Queue)
-    outcomes: queue.Queue[_Outcome] = field(default_factory=queue.Queue)
-    closing: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
+    retries: int
+    waiting: deque[_Job] = field(default_factory=deque)
+    held: dict[str, _Job] = field(default_factory=dict)
+    living: set[str] = field(default_factory=set)
+    tries: dict[int, int] = field(default_factory=dict)
+    answered: set[int] = field(default_factory=set)
+    answers: list[_Answer] = field(default_factory=list)
+    failed_starts: int = 0
+    why: dict[str, str] = field(default_factory=dict)
+    closed: bool = False
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    # What the driver calls.
+
+    async def put(self, jobs: Sequence[_Job]) -> None:
+        """Take jobs in, to be done in this order."""
+        async with self.changed:
+            self.waiting.extend(jobs)
+            self.changed.notify_all()
+
+    async def take(self) -> list[_Answer]:
+        """Return all new answers, once there are any."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.answers)
+            found, self.answers = self.answers, []
+            return found
+
+    async def withdraw(self) -> None:
+        """Take back the jobs that no worker has yet."""
+        self.waiting.clear()
+
+    async def close(self) -> None:
+        """Send everybody home."""
+        async with self.changed:
+            self.closed = True
+            self.waiting.clear()
+            self.changed.notify_all()
+
+    async def is_closed(self) -> bool:
+        """Return whether :meth:`close` was called."""
+        return self.closed
+
+    # What workers call, and Tune of them.
+
+    async def report_for_work(self, worker: str) -> None:
+        """Say that the worker is ready."""
+        self.living.add(worker)
+        self.failed_starts = 0
+
+    async def next(self, worker: str, seconds: float, answer: _Answer | None = None) -> _Job | bool:
+        """Take an answer in, if there is one, and return a job.
+
+        True if no job came within the time, False if there is no more work.
+        """
+        async with self.changed:
+            if answer is not None:
+                self._bring(worker, answer)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self.changed.wait_for(
+                        lambda: self.closed or worker not in self.living or bool(self.waiting)
+                    ),
+                    seconds,
+                )
+            if self.closed or worker not in self.living:
+                return False
+            if not self.waiting:
+                return True
+            self.held[worker] = job = self.waiting.popleft()
+            return job
+
+    async def answer(self, worker: str, answer: _Answer) -> None:
+        """Take an answer in without giving a job out."""
+        async with self.changed:
+            self._bring(worker, answer)
+
+    def _bring(self, worker: str, answer: _Answer) -> None:
+        if worker in self.held and self.held[worker].ticket == answer.ticket:
+            del self.held[worker]
+        self._answer(answer)
+
+    async def fail(self, worker: str, reason: str) -> None:
+        """Note why the worker is about to fail."""
+        self.why[worker] = reason
+
+    async def refuse(self, error: str, message: str) -> None:
+        """End the search with an error that no other worker would mend."""
+        async with self.changed:
+            self._answer(_Answer(-1, None, error, message))
+
+    async def lost(self, worker: str) -> None:
+        """Give what the worker held to another one; Tune calls this when the worker is gone."""
+        async with self.changed:
+            reason = self.why.pop(worker, "its process died")
+            if worker not in self.living:
+                self.failed_starts += 1
+                if self.failed_starts > self.retries:
+                    self._answer(_Answer(-1, None, "RunError", _NO_START.format(self.failed_starts, reason)))
+                return
+            self.living.discard(worker)
+            self.changed.notify_all()
+            job = self.held.pop(worker, None)
+            if job is None or job.ticket in self.answered:
+                return
+            self.tries[job.ticket] = tries = self.tries.get(job.ticket, 0) + 1
+            if tries <= self.retries:
+                self.waiting.appendleft(job)
+            else:
+                arch = arch_from_json(json.loads(job.arch)).id
+                times = "once" if tries == 1 else f"{tries} times"
+                self._answer(_Answer(job.ticket, None, "RunError", _FAILED.format(arch, times, reason)))
+
+    def _answer(self, answer: _Answer) -> None:
+        if answer.ticket not in self.answered:
+            if answer.ticket >= 0:
+                self.answered.add(answer.ticket)
+            self.answers.append(answer)
+            self.changed.notify_all()
+
+
+_FAILED = (
+    "evaluating {} failed on Ray, tried {} (the last time: {}); run the same search again to continue, or use"
+    " the in-process executor to see why"
+)
+_NO_START = (
+    "Ray's workers do not start, tried {} times (the last time: {}); every machine needs the same version of"
+    " litepose-nas with its packages, and memory for a worker"
+)
+
+
+# -- the driver's side ---------------------------------------------------------------------------------------
+
+
+class _RaySession:
+    """The desk, and one Tune experiment whose trials are the workers, for as long as the search lasts."""
+
+    def __init__(self, options: RayExecutor, evaluator: Evaluator, folder: Path) -> None:
+        import ray as installed
+
+        ray: Any = installed
+        self.ray, self.options, self.evaluator, self.folder = ray, options, evaluator, folder
+        self.tickets = 0
+        self.ended: str | None = None
+        self.thread = threading.Thread(target=self._tune, name="ray-tune", daemon=True)
+        # It takes no core from the workers. Every worker may wait at it at once.
+        actor = ray.remote(num_cpus=0, max_concurrency=4 * options.workers + 16)(Desk)
+        if not ray.util.client.ray.is_connected():  # else the driver is on no machine of the cluster
+            here = ray.get_runtime_context().get_node_id()
+            strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+            actor = actor.options(scheduling_strategy=strategy)
+        self.desk = actor.remote(options.retries)
 
     def run(self, archs: Sequence[Arch], rivals: Rivals) -> Iterator[tuple[int, Evaluation]]:
-        open_tickets: dict[int, int] = {}
-        for index, (arch, rival) in enumerate(zip(archs, rivals, strict=True)):
-            open_tickets[self.tickets] = index
-            self.waiting.put((self.tickets, arch, rival))
-            self.tickets += 1
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._tune, name="ray-tune", daemon=True)
+        first = self.tickets
+        self.tickets += len(archs)
+        jobs = [
+            _Job(first + index, json.dumps(arch.to_json()), json.dumps(rival))
+            for index, (arch, rival) in enumerate(zip(archs, rivals, strict=True))
+        ]
+        # The longest first: the last ones to be done, which the other workers wait for, are then short.
+        jobs.sort(key=lambda job: archs[job.ticket - first].cost(_JOINTS).macs, reverse=True)
+        self._ask(self.desk.put.remote(jobs))
+        if self.thread.ident is None:
             self.thread.start()
-        while open_tickets:
-            outcome = self.outcomes.get()
-            if outcome.error is not None:
-                raise outcome.error
-            if outcome.ticket in open_tickets and outcome.evaluation is not None:
-                yield open_tickets.pop(outcome.ticket), outcome.evaluation
+        left = set(range(first, self.tickets))
+        try:
+            while left:
+                for answer in self._ask(self.desk.take.remote()):
+                    if answer.ticket >= 0 and answer.ticket not in left:
+                        continue  # of an earlier search, which ended without it
+                    if answer.error:
+                        raise _ERRORS[answer.error](answer.message)
+                    left.discard(answer.ticket)
+                    yield answer.ticket - first, Evaluation.from_json(answer.evaluation)
+        finally:
+            if left:
+                self.desk.withdraw.remote()
+
+    def _ask(self, reference: Any) -> Any:
+        """Return what the desk answers, unless it or Tune is gone."""
+        while not self.ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
+            if self.ended is not None:
+                raise RunError(self.ended)
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            raise RunError(
+                f"Ray lost the process that hands out evaluations: {_reason(error)}; what was evaluated is"
+                " kept: run the same search again to continue"
+            ) from None
 
     def close(self) -> None:
         """End the experiment, whatever it is doing."""
-        self.closing.set()
-        if self.thread is not None:
+        with suppress(self.ray.exceptions.RayError):
+            self.ray.get(self.desk.close.remote(), timeout=_JOIN_SECONDS)
+        if self.thread.ident is not None:
             self.thread.join(_JOIN_SECONDS)
+        self.ray.kill(self.desk)
 
     def _tune(self) -> None:
-        """Run the experiment to its end; any failure of Tune itself becomes the outcome of all tickets."""
+        """Run the experiment to its end; however it ends, the waiting search is told."""
         try:
             _experiment(self)
+            self.ended = "Ray Tune ended before the search did; run the same search again to continue"
         except Exception as error:  # whatever Tune raises must reach the waiting search, not die in a thread
-            if not self.closing.is_set():
-                reason = str(error).splitlines()[0] if str(error) else ""
-                self.outcomes.put(
-                    _Outcome(-1, error=RunError(f"Ray Tune stopped: {type(error).__name__}: {reason}"))
-                )
-        else:
-            if not self.closing.is_set():
-                self.outcomes.put(
-                    _Outcome(-1, error=RunError("Ray Tune ended before the search did; run again"))
-                )
+            self.ended = (
+                f"Ray Tune stopped: {type(error).__name__}: {_reason(error)}; run the same search again"
+                " to continue"
+            )
 
 
-@dataclass(frozen=True)
-class _Channel:
-    """The session as Tune's own objects hold it: Tune copies and saves those, but the session stays here."""
-
-    session: _TuneSession
-
-    def __deepcopy__(self, memo: object) -> _Channel:
-        return self
-
-    def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        return object, ()
-
-
-def _experiment(session: _TuneSession) -> None:
-    """Run one Tune experiment that is fed by the session until it closes."""
+def _experiment(session: _RaySession) -> None:
+    """Run one Tune experiment that keeps the workers alive until the desk closes."""
+    import ray
     from ray import tune
     from ray.tune.search import Searcher
 
-    class Feed(Searcher):
-        """Suggests the archs of the queue, and hands each outcome back once."""
+    class Hiring(Searcher):
+        """Suggests another worker whenever there are too few, and tells the desk of those that are gone."""
 
-        def __init__(self, channel: _Channel) -> None:
+        def __init__(self, desk: Any) -> None:
             super().__init__()
-            self.channel = channel
-            self.running: dict[str, tuple[int, Arch]] = {}
+            self.desk = desk
 
         def suggest(self, trial_id: str) -> Any:
-            if self.channel.session.closing.is_set():
+            if ray.get(self.desk.is_closed.remote()):
                 return Searcher.FINISHED
-            try:
-                ticket, arch, rival = self.channel.session.waiting.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                return None
-            self.running[trial_id] = (ticket, arch)
-            return {"arch": json.dumps(arch.to_json()), "rival": json.dumps(rival)}
+            return {"worker": trial_id}
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
-            entry = self.running.pop(trial_id, None)
-            if entry is not None:
-                self.channel.session.outcomes.put(
-                    _outcome(*entry, None if error else result, self.channel.session.options.retries)
-                )
+            ray.get(self.desk.lost.remote(trial_id))
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the search's own study is the record."""
@@ -268,85 +506,118 @@ def _experiment(session: _TuneSession) -> None:
             """Restore nothing: see :meth:`save`."""
 
     class Closing(tune.Stopper):
-        """Stops everything once the session closes."""
+        """Stops everything once the desk is closed."""
 
-        def __init__(self, channel: _Channel) -> None:
-            self.channel = channel
+        def __init__(self, desk: Any) -> None:
+            self.desk, self.looked = desk, 0.0
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return self.channel.session.closing.is_set()
+            if time.monotonic() - self.looked < _LOOK_SECONDS:
+                return False
+            self.looked = time.monotonic()
+            return bool(ray.get(self.desk.is_closed.remote()))
 
-    channel = _Channel(session)
     options = session.options
+    worker = tune.with_parameters(
+        _worker_class(),
+        evaluator=session.evaluator,
+        desk=session.desk,
+        threads=options.threads,
+        versions=_versions(),
+        folder=Path.cwd(),
+    )
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(_worker_class(), evaluator=session.evaluator),
-            {"cpu": options.cpus_per_worker, "gpu": options.gpus_per_worker},
-        ),
+        tune.with_resources(worker, {"cpu": options.cpus_per_worker, "gpu": options.gpus_per_worker}),
         tune_config=tune.TuneConfig(
-            search_alg=Feed(channel),
+            search_alg=Hiring(session.desk),
             num_samples=-1,
             max_concurrent_trials=options.workers,
-            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="search",
             storage_path=str(session.folder.resolve()),
-            stop=Closing(channel),
-            failure_config=tune.FailureConfig(max_failures=options.retries),
+            stop=Closing(session.desk),
             verbose=0,
         ),
     )
     tuner.fit()
 
 
-def _outcome(ticket: int, arch: Arch, result: Mapping[str, Any] | None, retries: int) -> _Outcome:
-    if result is None or "outcome" not in result:
-        times = f"{retries + 1} times" if retries else "once"
-        message = (
-            f"evaluating {arch.id} failed on Ray, tried {times}; run the same search again to continue,"
-            " or use the in-process executor to see why"
-        )
-        return _Outcome(ticket, error=RunError(message))
-    outcome = json.loads(result["outcome"])
-    if "error" in outcome:
-        return _Outcome(ticket, error=_ERRORS[outcome["error"]](outcome["message"]))
-    return _Outcome(ticket, evaluation=Evaluation.from_json(outcome))
+# -- the worker's side ---------------------------------------------------------------------------------------
+
+
+def _use_threads(count: int) -> None:
+    """Compute with so many threads, whatever the environment says: other workers have the other cores."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(count)
+    if (cv2 := sys.modules.get("cv2")) is not None:
+        cv2.setNumThreads(count)
 
 
 def _worker_class() -> type:
-    """Return the Trainable that runs on the workers: set up once, reset for each further arch."""
+    """Return the Trainable that runs on the workers: it takes one job after the other from the desk."""
+    import ray
     from ray import tune
 
-    class Evaluate(tune.Trainable):
-        """Evaluates one arch per trial."""
+    class Worker(tune.Trainable):
+        """Evaluates archs until the desk closes. A step of Tune's is some seconds of that."""
 
-        def setup(self, config: dict[str, Any], evaluator: Evaluator | None = None) -> None:
+        def setup(
+            self,
+            config: dict[str, Any],
+            evaluator: Evaluator | None = None,
+            desk: Any = None,
+            threads: int = 1,
+            versions: Mapping[str, str] | None = None,
+            folder: Path = Path(),
+        ) -> None:
             if evaluator is None:
                 raise RunError("a Ray worker was set up without its evaluator")
-            self.evaluator = evaluator
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.config = new_config
-            return True
+            with suppress(OSError):  # where images are named by relative paths, it has to be there
+                os.chdir(folder)
+            self.evaluator, self.desk, self.name, self.done = evaluator, desk, config["worker"], 0
+            here = _versions()
+            for name, version in (versions or {}).items():
+                if here.get(name) != version:
+                    message = (
+                        f"Ray's machine '{socket.gethostname()}' has {name} {here.get(name, '(none)')}, but"
+                        f" the search runs with {version}, and their APs may differ: install the same there"
+                    )
+                    ray.get(desk.refuse.remote("UnavailableError", message))
+            _use_threads(threads)
+            ray.get(desk.report_for_work.remote(self.name))
 
         def step(self) -> dict[str, Any]:
-            arch = arch_from_json(json.loads(self.config["arch"]))
+            until, answer = time.monotonic() + _STEP_SECONDS, None
+            while (left := until - time.monotonic()) > 0:
+                job = ray.get(self.desk.next.remote(self.name, left, answer))
+                if isinstance(job, bool):
+                    return {"evaluated": self.done, "done": not job}
+                answer = self._evaluated(job)
+                self.done += 1
+            ray.get(self.desk.answer.remote(self.name, answer))
+            return {"evaluated": self.done}
+
+        def _evaluated(self, job: _Job) -> _Answer:
             try:
-                rival = json.loads(self.config["rival"])
-                outcome: dict[str, Any] = evaluated(self.evaluator, arch, rival).to_json()
+                arch = arch_from_json(json.loads(job.arch))
+                found = evaluated(self.evaluator, arch, json.loads(job.rival))
+                return _Answer(job.ticket, found.to_json())
             except tuple(_ERRORS.values()) as error:
                 kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
-                outcome = {"error": kind, "message": str(error)}
-            return {"outcome": json.dumps(outcome), "done": True}
+                return _Answer(job.ticket, None, kind, str(error))
+            except Exception as error:
+                # A GPU that failed fails again in this process: another one takes over.
+                ray.get(self.desk.fail.remote(self.name, f"{type(error).__name__}: {_reason(error)}"))
+                raise
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
             return {}
 
         def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-            """Nothing to load: each arch is evaluated in one step."""
+            """Nothing to load: the search's own study is the record."""
 
-    return Evaluate
+    return Worker

@@ -4,51 +4,66 @@ from __future__ import annotations
 
 import builtins
 import os
-from dataclasses import dataclass
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nas.search import MACS, Constraint, Evaluation, RayExecutor, SearchResult, search
+from nas.search import (
+    MACS,
+    Constraint,
+    Evaluation,
+    Executor,
+    Kept,
+    RayExecutor,
+    SearchResult,
+    open_shared,
+    search,
+)
 from search_spaces import Arch, InputError, UnavailableError
-from tests.nas.problems import Analytic, Staged, analytic_ap, small_space
+from tests.nas.problems import Analytic, Staged, small_space
 
 SPACE = small_space()
 
 
 @dataclass
-class Fragile:
-    """Kills its process the first time it meets each of a few archs, and logs who evaluated what.
+class Fragile(Staged):
+    """Fails in its own way the first time it meets each of a few archs, and logs who evaluated what.
 
     Attributes
     ----------
     folder
         Where the marks and the log lie.
     deadly
-        Ids of the archs.
+        How to fail, by arch id: ``exit``, ``kill`` or ``raise``.
     """
 
-    folder: Path
-    deadly: frozenset[str]
+    folder: Path = Path()
+    deadly: Mapping[str, str] = field(default_factory=dict)
 
-    def evaluate(self, arch: Arch) -> Evaluation:
+    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
         mark = self.folder / f"died-{arch.id}"
+        if (self.folder / "refuse").exists():
+            raise InputError("the evaluation split has no image 'x.jpg'")
         if arch.id in self.deadly and not mark.exists():
-            mark.touch()
-            os._exit(1)
+            mark.write_text(str(os.getpid()))
+            match self.deadly[arch.id]:
+                case "exit":
+                    os._exit(1)
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case _:
+                    raise ValueError("no such stage")
         with (self.folder / "log").open("a") as stream:
             stream.write(f"{arch.id} {os.getpid()}\n")
-        return Evaluation(analytic_ap(arch), {"ap50": min(1.0, analytic_ap(arch) * 1.2)}, 0.0)
-
-
-class Refusing(Analytic):
-    def evaluate(self, arch: Arch) -> Evaluation:
-        raise InputError("the evaluation split has no image 'x.jpg'")
+        return super().evaluate(arch, rival)
 
 
 def run(
-    path: Path, evaluator: Any, executor: RayExecutor | None = None, trials: int = 18, **options: Any
+    path: Path, evaluator: Any, executor: Executor | None = None, trials: int = 18, **options: Any
 ) -> SearchResult:
     return search(
         SPACE, evaluator, storage=path, trials=trials, population=6, constraints=[Constraint(MACS, 0.9e9)],
@@ -61,36 +76,49 @@ def test_ray_gives_the_in_process_result_though_workers_die(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ray = pytest.importorskip("ray")
-    expected = run(tmp_path / "a.journal", Analytic())
+    expected = run(tmp_path / "a.journal", Staged())
     assert {record.origin for record in expected.evaluated} == {"sample", "guided"}
-    deadly = frozenset(expected.evaluated[i].arch.id for i in (2, 7))
-    # One Ray for all parts of this test: starting it is what takes the time.
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        result = run(tmp_path / "b.journal", Fragile(tmp_path, deadly), RayExecutor(workers=2))
-        assert result == expected
-        log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-        assert sorted(arch for arch, _ in log) == sorted(r.arch.id for r in result.evaluated)
-        assert len({pid for _, pid in log}) >= 2
-        assert str(os.getpid()) not in {pid for _, pid in log}
-        assert {p.name for p in tmp_path.glob("died-*")} == {f"died-{arch}" for arch in deadly}
+    ways = {2: "exit", 7: "kill", 13: "raise"}
+    deadly = {expected.evaluated[i].arch.id: way for i, way in ways.items()}
+    evaluator = Fragile(folder=tmp_path, deadly=deadly)
+    log = tmp_path / "log"
+    # One Ray and one set of workers for all parts of this test: starting them is what takes the time.
+    with Kept(RayExecutor(workers=2)) as executor:
+        with open_shared(tmp_path / "shared.jsonl") as shared:
+            result = run(tmp_path / "b.journal", evaluator, executor, shared=shared)
+            assert result == expected
+            lines = [line.split() for line in log.read_text().splitlines()]
+            assert sorted(arch for arch, _ in lines) == sorted(r.arch.id for r in result.evaluated)
+            assert len({pid for _, pid in lines}) >= 2
+            dead = {path.name.removeprefix("died-"): path.read_text() for path in tmp_path.glob("died-*")}
+            assert dead.keys() == deadly.keys()
+            assert str(os.getpid()) not in {pid for _, pid in lines}
+            for arch, pid in lines:
+                assert dead.get(arch) != pid, "a killed worker's arch is evaluated elsewhere"
 
+            log.unlink()
+            again = run(tmp_path / "c.journal", evaluator, executor, shared=shared, study_name="again")
+            assert not log.exists(), "what is known is not sent to workers"
+            assert all(record.reused for record in again.evaluated)
+            assert list(again.front()) == [replace(record, reused=True) for record in expected.front()]
+
+        (tmp_path / "refuse").touch()
         with pytest.raises(InputError, match=r"no image 'x\.jpg'"):
-            run(tmp_path / "c.journal", Refusing(), RayExecutor(workers=1))
-        assert run(tmp_path / "c.journal", Analytic()) == expected
+            run(tmp_path / "d.journal", evaluator, executor)
+        (tmp_path / "refuse").unlink()
+        assert run(tmp_path / "d.journal", evaluator, executor) == expected
 
         # The guided sampler proposes no networks that could be stopped so early.
         stopped: dict[str, Any] = {"early_stop": True, "trials": 30, "sampler": "nsga2"}
         stopping = run(tmp_path / "e.journal", Staged(), **stopped)
         assert stopping.partial
-        assert run(tmp_path / "f.journal", Staged(), RayExecutor(workers=2), **stopped) == stopping
+        assert run(tmp_path / "f.journal", evaluator, executor, **stopped) == stopping
 
-        with pytest.raises(UnavailableError, match="each Ray worker asks for 3 GPU, but Ray offers 0 in all"):
-            run(tmp_path / "d.journal", Analytic(), RayExecutor(gpus_per_worker=3))
+        with pytest.raises(UnavailableError, match="each Ray worker asks for 3 GPU, but no machine of Ray's"):
+            run(tmp_path / "g.journal", Analytic(), RayExecutor(gpus_per_worker=3))
         assert ray.is_initialized(), "a Ray that was running before is left running"
-    finally:
-        ray.shutdown()
-    assert "Trial" not in capfd.readouterr().out
+    assert not ray.is_initialized()
+    assert capfd.readouterr().out == "", "standard output is the command's"
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +133,9 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         run(tmp_path / "a.journal", Analytic(), RayExecutor())
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"retries": -1}, {"gpus_per_worker": -1}])
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"retries": -1}, {"gpus_per_worker": -1}, {"cpus_per_worker": 1.5}]
+)
 def test_wrong_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"Ray"):
         RayExecutor(**options)
