@@ -14,7 +14,7 @@ from nas.pareto import pareto_front
 from nas.search.evaluator import Evaluation, Evaluator, checked
 from nas.search.executors import Executor, InProcess, Session
 from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective, latency
-from nas.search.pricing import LatencyPricer, Pricing
+from nas.search.pricing import LatencyPricer, Pricing, key
 from nas.search.result import Record, SearchResult, Stopped
 from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
@@ -106,7 +106,8 @@ def search(
     seed
         From which all randomness derives, at least 0.
     seeds
-        Archs to start with (named networks, say); those that exceed a constraint are priced only.
+        Archs to start with (named networks, say); those that exceed a constraint are priced only, the others
+        count among ``trials``.
     study_name
         Name of the study in the file.
     executor
@@ -287,18 +288,16 @@ class _Search:
         store.study.sampler = self.sampler.optuna_sampler(
             self.population, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         )
-        generation: list[Candidate] = []
-        if first:
-            generation += self._take(self.given, "seed")
-        elif self.sampler.breeds:
-            asked = [store.ask() for _ in range(want)]
-            prices = self.pricing.prices(np.array([genotype for _, genotype in asked]))
-            for i, (trial, genotype) in enumerate(asked):
-                generation.append(store.plan(trial, genotype, "offspring", by_objective(prices, i)))
+        generation = self._take(self._given(want), "seed")
 
         def need() -> int:
             return want - sum(c.status == "planned" for c in generation)
 
+        if not first and self.sampler.breeds and need() > 0:
+            asked = [store.ask() for _ in range(need())]
+            prices = self.pricing.prices(np.array([genotype for _, genotype in asked]))
+            for i, (trial, genotype) in enumerate(asked):
+                generation.append(store.plan(trial, genotype, "offspring", by_objective(prices, i)))
         if not self.sampler.breeds and need() > 0:
             known = self._known()
             proposed = self.sampler.propose(known, rng, need())
@@ -311,6 +310,15 @@ class _Search:
         if generation:
             store.commit(generation)
         return found
+
+    def _given(self, want: int) -> Genotypes:
+        """Return the given networks not looked at yet, so many that ``want`` at most are to be evaluated."""
+        seen = {c.key for c in self.store.candidates}
+        fresh = self.given[[key(genotype) not in seen for genotype in self.given]]
+        if len(fresh) == 0:
+            return fresh
+        within = np.cumsum(self.pricing.feasible(self.pricing.prices(fresh))) <= want
+        return fresh[within]
 
     def _known(self) -> Known:
         store = self.store

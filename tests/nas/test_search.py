@@ -399,6 +399,15 @@ class TestEverySampler:
         assert (dear.feasible, dear.ap, dear.origin) == (False, None, "seed")
         assert len(result.evaluated) == 10
 
+    def test_no_more_given_archs_are_evaluated_than_asked_for(self, sampler: str, tmp_path: Path) -> None:
+        seeds = [SPACE.largest(), SPACE.smallest(), *(SPACE.sample(np.random.default_rng(i)) for i in range(3))]
+        settings: dict[str, Any] = {"sampler": sampler, "seeds": seeds, "constraints": ()}
+        first = run(tmp_path / "a.journal", trials=2, **settings)
+        assert [r.arch for r in first.evaluated] == seeds[:2]
+        second = run(tmp_path / "a.journal", trials=10, **settings)
+        assert [r.arch for r in second.evaluated[:5]] == seeds
+        assert [r.origin == "seed" for r in second.evaluated] == [True] * 5 + [False] * 5
+
     def test_the_study_says_what_each_trial_was(self, sampler: str, tmp_path: Path) -> None:
         result = run(tmp_path / "a.journal", sampler=sampler, trials=60)
         trials = trials_of(tmp_path / "a.journal")
