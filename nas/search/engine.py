@@ -20,10 +20,11 @@ from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
 from nas.search.shared import Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
-from search_spaces import Arch, Genotypes, InputError, SearchSpace
+from search_spaces import Arch, Genotypes, InputError, RunError, SearchSpace
 from search_spaces.errors import did_you_mean
 
 _PROBES = 64
+_SAME_PRICE = 1e-9
 _MUTATION_ROUNDS = 8
 _MUTANTS_PER_NEED = 16
 
@@ -142,7 +143,8 @@ def search(
     MissingLayerError
         If a latency table lacks a layer that a network of the space executes.
     RunError
-        If the file belongs to another search, is damaged or in use, or an evaluation failed.
+        If the file belongs to another search, its networks were priced by another table, it is damaged or in
+        use, or an evaluation failed.
     UnavailableError
         If the executor lacks something on this machine.
     """
@@ -165,6 +167,7 @@ def search(
         )
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
+        _check_prices(store, pricing)
         run = _Search(
             store,
             pricing,
@@ -236,6 +239,29 @@ def _identity(
     for target in pricing.targets:
         facts[f"latency[{target}] of {_PROBES} probe networks"] = f"{prices[latency(target)].sum():.6g} ms"
     return {**facts, **{f"context {name}": value for name, value in context.items()}}
+
+
+def _check_prices(store: Store, pricing: Pricing) -> None:
+    """Check that the study's networks still cost what it says, so that its prices are all of one table.
+
+    Raises
+    ------
+    RunError
+        If one does not: its latency table was changed where the probe networks do not look.
+    """
+    if not store.candidates:
+        return
+    prices = pricing.prices(np.array([candidate.genotype for candidate in store.candidates]))
+    for objective in pricing.objectives:
+        told = np.array([candidate.costs[objective] for candidate in store.candidates])
+        differing = np.flatnonzero(~np.isclose(told, prices[objective], rtol=_SAME_PRICE, atol=0.0))
+        if len(differing):
+            at = int(differing[0])
+            raise RunError(
+                f"the {objective} of the network {store.space.decode(store.candidates[at].genotype).id} was"
+                f" {told[at]:.6g} when this search began and is {prices[objective][at]:.6g} now: restore the"
+                " latency table it was begun with, or take another run or study name"
+            )
 
 
 @dataclass

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ from tests.full_disk import room_for
 from tests.nas.problems import Analytic, MacsPricer, Staged, analytic_ap, small_space
 
 SPACE = small_space()
+EVERYTHING = SPACE.genotypes()
 BUDGET = Constraint(MACS, 0.7e9)
 
 
@@ -400,7 +401,8 @@ class TestEverySampler:
         assert len(result.evaluated) == 10
 
     def test_no_more_given_archs_are_evaluated_than_asked_for(self, sampler: str, tmp_path: Path) -> None:
-        seeds = [SPACE.largest(), SPACE.smallest(), *(SPACE.sample(np.random.default_rng(i)) for i in range(3))]
+        drawn = [SPACE.sample(np.random.default_rng(i)) for i in range(3)]
+        seeds = [SPACE.largest(), SPACE.smallest(), *drawn]
         settings: dict[str, Any] = {"sampler": sampler, "seeds": seeds, "constraints": ()}
         first = run(tmp_path / "a.journal", trials=2, **settings)
         assert [r.arch for r in first.evaluated] == seeds[:2]
@@ -580,6 +582,26 @@ def test_another_search_in_the_same_file_is_refused_with_the_differences(tmp_pat
             run(tmp_path / "a.journal", **{**same, **change})
     other = run(tmp_path / "a.journal", seed=5, study_name="other")
     assert len(other.evaluated) == 24
+
+
+def test_a_table_changed_anywhere_is_refused(tmp_path: Path) -> None:
+    """Of every block that a network of the study executes: the probe networks do not execute them all."""
+
+    @dataclass(frozen=True)
+    class Changed(MacsPricer):
+        number: int = -1
+
+        def latency_ms(self, space: SearchSpace, genotypes: Genotypes) -> np.ndarray:
+            changed = (genotypes == EVERYTHING[self.number]).all(axis=1)
+            return super().latency_ms(space, genotypes) * np.where(changed, 1.0 + 1e-6, 1.0)
+
+    settings: dict[str, Any] = {"constraints": (), "sampler": "random"}
+    first = run(tmp_path / "a.journal", trials=12, pricers=[Changed()], **settings)
+    for record in first.records:
+        number = int(np.ravel_multi_index(tuple(SPACE.encode(record.arch)), SPACE.shape))
+        with pytest.raises(RunError, match=r"latency\[toy\] of the network|latency\[toy\] of 64 probe"):
+            run(tmp_path / "a.journal", trials=12, pricers=[Changed(number=number)], **settings)
+    assert run(tmp_path / "a.journal", trials=12, pricers=[Changed()], **settings) == first
 
 
 def test_a_foreign_study_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
