@@ -167,7 +167,7 @@ def search(
         )
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
-        _check_prices(store, pricing)
+        _check_prices(store, pricing, storage)
         run = _Search(
             store,
             pricing,
@@ -241,7 +241,7 @@ def _identity(
     return {**facts, **{f"context {name}": value for name, value in context.items()}}
 
 
-def _check_prices(store: Store, pricing: Pricing) -> None:
+def _check_prices(store: Store, pricing: Pricing, storage: Path) -> None:
     """Check that the study's networks still cost what it says, so that its prices are all of one table.
 
     Raises
@@ -258,9 +258,9 @@ def _check_prices(store: Store, pricing: Pricing) -> None:
         if len(differing):
             at = int(differing[0])
             raise RunError(
-                f"the {objective} of the network {store.space.decode(store.candidates[at].genotype).id} was"
-                f" {told[at]:.6g} when this search began and is {prices[objective][at]:.6g} now: restore the"
-                " latency table it was begun with, or take another run or study name"
+                f"{objective} of the network {store.space.decode(store.candidates[at].genotype).id} is"
+                f" {told[at]:.6g} in the study {storage}, {prices[objective][at]:.6g} now: restore the table"
+                " that it was begun with, or take another run or study name"
             )
 
 
