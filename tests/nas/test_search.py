@@ -187,6 +187,28 @@ def test_every_feasible_network_can_be_drawn(limit: str) -> None:
     assert 0.8 * expected <= len(drawn) <= expected
 
 
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_a_draw_within_a_budget_is_like_one_by_rejection_in_a_huge_space_too(share: float) -> None:
+    space, rng, n = litepose_extended(joints=14), np.random.default_rng(0), 400
+    everything = space.sample_genotypes(rng, 60_000)
+    macs = space.costs(everything).macs
+    budget = float(np.quantile(macs, share))
+    within = everything[macs <= budget]
+    drawn = Pricing(space, [Constraint(MACS, budget)]).sample(rng, n, set())
+
+    def unlike(one: Genotypes, other: Genotypes) -> float:
+        """Total variation between two samples' values of a gene, the mean over genes."""
+        apart = 0.0
+        for gene, size in enumerate(space.shape):
+            counts = [np.bincount(sample[:, gene], minlength=size) for sample in (one, other)]
+            apart += 0.5 * np.abs(counts[0] - counts[1]).sum() / n
+        return apart / len(space.shape)
+
+    assert unlike(drawn, within[n : 2 * n]) < 1.5 * unlike(within[:n], within[n : 2 * n])
+    quartiles = [np.quantile(space.costs(g).macs, [0.25, 0.5, 0.75]) for g in (drawn, within)]
+    np.testing.assert_allclose(*quartiles, rtol=0.08)
+
+
 def test_a_tight_budget_in_a_huge_space_needs_no_luck() -> None:
     space = litepose_extended(joints=14)
     assert space.count() > 10**12
