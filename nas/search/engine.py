@@ -14,16 +14,17 @@ from nas.pareto import pareto_front
 from nas.search.evaluator import Evaluation, Evaluator, checked
 from nas.search.executors import Executor, InProcess, Session
 from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective, latency
-from nas.search.pricing import LatencyPricer, Pricing
+from nas.search.pricing import LatencyPricer, Pricing, key
 from nas.search.result import Record, SearchResult, Stopped
 from nas.search.sampler import Known, Sampler
 from nas.search.samplers import SAMPLERS
 from nas.search.shared import EARLY_STOP, Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
-from search_spaces import Arch, Genotypes, InputError, SearchSpace
+from search_spaces import Arch, Genotypes, InputError, RunError, SearchSpace
 from search_spaces.errors import did_you_mean
 
 _PROBES = 64
+_SAME_PRICE = 1e-9
 _MUTATION_ROUNDS = 8
 _MUTANTS_PER_NEED = 16
 
@@ -106,7 +107,8 @@ def search(
     seed
         From which all randomness derives, at least 0.
     seeds
-        Archs to start with (named networks, say); those that exceed a constraint are priced only.
+        Archs to start with (named networks, say); those that exceed a constraint are priced only, the others
+        count among ``trials``.
     study_name
         Name of the study in the file.
     executor
@@ -141,7 +143,8 @@ def search(
     MissingLayerError
         If a latency table lacks a layer that a network of the space executes.
     RunError
-        If the file belongs to another search, is damaged or in use, or an evaluation failed.
+        If the file belongs to another search, its networks were priced by another table, it is damaged or in
+        use, or an evaluation failed.
     UnavailableError
         If the executor lacks something on this machine.
     """
@@ -158,6 +161,7 @@ def search(
         identity |= EARLY_STOP
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
+        _check_prices(store, pricing, storage)
         account = None
         if shared is not None:
             facts = {**(context or {}), **(EARLY_STOP if early_stop else {})}
@@ -235,6 +239,29 @@ def _identity(
     return {**facts, **{f"context {name}": value for name, value in context.items()}}
 
 
+def _check_prices(store: Store, pricing: Pricing, storage: Path) -> None:
+    """Check that the study's networks still cost what it says, so that its prices are all of one table.
+
+    Raises
+    ------
+    RunError
+        If one does not: its latency table was changed where the probe networks do not look.
+    """
+    if not store.candidates:
+        return
+    prices = pricing.prices(np.array([candidate.genotype for candidate in store.candidates]))
+    for objective in pricing.objectives:
+        told = np.array([candidate.costs[objective] for candidate in store.candidates])
+        differing = np.flatnonzero(~np.isclose(told, prices[objective], rtol=_SAME_PRICE, atol=0.0))
+        if len(differing):
+            at = int(differing[0])
+            raise RunError(
+                f"{objective} of the network {store.space.decode(store.candidates[at].genotype).id} is"
+                f" {told[at]:.6g} in the study {storage}, {prices[objective][at]:.6g} now: restore the table"
+                " that it was begun with, or take another run or study name"
+            )
+
+
 @dataclass
 class _Search:
     store: Store
@@ -285,18 +312,16 @@ class _Search:
         store.study.sampler = self.sampler.optuna_sampler(
             self.population, int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         )
-        generation: list[Candidate] = []
-        if first:
-            generation += self._take(self.given, "seed")
-        elif self.sampler.breeds:
-            asked = [store.ask() for _ in range(want)]
-            prices = self.pricing.prices(np.array([genotype for _, genotype in asked]))
-            for i, (trial, genotype) in enumerate(asked):
-                generation.append(store.plan(trial, genotype, "offspring", by_objective(prices, i)))
+        generation = self._take(self._given(want), "seed")
 
         def need() -> int:
             return want - sum(c.status == "planned" for c in generation)
 
+        if not first and self.sampler.breeds and need() > 0:
+            asked = [store.ask() for _ in range(need())]
+            prices = self.pricing.prices(np.array([genotype for _, genotype in asked]))
+            for i, (trial, genotype) in enumerate(asked):
+                generation.append(store.plan(trial, genotype, "offspring", by_objective(prices, i)))
         if not self.sampler.breeds and need() > 0:
             known = self._known()
             proposed = self.sampler.propose(known, rng, need())
@@ -309,6 +334,15 @@ class _Search:
         if generation:
             store.commit(generation)
         return found
+
+    def _given(self, want: int) -> Genotypes:
+        """Return the given networks not looked at yet, so many that ``want`` at most are to be evaluated."""
+        seen = {c.key for c in self.store.candidates}
+        fresh = self.given[[key(genotype) not in seen for genotype in self.given]]
+        if len(fresh) == 0:
+            return fresh
+        within = np.cumsum(self.pricing.feasible(self.pricing.prices(fresh))) <= want
+        return fresh[within]
 
     def _known(self) -> Known:
         store = self.store

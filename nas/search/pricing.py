@@ -100,7 +100,7 @@ class Pricing:
     """Prices the archs of one space, and knows which of them meet the constraints.
 
     Up to :data:`EXACT_LIMIT` networks the whole space is priced once, on first need; beyond that, networks
-    within the budget are drawn by walking from a random network towards a known one that is within it.
+    within the budget are drawn by random walks that start within it; see :meth:`sample`.
 
     Parameters
     ----------
@@ -332,9 +332,10 @@ class Pricing:
         """Return up to ``n`` distinct networks that meet every constraint and are not in ``seen``.
 
         In a space that is priced whole the draw is uniform, and fewer than ``n`` are returned exactly if no
-        more exist. In a larger space, networks of a uniform draw that meet the constraints are taken as they
-        are; the others walk towards :attr:`anchor`, gene by gene in random order, up to the first network
-        that meets them. The work is bounded; fewer than ``n`` are returned if the draws keep repeating.
+        more exist. In a larger space it is nearly so: networks of a uniform draw that exceed a constraint
+        walk towards :attr:`anchor`, gene by gene in random order, up to the first network that meets them
+        all, and then away from it again, by random changes of single genes within the constraints. The work
+        is bounded; fewer than ``n`` are returned if the draws keep repeating.
 
         Parameters
         ----------
@@ -353,7 +354,7 @@ class Pricing:
         found: list[Genotypes] = []
         for _ in range(_SAMPLE_ROUNDS):
             draws = self.space.sample_genotypes(rng, 2 * n)
-            for genotype in self._towards(draws, anchor, rng):
+            for genotype in self._spread(self._towards(draws, anchor, rng), rng):
                 if len(found) < n and key(genotype) not in taken:
                     taken.add(key(genotype))
                     found.append(genotype)
@@ -376,6 +377,22 @@ class Pricing:
         meets = self.feasible(self.prices(walks.reshape(-1, genes))).reshape(len(draws), genes + 1)
         first: Genotypes = walks[np.arange(len(draws)), meets.argmax(axis=1)]
         return first
+
+    def _spread(self, networks: Genotypes, rng: np.random.Generator) -> Genotypes:
+        """Return networks within the constraints that hardly depend on those they are made from, as many.
+
+        Each gene in turn is offered a random value, which is taken where the constraints still hold: the
+        Metropolis algorithm, whose draws become uniform over what such steps can reach.
+        """
+        shape = np.array(self.space.shape)
+        spread = networks.copy()
+        for _ in range(_SPREAD_SWEEPS):
+            for gene in rng.permutation(np.flatnonzero(shape > 1)):
+                offered = spread.copy()
+                offered[:, gene] = rng.integers(shape[gene], size=len(spread))
+                meets = self.feasible(self.prices(offered))
+                spread[meets] = offered[meets]
+        return spread
 
     def neighbours(self, parents: Genotypes, rng: np.random.Generator, n: int) -> Genotypes:
         """Return ``n`` mutants of random parents, shape (n, genes), whether within the budget or not.
@@ -401,6 +418,7 @@ class _Cost(Protocol):
 
 
 _SAMPLE_ROUNDS = 32
+_SPREAD_SWEEPS = 6
 
 
 def key(genotype: Genotypes) -> bytes:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
@@ -32,10 +32,11 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.search.evaluator import Evaluation
 from nas.search.objectives import Constraint, Objective
 from nas.search.pricing import Prices, key
-from search_spaces import Genotypes, RunError, SearchSpace
+from search_spaces import Genotypes, InputError, RunError, SearchSpace
 from search_spaces.files import append_whole, locked, make_folder, room_for_it
 
 Status = Literal["planned", "evaluated", "infeasible", "duplicate"]
+_EVALUATED: tuple[Status, ...] = ("planned", "evaluated")
 
 NOT_EVALUATED_AP = -1.0
 """The AP told to Optuna for a network that is not evaluated; COCO's evaluation, too, writes -1 where AP is
@@ -46,6 +47,11 @@ _IDENTITY = "identity"
 _MAKER = "maker"
 _PLAN = "plan:{:05d}"
 _LOCK_GRACE_SECONDS = 3
+_DAMAGE = (
+    *(AssertionError, AttributeError, LookupError, TypeError, ValueError),
+    *(optuna.exceptions.OptunaError, InputError),
+)
+"""What reading a journal raises whose lines are not those that a search wrote, in their order."""
 
 
 @dataclass
@@ -258,7 +264,9 @@ class Store:
 
     def _candidate(self, trial: FrozenTrial) -> Candidate:
         attributes = trial.user_attrs
-        result = attributes.get("result")
+        result, status, told = attributes.get("result"), attributes["status"], trial.state.is_finished()
+        if status not in get_args(Status) or (status in _EVALUATED and told and result is None):
+            raise ValueError(f"trial {trial.number} is '{status}', its result {result}")
         return Candidate(
             number=trial.number,
             genotype=self.genotype(trial.params),
@@ -266,14 +274,14 @@ class Store:
             origin=attributes["origin"],
             costs={Objective.parse(name): value for name, value in attributes["costs"].items()},
             feasible=all(value <= 0 for value in trial.constraints.values()),
-            status=attributes["status"],
+            status=status,
             evaluation=None if result is None else Evaluation.from_json(result),
-            told=trial.state.is_finished(),
+            told=told,
         )
 
     def _register(self, candidate: Candidate) -> None:
         self.candidates.append(candidate)
-        if candidate.status in ("planned", "evaluated"):
+        if candidate.status in _EVALUATED:
             self._by_key[candidate.key] = candidate
 
     def genotype(self, params: Mapping[str, Any]) -> Genotypes:
@@ -296,7 +304,7 @@ class Store:
     @property
     def to_evaluate(self) -> list[Candidate]:
         """Every candidate that was or will be evaluated, in trial order."""
-        return [c for c in self.candidates if c.status in ("planned", "evaluated")]
+        return [c for c in self.candidates if c.status in _EVALUATED]
 
     @property
     def measured(self) -> list[Candidate]:
@@ -412,6 +420,7 @@ def open_store(
         If the file is damaged, or holds a study of the same name that searches something else; the message
         lists the differences.
     """
+    where = f"the study '{study_name}' in {path}"
     try:
         repair(path)
         journal = Journal(path)
@@ -428,17 +437,16 @@ def open_store(
                 study.set_user_attr(_MAKER, uuid.uuid4().hex)
                 study.set_user_attr(_IDENTITY, recorded)
                 study.set_metric_names([str(objective) for objective in objectives])
+        if recorded is None:
+            raise RunError(f"{where} was not made by this search; take another name")
+        _compare(recorded, identity, where)
+        with journal.batch():
+            return Store(study, journal, space, objectives, constraints)
     except OSError as error:
         raise RunError(f"cannot use the study file {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise RunError(
-            f"the study file {path} is damaged ({type(error).__name__}: {error}); restore it, or start anew"
-        ) from None
-    if recorded is None:
-        raise RunError(f"the study '{study_name}' in {path} was not made by this search; take another name")
-    _compare(recorded, identity, f"the study '{study_name}' in {path}")
-    with journal.batch():
-        return Store(study, journal, space, objectives, constraints)
+    except _DAMAGE as error:
+        why = f"{type(error).__name__}: {error}"
+        raise RunError(f"the study file {path} is damaged ({why}); restore it, or start anew") from None
 
 
 def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ from tests.full_disk import room_for
 from tests.nas.problems import Analytic, MacsPricer, Staged, analytic_ap, small_space
 
 SPACE = small_space()
+EVERYTHING = SPACE.genotypes()
 BUDGET = Constraint(MACS, 0.7e9)
 
 
@@ -184,6 +185,28 @@ def test_every_feasible_network_can_be_drawn(limit: str) -> None:
     if limit == "priced whole":
         assert len(drawn) == expected == pricing.feasible_count()
     assert 0.8 * expected <= len(drawn) <= expected
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_a_draw_within_a_budget_is_like_one_by_rejection_in_a_huge_space_too(share: float) -> None:
+    space, rng, n = litepose_extended(joints=14), np.random.default_rng(0), 400
+    everything = space.sample_genotypes(rng, 60_000)
+    macs = space.costs(everything).macs
+    budget = float(np.quantile(macs, share))
+    within = everything[macs <= budget]
+    drawn = Pricing(space, [Constraint(MACS, budget)]).sample(rng, n, set())
+
+    def unlike(one: Genotypes, other: Genotypes) -> float:
+        """Total variation between two samples' values of a gene, the mean over genes."""
+        apart = 0.0
+        for gene, size in enumerate(space.shape):
+            counts = [np.bincount(sample[:, gene], minlength=size) for sample in (one, other)]
+            apart += 0.5 * np.abs(counts[0] - counts[1]).sum() / n
+        return apart / len(space.shape)
+
+    assert unlike(drawn, within[n : 2 * n]) < 1.5 * unlike(within[:n], within[n : 2 * n])
+    ours, theirs = (np.quantile(space.costs(g).macs, [0.25, 0.5, 0.75]) for g in (drawn, within))
+    np.testing.assert_allclose(ours, theirs, rtol=0.08)
 
 
 def test_a_tight_budget_in_a_huge_space_needs_no_luck() -> None:
@@ -399,6 +422,16 @@ class TestEverySampler:
         assert (dear.feasible, dear.ap, dear.origin) == (False, None, "seed")
         assert len(result.evaluated) == 10
 
+    def test_no_more_given_archs_are_evaluated_than_asked_for(self, sampler: str, tmp_path: Path) -> None:
+        drawn = [SPACE.sample(np.random.default_rng(i)) for i in range(3)]
+        seeds = [SPACE.largest(), SPACE.smallest(), *drawn]
+        settings: dict[str, Any] = {"sampler": sampler, "seeds": seeds, "constraints": ()}
+        first = run(tmp_path / "a.journal", trials=2, **settings)
+        assert [r.arch for r in first.evaluated] == seeds[:2]
+        second = run(tmp_path / "a.journal", trials=10, **settings)
+        assert [r.arch for r in second.evaluated[:5]] == seeds
+        assert [r.origin == "seed" for r in second.evaluated] == [True] * 5 + [False] * 5
+
     def test_the_study_says_what_each_trial_was(self, sampler: str, tmp_path: Path) -> None:
         result = run(tmp_path / "a.journal", sampler=sampler, trials=60)
         trials = trials_of(tmp_path / "a.journal")
@@ -573,6 +606,26 @@ def test_another_search_in_the_same_file_is_refused_with_the_differences(tmp_pat
     assert len(other.evaluated) == 24
 
 
+def test_a_table_changed_anywhere_is_refused(tmp_path: Path) -> None:
+    """Of every block that a network of the study executes: the probe networks do not execute them all."""
+
+    @dataclass(frozen=True)
+    class Changed(MacsPricer):
+        number: int = -1
+
+        def latency_ms(self, space: SearchSpace, genotypes: Genotypes) -> np.ndarray:
+            changed = (genotypes == EVERYTHING[self.number]).all(axis=1)
+            return super().latency_ms(space, genotypes) * np.where(changed, 1.0 + 1e-6, 1.0)
+
+    settings: dict[str, Any] = {"constraints": (), "sampler": "random"}
+    first = run(tmp_path / "a.journal", trials=12, pricers=[Changed()], **settings)
+    for record in first.records:
+        number = int(np.ravel_multi_index(tuple(SPACE.encode(record.arch)), SPACE.shape))
+        with pytest.raises(RunError, match=r"latency\[toy\] of (the network|64 probe)"):
+            run(tmp_path / "a.journal", trials=12, pricers=[Changed(number=number)], **settings)
+    assert run(tmp_path / "a.journal", trials=12, pricers=[Changed()], **settings) == first
+
+
 def test_a_foreign_study_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "a.journal"))
     foreign = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="search",
@@ -583,6 +636,28 @@ def test_a_foreign_study_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.journal").write_text("not a journal\nat all\n")
     with pytest.raises(RunError, match=r"b\.journal is damaged"):
         run(tmp_path / "b.journal")
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbled", "early", "another"])
+def test_lines_damaged_anywhere_are_told_or_change_nothing(damage: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trials": 8, "population": 4, "sampler": "random"}
+    path, expected = tmp_path / "a.journal", run(tmp_path / "whole.journal", **settings)
+    whole = (tmp_path / "whole.journal").read_bytes().splitlines(keepends=True)
+    told = 0
+    for at in range(1, len(whole), 1 if damage == "gone" else 5):
+        lines = list(whole)
+        line = lines.pop(at)
+        if damage == "garbled":
+            lines.insert(at, line.replace(b"evaluated", b"elevated").replace(b'"op_code":8', b'"op_code":9'))
+        elif damage != "gone":
+            lines.insert(at // 2, line if damage == "early" else b'{"op_code":8}\n')
+        path.write_bytes(b"".join(lines))
+        try:
+            assert course(run(path, **settings)) == course(expected)
+        except RunError as error:
+            told += 1
+            assert f"{path}" in str(error) and "\n" not in str(error)
+    assert told >= 5
 
 
 def test_ctrl_c_stops_with_what_there_is_and_continues(tmp_path: Path) -> None:
