@@ -16,6 +16,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -59,6 +60,7 @@ _QUIET = {
 }
 _VERSIONED = ("litepose-nas", "torch", "onnxruntime", "numpy", "opencv-python-headless")
 _JOIN_SECONDS = 30.0
+_KNOCK_SECONDS = 10.0
 _JOINTS = 17
 """For telling which of several networks takes longer: of any number, their order is the same."""
 _STEP_SECONDS = 10.0
@@ -148,6 +150,7 @@ class RayExecutor:
         else:
             options.update(address=self.address)
         try:
+            _knock(self.address or "")
             ray.init(**options)
         except Exception as error:  # Ray raises a dozen kinds here; all mean that it cannot be reached
             where = f"at '{self.address}'" if self.address else "on this machine"
@@ -168,10 +171,23 @@ class RayExecutor:
                 )
 
 
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nothing answers at ``HOST:PORT``; Ray itself would try for minutes."""
+    if (place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)) is not None:
+        socket.create_connection((place[1], int(place[2])), timeout=_KNOCK_SECONDS).close()
+
+
 def _reason(error: BaseException) -> str:
     """Return an error in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _cause(error: BaseException | None) -> str:
+    """Return in a line why a worker is gone, from the traceback that Ray tells where it raised something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return raised[-1] if raised else "its process died"
 
 
 @contextmanager
@@ -261,8 +277,6 @@ class Desk:
         Those that the driver has not fetched.
     failed_starts
         Workers that never reported for work, since the last that did.
-    why
-        What workers said before they failed.
     """
 
     retries: int
@@ -273,7 +287,6 @@ class Desk:
     answered: set[int] = field(default_factory=set)
     answers: list[_Answer] = field(default_factory=list)
     failed_starts: int = 0
-    why: dict[str, str] = field(default_factory=dict)
     closed: bool = False
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -346,19 +359,14 @@ class Desk:
             del self.held[worker]
         self._answer(answer)
 
-    async def fail(self, worker: str, reason: str) -> None:
-        """Note why the worker is about to fail."""
-        self.why[worker] = reason
-
     async def refuse(self, error: str, message: str) -> None:
         """End the search with an error that no other worker would mend."""
         async with self.changed:
             self._answer(_Answer(-1, None, error, message))
 
-    async def lost(self, worker: str) -> None:
+    async def lost(self, worker: str, reason: str) -> None:
         """Give what the worker held to another one; Tune calls this when the worker is gone."""
         async with self.changed:
-            reason = self.why.pop(worker, "its process died")
             if worker not in self.living:
                 self.failed_starts += 1
                 if self.failed_starts > self.retries:
@@ -483,7 +491,7 @@ def _experiment(session: _RaySession) -> None:
     from ray.tune.search import Searcher
 
     class Hiring(Searcher):
-        """Suggests another worker whenever there are too few, and tells the desk of those that are gone."""
+        """Suggests another worker whenever there are too few."""
 
         def __init__(self, desk: Any) -> None:
             super().__init__()
@@ -497,13 +505,22 @@ def _experiment(session: _RaySession) -> None:
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
-            ray.get(self.desk.lost.remote(trial_id))
+            """Learn nothing: workers have no results."""
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the search's own study is the record."""
 
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing: see :meth:`save`."""
+
+    class Obituaries(tune.Callback):
+        """Tells the desk of workers that are gone."""
+
+        def __init__(self, desk: Any) -> None:
+            self.desk = desk
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            ray.get(self.desk.lost.remote(trial.trial_id, _cause(trial.get_error())))
 
     class Closing(tune.Stopper):
         """Stops everything once the desk is closed."""
@@ -540,6 +557,7 @@ def _experiment(session: _RaySession) -> None:
             name="search",
             storage_path=str(session.folder.resolve()),
             stop=Closing(session.desk),
+            callbacks=[Obituaries(session.desk)],
             verbose=0,
         ),
     )
@@ -609,10 +627,7 @@ def _worker_class() -> type:
             except tuple(_ERRORS.values()) as error:
                 kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
                 return _Answer(job.ticket, None, kind, str(error))
-            except Exception as error:
-                # A GPU that failed fails again in this process: another one takes over.
-                ray.get(self.desk.fail.remote(self.name, f"{type(error).__name__}: {_reason(error)}"))
-                raise
+            # Anything else ends the worker: a GPU that failed once fails again in the same process.
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
             return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(UnavailableError, match=r"pip install 'litepose-nas\[ray\]'"):
         run(tmp_path / "a.journal", Analytic(), RayExecutor())
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_answers_is_named_at_once(tmp_path: Path, scheme: str) -> None:
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a port that is free once this is closed
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(
+        UnavailableError, match=f"cannot be reached at '{address}': .*refused.*check the address"
+    ):
+        run(tmp_path / "a.journal", Analytic(), RayExecutor(address=address))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.search.ray_executor import Desk, _Answer, _Job
+from nas.search.ray_executor import Desk, _Answer, _cause, _Job
 from tests.nas.problems import small_space
 
 ARCH = json.dumps(small_space().sample(np.random.default_rng(0)).to_json())
@@ -69,7 +69,7 @@ def test_the_job_of_a_dead_worker_is_the_next_one() -> None:
         await hired(desk, "a")
         await desk.put([job(0), job(1)])
         assert await desk.next("a", 1) == job(0)
-        await desk.lost("a")
+        await desk.lost("a", "its process died")
         await hired(desk, "b")
         assert await desk.next("b", 1) == job(0)
         # Tune was wrong: the worker had only been out of reach. Whose answer comes first counts.
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_waiting_takes_no_job_along() -> None:
         await hired(desk, "a")
         ghost = asyncio.create_task(desk.next("a", 9))
         await asyncio.sleep(0)
-        await desk.lost("a")
+        await desk.lost("a", "its process died")
         await desk.put([job(0)])
         assert await ghost is False
         await hired(desk, "b")
@@ -102,9 +102,8 @@ def test_what_kills_every_worker_is_given_up(retries: int, times: str) -> None:
         for attempt in range(retries + 1):
             await hired(desk, f"w{attempt}")
             assert await desk.next(f"w{attempt}", 1) == job(0)
-            if attempt == retries:
-                await desk.fail(f"w{attempt}", "ValueError: no such stage")
-            await desk.lost(f"w{attempt}")
+            last = attempt == retries
+            await desk.lost(f"w{attempt}", "ValueError: no such stage" if last else "its process died")
         (answer,) = await desk.take()
         assert answer.error == "RunError"
         assert f"tried {times} (the last time: ValueError: no such stage)" in answer.message
@@ -114,11 +113,11 @@ def test_what_kills_every_worker_is_given_up(retries: int, times: str) -> None:
 
 def test_workers_that_never_start_end_the_search() -> None:
     async def scene(desk: Desk) -> None:
-        await desk.lost("a")
+        await desk.lost("a", "its process died")
         await hired(desk, "b")  # one that starts: the others were bad luck
         for worker in "cde":
             assert not desk.answers
-            await desk.lost(worker)
+            await desk.lost(worker, "its process died")
         (answer,) = await desk.take()
         assert answer.ticket == -1
         assert "Ray's workers do not start, tried 3 times (the last time: its process died)" in answer.message
@@ -158,13 +157,13 @@ def test_any_course_of_deaths_answers_every_ticket_once(jobs: int, deeds: list[t
             elif deed in ("finish", "late") and worker in holds:
                 answer = _Answer(holds.pop(worker).ticket, {"by": worker})
                 if deed == "late":
-                    await desk.lost(worker)
+                    await desk.lost(worker, "its process died")
                     lives[slot] += 1
                     await hired(desk, f"{slot}.{lives[slot]}")
                 await desk.answer(worker, answer)
             elif deed == "die":
                 holds.pop(worker, None)
-                await desk.lost(worker)
+                await desk.lost(worker, "its process died")
                 lives[slot] += 1
                 await hired(desk, f"{slot}.{lives[slot]}")
         worker = f"0.{lives[0]}"
@@ -176,3 +175,10 @@ def test_any_course_of_deaths_answers_every_ticket_once(jobs: int, deeds: list[t
         assert not desk.waiting
 
     at_desk(scene, retries=10**6)
+
+
+def test_why_a_worker_is_gone_is_told_in_a_line() -> None:
+    raised = "The actor died\n  File 'x.py', line 3\n    load()\nModuleNotFoundError: No module named 'x'\n"
+    assert _cause(RuntimeError(raised)) == "ModuleNotFoundError: No module named 'x'"
+    assert _cause(RuntimeError("The actor died unexpectedly.\n\tpid: 3")) == "its process died"
+    assert _cause(None) == "its process died"
