@@ -74,6 +74,7 @@ __all__ = [
 ]
 
 EXECUTORS = ("in-process", "ray")
+_ROUNDING = 1.0 + 1e-12
 
 
 @dataclass(frozen=True)
@@ -619,10 +620,13 @@ class _Plan:
 def _upper_ends(
     predictors: Mapping[str, LatencyPredictor], joints: int
 ) -> dict[str, Callable[[Arch], float]]:
-    """Return by target what tells the upper end of an arch's predicted latency, ms."""
+    """Return by target what tells the upper end of an arch's predicted latency, ms.
+
+    A search sums the same milliseconds in another order: a network is within the bound that is made of it.
+    """
 
     def upper(predictor: LatencyPredictor) -> Callable[[Arch], float]:
-        return lambda arch: predictor.predict(arch.blocks(joints)).high_ms
+        return lambda arch: _ROUNDING * predictor.predict(arch.blocks(joints)).high_ms
 
     return {name: upper(predictor) for name, predictor in predictors.items()}
 
