@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from latency_tables import LatencyPredictor, Target, find_table
+from nas.asked import Asked
 from nas.latency import UpperEnd, full_bounds, load_predictors
-from nas.search.objectives import parse_constraints
+from nas.search.budgets import Like
+from nas.search.objectives import latency, parse_constraints
 from search_spaces import InputError, MissingLayerError, litepose_native
 from tests.nas.conftest import Outcome
 
@@ -130,3 +132,18 @@ def test_strict_tables_refuse_estimates(box: Path, nas_: Nas) -> None:
         predictor = load_predictors([FULL], strict=True)[FULL]
         space = litepose_native(joints=14)
         UpperEnd(predictor).latency_ms(space, space.sample_genotypes(np.random.default_rng(0), 3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_network_is_within_the_budget_of_being_like_itself(device: str) -> None:
+    """However the search sums the milliseconds that the budget is told from."""
+    space = litepose_native(joints=14)
+    (target,) = (bound.partition("@")[2] for bound in full_bounds([f"1ms@{device}"], None, None))
+    predictor = load_predictors([target])[target]
+    genotypes = space.sample_genotypes(np.random.default_rng(0), 60)
+    prices = UpperEnd(predictor).latency_ms(space, genotypes)
+    told = Asked({}, (), {target: predictor})._upper_ends(space)
+    for genotype, price in zip(genotypes, prices, strict=True):
+        like = Like("it", space.decode(genotype))
+        (bound,) = like.bounds([latency(target)], 14, told)
+        assert bound.holds(price) and not bound.holds(1.000001 * price)
