@@ -46,7 +46,7 @@ from nas.train import open_supernet
 from search_spaces import Arch, SearchSpace, get_arch, litepose_native
 from supernet.base import Supernet
 from supernet.checkpoint import import_research
-from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, SubnetEvaluator
 from supernet.importance import order_channels_by_importance
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.decode import GroupingConfig
@@ -55,6 +55,7 @@ from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, resize_for_eval
+from supernet.racing import EarlyStop
 from supernet.registry import build_supernet
 
 SIZE = (480, 640)

@@ -172,7 +172,7 @@ class _TuneSession:
     evaluator: Evaluator
     folder: Path
     tickets: int = 0
-    waiting: queue.Queue[tuple[int, Arch, Mapping[str, float] | None]] = field(default_factory=queue.Queue)
+    waiting: queue.Queue[tuple[int, Arch, Evaluation | None]] = field(default_factory=queue.Queue)
     outcomes: queue.Queue[_Outcome] = field(default_factory=queue.Queue)
     closing: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -250,7 +250,8 @@ def _experiment(session: _TuneSession) -> None:
             except queue.Empty:
                 return None
             self.running[trial_id] = (ticket, arch)
-            return {"arch": json.dumps(arch.to_json()), "rival": json.dumps(rival)}
+            known = None if rival is None else rival.to_json()
+            return {"arch": json.dumps(arch.to_json()), "rival": json.dumps(known)}
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -336,7 +337,8 @@ def _worker_class() -> type:
         def step(self) -> dict[str, Any]:
             arch = arch_from_json(json.loads(self.config["arch"]))
             try:
-                rival = json.loads(self.config["rival"])
+                known = json.loads(self.config["rival"])
+                rival = None if known is None else Evaluation.from_json(known)
                 outcome: dict[str, Any] = evaluated(self.evaluator, arch, rival).to_json()
             except tuple(_ERRORS.values()) as error:
                 kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))

@@ -301,6 +301,11 @@ class Store:
         """Every candidate whose AP was measured to the end, in trial order."""
         return [c for c in self.to_evaluate if c.evaluation is not None and not c.evaluation.partial]
 
+    @property
+    def ended(self) -> list[Candidate]:
+        """Every candidate whose evaluation ended early, in trial order."""
+        return [c for c in self.to_evaluate if c.evaluation is not None and c.evaluation.partial]
+
     # -- planning ---------------------------------------------------------------------------------------
 
     def enqueue(self, genotype: Genotypes) -> tuple[optuna.Trial, Genotypes]:
