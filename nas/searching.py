@@ -49,7 +49,7 @@ from nas.trust.standing import Standing, standing
 from search_spaces import Arch, BudgetError, InputError, SearchSpace, get_arch
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json, write_text
-from supernet.evaluator import SubnetEvaluator
+from supernet.evaluator import SubnetEvaluator, SubnetResult
 from supernet.racing import Look, Rival, Verdict
 
 __all__ = [
@@ -267,16 +267,19 @@ class SearchEvaluator:
         """Return the arch's AP on the search images, or an estimate once it is sure to lose to its rival."""
         began = time.perf_counter()
         result = self.evaluator.evaluate(arch, rival=None if rival is None else _as_rival(rival))
+        found = self.evaluation(result)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def evaluation(self, result: SubnetResult) -> Evaluation:
+        """Return a result as the search keeps it."""
         looks = {name: pack(look.resampled) for name, look in result.looks.items()}
         if result.verdict is not None:
-            points = {name: look.ap for name, look in result.looks.items()}
-            return _lost(result.verdict, points, looks, time.perf_counter() - began)
+            return _lost(result.verdict, {name: look.ap for name, look in result.looks.items()}, looks)
         stats = dict(result.stats)
         if self.evaluator.early_stop is not None:
             stats["images"] = result.images
         resamples = resampled(self.evaluator.matches(result))
-        seconds = time.perf_counter() - began
-        return Evaluation(max(result.estimate, 0.0), stats, seconds, resamples=resamples, looks=looks)
+        return Evaluation(max(result.estimate, 0.0), stats, resamples=resamples, looks=looks)
 
     def against(self, evaluation: Evaluation, rival: Evaluation | None) -> Evaluation | None:
         """Return what evaluating a network against this rival would give, where that is known already."""
@@ -287,7 +290,8 @@ class SearchEvaluator:
         until = list(own)[: list(own).index(verdict.look) + 1]
         points = {name: evaluation.stats[name] for name in until}
         looks = {name: evaluation.looks[name] for name in until}
-        return replace(_lost(verdict, points, looks, evaluation.seconds), reused=evaluation.reused)
+        lost = _lost(verdict, points, looks)
+        return replace(lost, seconds=evaluation.seconds, reused=evaluation.reused)
 
 
 def _as_rival(evaluation: Evaluation) -> Rival:
@@ -300,14 +304,10 @@ def _as_rival(evaluation: Evaluation) -> Rival:
     return Rival(evaluation.ap, looks)
 
 
-def _lost(
-    verdict: Verdict, points: Mapping[str, float], looks: Mapping[str, str], seconds: float
-) -> Evaluation:
+def _lost(verdict: Verdict, points: Mapping[str, float], looks: Mapping[str, str]) -> Evaluation:
     """Return the evaluation of a network that lost: the AP at each look is all that is kept of it."""
     stats = {**points, "images": float(verdict.images)}
-    return Evaluation(
-        verdict.estimate, stats, seconds, partial=True, deviation=verdict.deviation, looks=looks
-    )
+    return Evaluation(verdict.estimate, stats, partial=True, deviation=verdict.deviation, looks=looks)
 
 
 def study_name(

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from search_spaces import InputError
-from supernet.pose.matching import Matches
 from supernet.racing import EarlyStop, Look, Rival
+from tests.supernet.races import simulated
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ def test_two_rules_are_told_apart_in_words() -> None:
     rules = [EarlyStop(), EarlyStop(level=0.05), EarlyStop(shares=(0.5,)), EarlyStop(least=5)]
     rules += [EarlyStop(seed=1), EarlyStop(resamples=100)]
     assert len(set(map(str, rules))) == len(rules)
-    assert "after 0.125, 0.25, 0.5 of the images, 20 at least, risk 0.01" in str(rules[0])
+    assert "after 0.125, 0.25, 0.5 of the images, 40 at least, risk 0.01" in str(rules[0])
 
 
 # -- what is expected of the images to come ----------------------------------------------------------------
@@ -152,7 +152,7 @@ class Outcomes:
 @pytest.mark.parametrize("level", [0.01, 0.1])
 def test_the_risk_is_kept_where_two_networks_are_equally_good(level: float, alike: float) -> None:
     """Every stop is wrong then: there is no harder case."""
-    race, trials = Outcomes(EarlyStop(level=level, resamples=200), 5), 800
+    race, trials = Outcomes(EarlyStop(level=level, least=20, resamples=200), 5), 800
     assert len(race.counts) == 3
     wrong = sum(race.stopped(*race.pair(alike, None))[0] for _ in range(trials))
     assert wrong <= trials * level + 2 * np.sqrt(trials * level)
@@ -161,34 +161,17 @@ def test_the_risk_is_kept_where_two_networks_are_equally_good(level: float, alik
 
 @pytest.mark.parametrize(("alike", "least"), [(0.0, 1.1), (0.5, 1.5), (0.9, 3.0)])
 def test_at_the_same_risk_pairing_stops_more_networks(alike: float, least: float) -> None:
-    race = Outcomes(EarlyStop(resamples=200), 6)
+    race = Outcomes(EarlyStop(least=20, resamples=200), 6)
     found = np.array([race.stopped(*race.pair(alike, 0.06)) for _ in range(400)])
     paired, alone = found.sum(axis=0)
     assert paired >= least * alone and paired >= 40
 
 
-def simulated(rng: np.random.Generator, hard: Floats, alike: float, level: float) -> Matches:
-    """Return matches of a network on images of three people each, of whom some are harder to find."""
-    own = rng.normal(size=hard.shape)
-    oks = 1 / (1 + np.exp(-level - 1.2 * (np.sqrt(alike) * hard + np.sqrt(1 - alike) * own)))
-    order = np.argsort(-(oks + rng.normal(0, 0.15, oks.shape)).ravel(), kind="stable")
-    right = np.stack([oks.ravel()[order] >= np.linspace(0.5, 0.95, 10)[:, None]] * 3)
-    images, people = hard.shape
-    return Matches(
-        protocol="coco",
-        image_ids=np.arange(images),
-        image=np.repeat(np.arange(images), people)[order],
-        right=right,
-        ignored=np.zeros_like(right),
-        people=np.full((3, images), people),
-        levels={},
-    )
-
-
 @pytest.mark.parametrize(("worse", "alike"), [(0.0, 0.5), (0.8, 0.5)])
 def test_of_average_precision_the_worse_lose_and_no_equals(worse: float, alike: float) -> None:
     """What holds of means holds of AP."""
-    rule, rng, images = EarlyStop(shares=(0.25, 0.5), resamples=100), np.random.default_rng(3), 80
+    rule = EarlyStop(shares=(0.25, 0.5), least=20, resamples=100)
+    rng, images = np.random.default_rng(3), 80
     counts, stopped, wrong = rule.looks(images), 0, 0
     for _ in range(24):
         hard = 0.8 * rng.normal(size=(images, 1)) + 0.6 * rng.normal(size=(images, 3))
