@@ -101,9 +101,9 @@ class EarlyStop:
     has lost if the upper end of the interval around that, by Student's quantile, lies below the rival's AP.
 
     The risk ``level`` is shared evenly among the looks (Bonferroni). So it bounds the probability that a
-    network is stopped at any of them though it would have been no worse than its rival on all images; there
-    is one rival, since the price of several in risk is more than they tell. ``experiments/results/racing.md``
-    has the risk as measured, and what other rules would have stopped.
+    network is stopped at any of them though it would have been no worse than its rival on all images. There
+    is one rival: several would share the risk. ``experiments/results/racing.md`` has the risk as measured, and
+    what other rules would have stopped.
 
     Attributes
     ----------
