@@ -102,8 +102,8 @@ class EarlyStop:
 
     The risk ``level`` is shared evenly among the looks (Bonferroni). So it bounds the probability that a
     network is stopped at any of them though it would have been no worse than its rival on all images. There
-    is one rival: several would share the risk. ``experiments/results/racing.md`` has the risk as measured, and
-    what other rules would have stopped.
+    is one rival: several would share the risk. ``experiments/results/racing.md`` has the risk as measured,
+    and what other rules would have stopped.
 
     Attributes
     ----------
