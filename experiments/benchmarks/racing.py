@@ -6,7 +6,7 @@ Two questions, on a trained run:
    images looked at, seconds, networks stopped, the hypervolume of the fronts, the networks chosen for a few
    budgets. Each network is evaluated once, to the end, and what a race would have seen of it is read off that
    (``SearchEvaluator.against``; a test holds that it is the same). So both searches rest on the very same
-   measurements, and their seconds are those of the same evaluations.
+   measurements.
 2. *Risk*: the networks that were evaluated, raced against each other over and over with the images in other
    orders: how often is one stopped that is no worse than its rival on all images, and how often one that is?
    By the rule as it is, and by others with the same nominal risk.
@@ -319,7 +319,7 @@ def _tally(
 # -- telling -------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    *("sampler", "seed", "ended early", "images", "images saved", "seconds saved", "hypervolume"),
+    *("sampler", "seed", "ended early", "images", "images saved", "seconds", "hypervolume"),
     "same network chosen",
 )
 RULES = ("rule", "stopped", "images", "wrong, all pairs", f"wrong, apart by less than {NEAR:g} AP")
@@ -338,7 +338,7 @@ def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Sequence[s
                     *(sampler, str(seed), f"{raced['ended_early']} of {raced['evaluated']}"),
                     f"{plain['images']:,} → {raced['images']:,}",
                     f"{1 - raced['images'] / plain['images']:.1%}",
-                    f"{1 - raced['seconds'] / plain['seconds']:.1%}",
+                    f"{plain['seconds']:.0f} → {raced['seconds']:.0f}",
                     f"{pair['hypervolume']:.4f}",
                     f"{same} of {len(pair['choices'])} (AP {worst:+.4f} at worst)",
                 )
@@ -408,11 +408,12 @@ def page(report: Mapping[str, Any]) -> str:
         "Ending the evaluation of losers early",
         f"{report['title']}, each with racing and without, from the same seed. Rule: {report['rule']}."
         f" {report['networks']} networks were evaluated, each once and to the end; what a race would have"
-        " seen is read off that, so image counts are exact, and seconds are those of the same evaluations up"
-        " to the last image looked at (on a machine that did other work, so they are rough). *Hypervolume*:"
-        " with racing over without, of (AP, MACs). *Same network chosen*: for budgets at the"
+        " seen is read off that, so image counts are exact. Seconds are rough: the two searches evaluate"
+        " other networks in part, and the machine did other work. *Hypervolume*: with racing over without, of"
+        " (AP, MACs). *Same network chosen*: for budgets at the"
         f" {', '.join(f'{share:.0%}' for share in BUDGETS)} quantiles of the MACs looked at; *AP*: with"
-        " racing less without. The two searches part after the first loser, whose AP is an estimate.",
+        " racing less without. The two searches part after the first loser, whose AP is an estimate: so what"
+        " a front gains or loses in a seed is mostly chance.",
         COLUMNS,
         rows_of(report["searches"]),
         (
