@@ -476,7 +476,8 @@ def known_networks(
     records: dict[str, Record] = {}
     studies: dict[str, list[str]] = {}
     for facts, made in read_shared(run.evaluations):
-        if {k: v for k, v in facts.items() if k not in EARLY_STOP} == context:
+        same = {k: v for k, v in facts.items() if k != EARLY_STOP} == context
+        if same and not made.evaluation.partial:
             record = _record(made, space)
             if records.setdefault(record.arch.id, record) is record:
                 studies[record.arch.id] = [made.study]

@@ -173,6 +173,11 @@ def cost_words(seconds: Mapping[str, Any]) -> str:
     made = f"{seconds['made']} evaluated in {seconds['sum']:.1f} s"
     if seconds["median"] is not None:
         made += f" (median {seconds['median']:.2f} s)"
+    if seconds["ended_early"]:
+        made += f"; {seconds['ended_early']} of them ended early, having lost"
+        if seconds["images_saved"]:
+            saved, of = seconds["images_saved"], seconds["images_saved"] + seconds["images"]
+            made += f": {saved:,} of {of:,} looks at an image saved ({saved / of:.0%})"
     if not seconds["reused"]:
         return made
     taken = f"{seconds['reused']} of {looked_at} taken from earlier studies"

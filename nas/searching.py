@@ -38,7 +38,7 @@ from nas.search import (
 )
 from nas.search.analysis import seconds_of
 from nas.search.executors import Executor
-from nas.search.noise import resampled
+from nas.search.noise import pack, resampled, unpack
 from nas.search.result import Record
 from nas.search.shared import SharedEvaluations
 from nas.search_report import caveats, claims_json, error_bar, out_of_reach, shortfall
@@ -47,7 +47,8 @@ from nas.trust.standing import Standing, standing
 from search_spaces import Arch, InputError, SearchSpace, get_arch
 from search_spaces.errors import did_you_mean
 from search_spaces.files import write_json, write_text
-from supernet.evaluator import SubnetEvaluator
+from supernet.evaluator import SubnetEvaluator, SubnetResult
+from supernet.racing import Look, Rival, Verdict
 
 __all__ = [
     "SearchEvaluator",
@@ -166,16 +167,56 @@ class SearchEvaluator:
     def __init__(self, evaluator: SubnetEvaluator) -> None:
         self.evaluator = evaluator
 
-    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+    @property
+    def rule(self) -> str:
+        """The rule by which evaluations end early, as text."""
+        return str(self.evaluator.early_stop)
+
+    def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
         """Return the arch's AP on the search images, or an estimate once it is sure to lose to its rival."""
         began = time.perf_counter()
-        result = self.evaluator.evaluate(arch, rival=rival)
+        result = self.evaluator.evaluate(arch, rival=None if rival is None else _as_rival(rival))
+        found = self.evaluation(result)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def evaluation(self, result: SubnetResult) -> Evaluation:
+        """Return a result as the search keeps it."""
+        looks = {name: pack(look.resampled) for name, look in result.looks.items()}
+        if result.verdict is not None:
+            return _lost(result.verdict, {name: look.ap for name, look in result.looks.items()}, looks)
         stats = dict(result.stats)
         if self.evaluator.early_stop is not None:
             stats["images"] = result.images
-        known = "" if result.partial else resampled(self.evaluator.matches(result))
-        seconds = time.perf_counter() - began
-        return Evaluation(max(result.estimate, 0.0), stats, seconds, result.partial, known)
+        resamples = resampled(self.evaluator.matches(result))
+        return Evaluation(max(result.estimate, 0.0), stats, resamples=resamples, looks=looks)
+
+    def against(self, evaluation: Evaluation, rival: Evaluation | None) -> Evaluation | None:
+        """Return what evaluating a network against this rival would give, where that is known already."""
+        own = _as_rival(evaluation).looks
+        verdict = None if rival is None else self.evaluator.verdict(own, _as_rival(rival))
+        if verdict is None:
+            return None if evaluation.partial else evaluation
+        until = list(own)[: list(own).index(verdict.look) + 1]
+        points = {name: evaluation.stats[name] for name in until}
+        looks = {name: evaluation.looks[name] for name in until}
+        lost = _lost(verdict, points, looks)
+        return replace(lost, seconds=evaluation.seconds, reused=evaluation.reused)
+
+
+def _as_rival(evaluation: Evaluation) -> Rival:
+    """Return what an evaluation says to those that are held against it."""
+    looks = {
+        name: Look(evaluation.stats[name], unpack(text))
+        for name, text in evaluation.looks.items()
+        if name in evaluation.stats
+    }
+    return Rival(evaluation.ap, looks)
+
+
+def _lost(verdict: Verdict, points: Mapping[str, float], looks: Mapping[str, str]) -> Evaluation:
+    """Return the evaluation of a network that lost: the AP at each look is all that is kept of it."""
+    stats = {**points, "images": float(verdict.images)}
+    return Evaluation(verdict.estimate, stats, partial=True, deviation=verdict.deviation, looks=looks)
 
 
 def study_name(

@@ -20,10 +20,11 @@ from supernet.bn_cache import StatisticsCache
 from supernet.checkpoint import import_research, load_network, read_pth
 from supernet.distillation import Teacher
 from supernet.distributed import ALONE, Ranks
-from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, SubnetEvaluator
 from supernet.mobilenet import import_mobilenet_v2, in_backbone, is_mobilenet_v2
 from supernet.pose.skeleton import SKELETONS, Skeleton, get_skeleton
 from supernet.precision import Precision
+from supernet.racing import EarlyStop
 from supernet.registry import build_supernet
 from supernet.state import load_weights
 from supernet.training import Progress, Trainer, TrainReport, Validate, pick_device

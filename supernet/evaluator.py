@@ -7,8 +7,8 @@ import hashlib
 import multiprocessing
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Final
@@ -24,7 +24,6 @@ from supernet.bn import recalibrate
 from supernet.bn_cache import StatisticsCache
 from supernet.export import fold_batchnorm
 from supernet.onnx_modules import through_onnx
-from supernet.pose.bootstrap import bootstrap_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import EvalResult, scored_joints
 from supernet.pose.inference import Inference, Pictures, Predictions, predict
@@ -34,9 +33,10 @@ from supernet.pose.metrics import keypoint_ap
 from supernet.pose.scoring import ScoringProtocol
 from supernet.pose.transforms import Augmentation, augment, normalise
 from supernet.pose.workers import DecodeWorkers
+from supernet.racing import EarlyStop, Look, Looks, Rival, Verdict
 from supernet.shared import SharedStages
 
-__all__ = ["CalibrationImages", "EarlyStop", "SubnetEvaluator", "SubnetResult"]
+__all__ = ["CalibrationImages", "SubnetEvaluator", "SubnetResult"]
 
 _MOST_WORKERS: Final = 8
 
@@ -112,67 +112,6 @@ class CalibrationImages:
 
 
 @dataclass(frozen=True)
-class EarlyStop:
-    """When an evaluation ends before all images were looked at: when the network has lost already.
-
-    Images come in one fixed random order. After each of the ``shares`` the AP so far is compared with what a
-    rival, a network that costs no more, had on the same images: if the upper end of the network's bootstrap
-    interval is below that, it ends. The comparisons share the risk of ``level`` that a network is stopped
-    which would have been no worse than its rival on all images. (In simulations of 80 and 200 images it
-    stayed below: 0.7% where the two networks found quite different people hard, else none in 150.)
-
-    Attributes
-    ----------
-    shares
-        Ascending shares of the images after which is compared.
-    level
-        Probability of stopping a network wrongly, over all comparisons.
-    least
-        Images without which there is no comparison: intervals from a few images are too narrow.
-    resamples
-        For each interval.
-    seed
-        Of the images' order and of the resamples.
-    """
-
-    shares: tuple[float, ...] = (0.25, 0.5)
-    level: float = 0.01
-    least: int = 20
-    resamples: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.shares or list(self.shares) != sorted(set(self.shares)):
-            raise InputError(f"an evaluation stops early at ascending shares, not {list(self.shares)}")
-        if not all(0 < share < 1 for share in self.shares):
-            raise InputError(f"shares of the images lie between 0 and 1, not {list(self.shares)}")
-        if not 0 < self.level < 0.5:
-            raise InputError(f"the risk of a wrong stop lies between 0 and .5, not {self.level}")
-        if min(self.least, self.resamples) < 1:
-            raise InputError(
-                f"a stop needs at least 1 image and 1 resample, not {self.least} and {self.resamples}"
-            )
-
-    def looks(self, images: int) -> dict[str, int]:
-        """Return how many images each comparison is on, by the name under which its AP is kept."""
-        counts = {f"AP@{share:g}": round(share * images) for share in self.shares}
-        return {name: count for name, count in counts.items() if self.least <= count < images}
-
-    def order(self, ids: Sequence[int]) -> list[int]:
-        """Return the image ids in the order in which they are evaluated."""
-        shuffled = np.random.default_rng([self.seed, len(ids)]).permutation(len(ids))
-        return [ids[place] for place in shuffled]
-
-    def lost(self, matches: Matches, rival: float, looks: int) -> bool:
-        """Return whether the AP of these matches is surely below a rival's, at one of so many looks."""
-        if matches.stats()["AP"] >= rival:
-            return False
-        rng = np.random.default_rng([self.seed, len(matches), 1])
-        confidence = 1 - 2 * self.level / looks
-        return bootstrap_ap(matches, self.resamples, rng, confidence).high < rival
-
-
-@dataclass(frozen=True)
 class SubnetResult(EvalResult):
     """What evaluating a subnet found.
 
@@ -180,14 +119,24 @@ class SubnetResult(EvalResult):
 
     Attributes
     ----------
-    partial
-        Whether the evaluation ended early: all figures are then those of the first ``images`` images.
-    estimate
-        The AP on all images; where the evaluation was stopped, estimated from its share of the rival's.
+    looks
+        What was seen of the network on each share of the images, so that others can be held against it.
+    verdict
+        Where the evaluation ended early, why: all figures are then those of the first ``images`` images.
     """
 
-    partial: bool = False
-    estimate: float = 0.0
+    looks: Looks = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether the evaluation ended early."""
+        return self.verdict is not None
+
+    @property
+    def estimate(self) -> float:
+        """The AP on all images; an estimate where the evaluation ended early."""
+        return self.stats["AP"] if self.verdict is None else self.verdict.estimate
 
 
 class SubnetEvaluator:
@@ -274,7 +223,7 @@ class SubnetEvaluator:
         self,
         arch: Arch,
         progress: Callable[[int, int], None] | None = None,
-        rival: Mapping[str, float] | None = None,
+        rival: Rival | None = None,
     ) -> SubnetResult:
         """Return AP and the detections of ``arch``; deterministic.
 
@@ -285,7 +234,7 @@ class SubnetEvaluator:
         progress
             Called with the images done and the images in all.
         rival
-            The stats of a network of the same evaluator that costs no more: the evaluation may end once this
+            What is known of a network of the same evaluator that costs no more: the evaluation ends once this
             one has surely lost against it.
         """
         config = replace(self.config, resolution=arch.number("resolution"))
@@ -306,11 +255,11 @@ class SubnetEvaluator:
         config: EvalConfig,
         inference: Inference,
         progress: Callable[[int, int], None] | None,
-        rival: Mapping[str, float] | None,
+        rival: Rival | None,
     ) -> SubnetResult:
         """Look at the images, share after share, and compare with the rival in between."""
         found: list[Predictions] = []
-        prefixes: dict[str, float] = {}
+        looks: dict[str, Look] = {}
         for (_, done), (name, until) in pairwise([("", 0), *self._looks.items(), ("", len(self._order))]):
             part = predict(
                 network,
@@ -326,14 +275,22 @@ class SubnetEvaluator:
                 continue
             ids = self._order[:until]
             matches = match_detections(*self._sides(ids, _detections(found, ids)))
-            prefixes[name] = matches.stats()["AP"]
-            known = {} if rival is None else rival
-            if self.early_stop.lost(matches, known.get(name, 0.0), len(self._looks)):
-                estimate = known["AP"] * prefixes[name] / known[name]
-                return _result(found, _detections(found, ids), {**matches.stats(), **prefixes}, estimate)
+            looks[name] = self.early_stop.look(matches)
+            verdict = None if rival is None else self.verdict(looks, rival)
+            if verdict is not None:
+                return _result(found, _detections(found, ids), matches.stats(), looks, verdict)
         detections = _detections(found, self.dataset.ids)
-        stats = keypoint_ap(*self._sides(self.dataset.ids, detections))
-        return _result(found, detections, {**stats, **prefixes})
+        return _result(found, detections, keypoint_ap(*self._sides(self.dataset.ids, detections)), looks)
+
+    def verdict(self, looks: Looks, rival: Rival) -> Verdict | None:
+        """Return whether and where a network of which this was seen loses against a rival.
+
+        An evaluation against that rival would have ended, or will end, just there; see
+        :meth:`EarlyStop.verdict`.
+        """
+        if self.early_stop is None:
+            return None
+        return self.early_stop.verdict(looks, rival, self._looks, len(self._order))
 
     @cached_property
     def _order(self) -> list[int]:
@@ -400,15 +357,16 @@ def _result(
     found: Sequence[Predictions],
     detections: list[dict[str, Any]],
     stats: dict[str, float],
-    estimate: float | None = None,
+    looks: Looks,
+    verdict: Verdict | None = None,
 ) -> SubnetResult:
-    """Return the sum of the parts; with an estimate where the others were not looked at."""
+    """Return the sum of the parts; with a verdict where the others were not looked at."""
     return SubnetResult(
-        stats,
+        {**stats, **{name: look.ap for name, look in looks.items()}},
         detections,
         sum(part.images for part in found),
         sum(part.seconds_network for part in found),
         sum(part.seconds_decode for part in found),
-        partial=estimate is not None,
-        estimate=stats["AP"] if estimate is None else estimate,
+        looks=looks,
+        verdict=verdict,
     )

@@ -40,13 +40,13 @@ from torch import Tensor, nn
 
 from nas.run import RunDirectory
 from nas.search.engine import search
-from nas.search.evaluator import Evaluation
 from nas.search.result import Record, SearchResult
+from nas.searching import SearchEvaluator
 from nas.train import open_supernet
 from search_spaces import Arch, SearchSpace, get_arch, litepose_native
 from supernet.base import Supernet
 from supernet.checkpoint import import_research
-from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, SubnetEvaluator
 from supernet.importance import order_channels_by_importance
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.decode import GroupingConfig
@@ -55,6 +55,7 @@ from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 from supernet.pose.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, resize_for_eval
+from supernet.racing import EarlyStop
 from supernet.registry import build_supernet
 
 SIZE = (480, 640)
@@ -276,18 +277,6 @@ def disagreement(baseline: Sequence[float], ours: Sequence[float]) -> str | None
     return f"APs differ by {max(apart):.5f}, by {sum(apart) / len(apart):.5f} on the average"
 
 
-class Scored:
-    """The networks' APs, as a search asks for them."""
-
-    def __init__(self, evaluator: SubnetEvaluator) -> None:
-        self.evaluator = evaluator
-
-    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
-        """Return the AP on all pictures, or an estimate where the rival is sure to be better."""
-        found = self.evaluator.evaluate(arch, rival=rival)
-        return Evaluation(max(found.estimate, 0.0), dict(found.stats), partial=found.partial)
-
-
 def front(costs: Sequence[float], aps: Sequence[float]) -> list[int]:
     """Return which networks no other beats in AP without costing more."""
     pairs = list(zip(costs, aps, strict=True))
@@ -428,7 +417,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 return search(
                     space,
-                    Scored(evaluator),
+                    SearchEvaluator(evaluator),
                     storage=Path(folder, "journal"),
                     trials=given.evaluations,
                     population=max(2, given.evaluations // 3),

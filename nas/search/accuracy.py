@@ -114,10 +114,17 @@ class AccuracyPredictor:
     tables: tuple[Floats, ...]
     _centres: Floats
     _targets: Floats
+    _noises: Floats
     _factor: tuple[Floats, bool]
 
     @classmethod
-    def fit(cls, choices: Sequence[Choice], genotypes: Genotypes, aps: npt.ArrayLike) -> AccuracyPredictor:
+    def fit(
+        cls,
+        choices: Sequence[Choice],
+        genotypes: Genotypes,
+        aps: npt.ArrayLike,
+        deviations: npt.ArrayLike | None = None,
+    ) -> AccuracyPredictor:
         """Learn how far each gene reaches from measured networks, and condition on all of them.
 
         The marginal likelihood times weak priors is climbed from a fixed start for a fixed number of steps:
@@ -131,11 +138,14 @@ class AccuracyPredictor:
             Measured networks, shape (n, genes), at least two.
         aps
             Their APs, shape (n,).
+        deviations
+            Standard error of each, shape (n,), where some were measured less well than others: the noise of
+            a network is its square more. By default none.
 
         Raises
         ------
         InputError
-            If there are fewer than two networks, or not a finite AP for each.
+            If there are fewer than two networks, or not a finite AP for each, or a deviation is below 0.
         """
         values = np.asarray(aps, dtype=np.float64)
         if len(genotypes) < 2 or values.shape != (len(genotypes),) or not np.isfinite(values).all():
@@ -143,19 +153,23 @@ class AccuracyPredictor:
                 "an accuracy predictor learns from 2 networks up with a finite AP each, not from"
                 f" {len(genotypes)} networks with {np.isfinite(values).sum()} finite APs"
             )
+        errors = np.zeros(len(values)) if deviations is None else np.asarray(deviations, dtype=np.float64)
+        if errors.shape != values.shape or not (np.isfinite(errors) & (errors >= 0)).all():
+            raise InputError(f"{len(values)} APs take as many standard errors, each finite and at least 0")
         mean, scale = float(values.mean()), float(values.std()) or 1.0
-        targets = (values - mean) / scale
+        targets, extra = (values - mean) / scale, (errors / scale) ** 2
         tables = tuple(map(_coordinates, choices))
         chosen = np.unique(
             np.linspace(0, len(values) - 1, min(len(values), _LEARNED_FROM)).round().astype(int)
         )
-        amplitude, lengths, noise = _learn(tables, genotypes[chosen], targets[chosen])
+        amplitude, lengths, noise = _learn(tables, genotypes[chosen], targets[chosen], extra[chosen])
         scaled = tuple(table / length for table, length in zip(tables, lengths, strict=True))
         centres = _placed(scaled, genotypes)
         covariance = amplitude * _bells(centres, centres) + _CONSTANT
-        covariance[np.diag_indices_from(covariance)] += noise
+        noises = noise + extra
+        covariance[np.diag_indices_from(covariance)] += noises
         factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
-        return cls(mean, scale, amplitude, noise, scaled, centres, targets, factor)
+        return cls(mean, scale, amplitude, noise, scaled, centres, targets, noises, factor)
 
     def expected(self) -> Surface:
         """Return the posterior's mean."""
@@ -171,7 +185,7 @@ class AccuracyPredictor:
         constant = math.sqrt(_CONSTANT) * rng.standard_normal()
         frequencies, phases, amplitudes = waves = self._waves(rng, _WAVES)
         prior = constant + np.cos(self._centres @ frequencies.T + phases) @ amplitudes
-        noise = math.sqrt(self.noise) * rng.standard_normal(len(self._targets))
+        noise = np.sqrt(self._noises) * rng.standard_normal(len(self._targets))
         return self._corrected(prior + noise, constant, waves)
 
     def deviation(self, genotypes: Genotypes) -> Floats:
@@ -205,8 +219,13 @@ class AccuracyPredictor:
         )
 
 
-def _learn(tables: Sequence[Floats], genotypes: Genotypes, targets: Floats) -> tuple[float, Floats, float]:
-    """Return the amplitude, every gene's length scale and the noise that make the standardised APs likely."""
+def _learn(
+    tables: Sequence[Floats], genotypes: Genotypes, targets: Floats, extra: Floats
+) -> tuple[float, Floats, float]:
+    """Return the amplitude, every gene's length scale and the noise that make the standardised APs likely.
+
+    ``extra`` is the variance that each network has beside the noise that is learned.
+    """
     varied = [gene for gene, table in enumerate(tables) if table.shape[1]]
     n = len(targets)
     apart = np.empty((len(varied), n * n))
@@ -221,7 +240,7 @@ def _learn(tables: Sequence[Floats], genotypes: Genotypes, targets: Floats) -> t
         nearness = np.exp(-2.0 * logs[1:-1])
         bells = np.exp(logs[0] - 0.5 * (nearness @ apart)).reshape(n, n)
         covariance = bells + _CONSTANT
-        covariance[np.diag_indices(n)] += math.exp(logs[-1])
+        covariance[np.diag_indices(n)] += math.exp(logs[-1]) + extra
         factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
         inverse = cho_solve(factor, np.eye(n), overwrite_b=True, check_finite=False)
         shares, off = inverse @ targets, (logs - middle) / spread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,22 @@ import numpy as np
 from nas.pareto import hypervolume, pareto_front
 from nas.search.importance import importances
 from nas.search.objectives import Direction, Objective
-from nas.search.result import SearchResult
+from nas.search.result import Record, SearchResult
 
 __all__ = ["analyse", "joint_hypervolumes", "seconds_of"]
 
 
 def seconds_of(*results: SearchResult) -> dict[str, Any]:
-    """Return what the evaluations of one or several searches cost, in seconds.
+    """Return what the evaluations of one or several searches cost, in seconds and in looks at images.
 
     ``made`` and ``reused`` count them, those that ended early included. ``sum`` and ``median`` are of those
     made in these searches, the median None where there are none; ``saved`` is what the reused ones took where
-    they were made.
+    they were made. ``images`` is how many images those made looked at, ``ended_early`` how many of them ended
+    early, and ``images_saved`` what that left out; None where the searches did not count images.
     """
     looked_at = [r for result in results for r in (*result.evaluated, *result.partial)]
-    made = [r.seconds for r in looked_at if not r.reused]
+    here = [r for r in looked_at if not r.reused]
+    made = [r.seconds for r in here]
     saved = [r.seconds for r in looked_at if r.reused]
     return {
         "made": len(made),
@@ -32,7 +35,18 @@ def seconds_of(*results: SearchResult) -> dict[str, Any]:
         "sum": round(math.fsum(made), 3),
         "median": round(statistics.median(made), 3) if made else None,
         "saved": round(math.fsum(saved), 3),
+        "ended_early": sum(r.partial for r in here),
+        **_images_of(looked_at, here),
     }
+
+
+def _images_of(looked_at: Sequence[Record], here: Sequence[Record]) -> dict[str, int | None]:
+    """Return at how many images those evaluated here looked, and at how many they need not have looked."""
+    counts = [int(r.stats["images"]) for r in here if "images" in r.stats]
+    if not counts or len(counts) < len(here):
+        return {"images": None, "images_saved": None}
+    most = max(int(r.stats.get("images", 0)) for r in looked_at)
+    return {"images": sum(counts), "images_saved": most * len(counts) - sum(counts)}
 
 
 def joint_hypervolumes(result: SearchResult) -> list[float]:

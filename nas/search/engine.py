@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from nas.pareto import pareto_front
-from nas.search.evaluator import Evaluation, Evaluator, checked
+from nas.search.evaluator import Evaluation, Evaluator, StoppingEvaluator, checked
 from nas.search.executors import Executor, InProcess, Session
 from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective, latency
 from nas.search.pricing import LatencyPricer, Pricing, key
 from nas.search.result import Record, SearchResult, Stopped
-from nas.search.sampler import Known, Sampler
+from nas.search.sampler import Estimates, Floats, Known, Sampler
 from nas.search.samplers import SAMPLERS
 from nas.search.shared import EARLY_STOP, Account, SharedEvaluations
 from nas.search.store import Candidate, Store, by_objective, exclusive, open_store, quiet_optuna
@@ -157,15 +157,15 @@ def search(
     given = np.array([space.encode(arch) for arch in seeds], dtype=np.int64).reshape(-1, len(space.shape))
     pricing.anchor  # noqa: B018 - refuses an impossible budget before anything is written
     identity = _identity(pricing, objectives, population, chosen.name, seed, seeds, context or {})
-    if early_stop:
-        identity |= EARLY_STOP
+    # Evaluations that could be stopped keep more figures, which others' rivals are compared in.
+    rule = {EARLY_STOP: cast(StoppingEvaluator, evaluator).rule} if early_stop else {}
+    identity.update(rule)
     with quiet_optuna(), exclusive(storage):
         store = open_store(storage, study_name, space, tuple(objectives), pricing.constraints, identity)
         _check_prices(store, pricing, storage)
         account = None
         if shared is not None:
-            facts = {**(context or {}), **(EARLY_STOP if early_stop else {})}
-            account = shared.account(study_name, facts, store.maker)
+            account = shared.account(study_name, {**(context or {}), **rule}, store.maker)
         run = _Search(
             store,
             pricing,
@@ -346,13 +346,23 @@ class _Search:
 
     def _known(self) -> Known:
         store = self.store
-        done = [(c.genotype, c.evaluation.ap) for c in store.measured if c.evaluation is not None]
+        whole, ended = self._evaluations(store.measured), self._evaluations(store.ended)
         return Known(
             self.pricing,
             store.objectives,
-            np.array([genotype for genotype, _ in done], dtype=np.int64).reshape(-1, len(store.space.shape)),
-            np.array([ap for _, ap in done]),
+            *whole[:2],
             store.keys,
+            Estimates(*ended),
+        )
+
+    def _evaluations(self, candidates: Sequence[Candidate]) -> tuple[Genotypes, Floats, Floats]:
+        """Return genotypes, APs and their standard errors."""
+        genotypes = np.array([c.genotype for c in candidates], dtype=np.int64)
+        found = [c.evaluation for c in candidates if c.evaluation is not None]
+        return (
+            genotypes.reshape(-1, len(self.store.space.shape)),
+            np.array([evaluation.ap for evaluation in found]),
+            np.array([evaluation.deviation for evaluation in found]),
         )
 
     def _take(self, genotypes: Genotypes, origin: str) -> list[Candidate]:
@@ -386,7 +396,7 @@ class _Search:
                 break
         return np.array(found, dtype=np.int64).reshape(-1, parents.shape[1])
 
-    def _rival(self, candidate: Candidate) -> Mapping[str, float] | None:
+    def _rival(self, candidate: Candidate) -> Evaluation | None:
         """Return what is known of the best network of earlier generations that costs no more in anything."""
         if not self.early_stop:
             return None
@@ -397,7 +407,7 @@ class _Search:
             cheaper = all(other.costs[objective] <= cost for objective, cost in candidate.costs.items())
             if cheaper and (best is None or other.evaluation.ap > best.ap):
                 best = other.evaluation
-        return None if best is None else {**best.stats, "AP": best.ap}
+        return best
 
     def _evaluate(self, session: Session, pending: Sequence[Candidate]) -> None:
         archs = [self.store.space.decode(candidate.genotype) for candidate in pending]
@@ -424,8 +434,10 @@ class _Search:
         unknown = []
         with self.store.journal.batch():
             for candidate in pending:
-                arch = self.store.space.decode(candidate.genotype)
-                known = self.account.find(arch, self._rival(candidate))
+                known = self.account.find(self.store.space.decode(candidate.genotype))
+                if known is not None and self.early_stop:
+                    judge = cast(StoppingEvaluator, self.evaluator)
+                    known = judge.against(known, self._rival(candidate))
                 if known is None:
                     unknown.append(candidate)
                 else:

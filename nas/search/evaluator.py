@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from search_spaces import Arch, RunError
@@ -24,6 +24,12 @@ class Evaluation:
         Wall-clock time that it took.
     partial
         Whether it ended early, since a rival was sure to be better: ``ap`` is then an estimate.
+    deviation
+        Standard error of that estimate; 0 where the AP was measured on all images.
+    looks
+        The AP on resamples of the first images by look, each packed as ``resamples``; the AP on the images
+        themselves is in ``stats`` under the same name. Other networks are held against it by them; empty
+        where the evaluator does not end early.
     resamples
         The AP on resamples of the images, see :func:`nas.search.noise.pack`; empty where it is not known. It
         tells noise from differences and guides no search.
@@ -38,6 +44,8 @@ class Evaluation:
     partial: bool = False
     resamples: str = ""
     reused: bool = False
+    deviation: float = 0.0
+    looks: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
@@ -46,11 +54,15 @@ class Evaluation:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Evaluation:
         """Return what :meth:`to_json` described."""
-        partial = bool(value.get("partial", False))
-        resamples = str(value.get("resamples", ""))  # older studies have none
-        reused = bool(value.get("reused", False))
-        return cls(
-            float(value["ap"]), dict(value["stats"]), float(value["seconds"]), partial, resamples, reused
+        return cls(  # older studies lack some fields
+            float(value["ap"]),
+            dict(value["stats"]),
+            float(value["seconds"]),
+            partial=bool(value.get("partial", False)),
+            resamples=str(value.get("resamples", "")),
+            reused=bool(value.get("reused", False)),
+            deviation=float(value.get("deviation", 0.0)),
+            looks={str(name): str(text) for name, text in value.get("looks", {}).items()},
         )
 
 
@@ -68,7 +80,12 @@ class Evaluator(Protocol):
 class StoppingEvaluator(Evaluator, Protocol):
     """An evaluator that can end early: what a search with ``early_stop`` needs."""
 
-    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+    @property
+    def rule(self) -> str:
+        """When it ends early, in a few words; evaluators of different rules share no evaluation."""
+        ...
+
+    def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
         """Return the arch's AP, or an estimate once it is sure to be below its rival's.
 
         Parameters
@@ -76,12 +93,20 @@ class StoppingEvaluator(Evaluator, Protocol):
         arch
             What is evaluated.
         rival
-            ``stats`` and ``AP`` of a network that costs no more.
+            What evaluating a network that costs no more gave.
+        """
+        ...
+
+    def against(self, evaluation: Evaluation, rival: Evaluation | None) -> Evaluation | None:
+        """Return what :meth:`evaluate` would return for a network of which an evaluation is known.
+
+        It was made against another rival, or against none. None where it does not tell: it ended early, but
+        would have gone on against this rival.
         """
         ...
 
 
-def evaluated(evaluator: Evaluator, arch: Arch, rival: Mapping[str, float] | None) -> Evaluation:
+def evaluated(evaluator: Evaluator, arch: Arch, rival: Evaluation | None) -> Evaluation:
     """Return what the evaluator says; only one that can end early is ever given a rival."""
     if rival is None:
         return evaluator.evaluate(arch)
@@ -102,14 +127,15 @@ def checked(arch: Arch, evaluation: Evaluation) -> Evaluation:
             f"evaluating {arch.id} gave AP {evaluation.ap}, but AP is a number from 0 up; check that the"
             " evaluation split has annotated people and that the supernet's weights are finite"
         )
-    numbers = {**evaluation.stats, "seconds": evaluation.seconds}
+    numbers = {**evaluation.stats, "seconds": evaluation.seconds, "deviation": evaluation.deviation}
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise RunError(f"evaluating {arch.id} gave {name} = {value}, which is not a finite number")
-    return Evaluation(
-        float(evaluation.ap),
-        {str(name): float(value) for name, value in evaluation.stats.items()},
-        float(evaluation.seconds),
-        evaluation.partial,
-        evaluation.resamples,
+    return replace(
+        evaluation,
+        ap=float(evaluation.ap),
+        stats={str(name): float(value) for name, value in evaluation.stats.items()},
+        seconds=float(evaluation.seconds),
+        deviation=float(evaluation.deviation),
+        reused=False,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,8 +10,8 @@ from typing import Protocol
 from nas.search.evaluator import Evaluation, Evaluator, evaluated
 from search_spaces import Arch
 
-Rivals = Sequence[Mapping[str, float] | None]
-"""For each arch the stats of a network that it must not be sure to lose against, or None."""
+Rivals = Sequence[Evaluation | None]
+"""For each arch what is known of a network that it must not be sure to lose against, or None."""
 
 
 class Session(Protocol):

@@ -56,7 +56,7 @@ class Guided(Sampler):
         """Return up to ``n`` new networks within the budget; random ones while next to nothing is known."""
         if len(known.genotypes) < _BEGINNING:
             return super().propose(known, rng, n)
-        predictor = AccuracyPredictor.fit(known.pricing.space.choices, known.genotypes, known.aps)
+        predictor = AccuracyPredictor.fit(known.pricing.space.choices, *known.lessons())
         pool = _whole(known) if known.pricing.exact else _drawn(known, predictor, rng)
         measured = _costs(known, known.genotypes)
         most = np.concatenate([measured, pool.costs]).max(axis=0) * _MARGIN

@@ -19,7 +19,14 @@ import numpy as np
 
 from nas.search.result import Record
 from search_spaces import RunError
-from supernet.pose.bootstrap import Comparison, Interval, compare_resamples, interval_of, resample_ap
+from supernet.pose.bootstrap import (
+    GRID,
+    Comparison,
+    Interval,
+    compare_resamples,
+    interval_of,
+    resample_ap,
+)
 from supernet.pose.matching import Matches
 from supernet.pose.scoring import FloatArray
 
@@ -28,13 +35,13 @@ __all__ = ["RESAMPLES", "Step", "compare", "interval", "pack", "resampled", "ste
 RESAMPLES: Final = 400
 """The ends of a 95% interval from so many vary by a tenth of its width."""
 _SEED: Final = 20260
-_UNKNOWN: Final = 2**16 - 1
+_UNKNOWN: Final = GRID + 1
 """Stands for a resample that shows nobody to find."""
 
 
 def pack(values: FloatArray) -> str:
     """Return values in 0..1, or NaN, as text: two bytes each, so a step is 1/65534."""
-    codes = np.where(np.isnan(values), _UNKNOWN, np.rint(np.nan_to_num(values) * (_UNKNOWN - 1)))
+    codes = np.where(np.isnan(values), _UNKNOWN, np.rint(np.nan_to_num(values) * GRID))
     return base64.b64encode(codes.astype("<u2").tobytes()).decode("ascii")
 
 
@@ -52,7 +59,7 @@ def unpack(text: str) -> FloatArray:
         raise RunError(
             f"the resampled APs of a network are damaged ('{text[:20]}'); restore the study or search anew"
         ) from None
-    return np.where(codes == _UNKNOWN, np.nan, codes / (_UNKNOWN - 1))
+    return np.where(codes == _UNKNOWN, np.nan, codes / GRID)
 
 
 def resampled(matches: Matches) -> str:

@@ -429,7 +429,11 @@ class _RaySession:
         first = self.tickets
         self.tickets += len(archs)
         jobs = [
-            _Job(first + index, json.dumps(arch.to_json()), json.dumps(rival))
+            _Job(
+                first + index,
+                json.dumps(arch.to_json()),
+                json.dumps(None if rival is None else rival.to_json()),
+            )
             for index, (arch, rival) in enumerate(zip(archs, rivals, strict=True))
         ]
         # The longest first: the last ones to be done, which the other workers wait for, are then short.
@@ -622,8 +626,9 @@ def _worker_class() -> type:
         def _evaluated(self, job: _Job) -> _Answer:
             try:
                 arch = arch_from_json(json.loads(job.arch))
-                found = evaluated(self.evaluator, arch, json.loads(job.rival))
-                return _Answer(job.ticket, found.to_json())
+                known = json.loads(job.rival)
+                rival = None if known is None else Evaluation.from_json(known)
+                return _Answer(job.ticket, evaluated(self.evaluator, arch, rival).to_json())
             except tuple(_ERRORS.values()) as error:
                 kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
                 return _Answer(job.ticket, None, kind, str(error))

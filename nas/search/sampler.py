@@ -17,7 +17,29 @@ from search_spaces import Genotypes
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-__all__ = ["Known", "Sampler"]
+__all__ = ["Estimates", "Known", "Sampler"]
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Networks whose evaluation ended early, since each was sure to lose against one that costs no more.
+
+    Attributes
+    ----------
+    genotypes
+        Shape (n, genes), in the order of their trials.
+    aps
+        Estimates of their APs on all images, shape (n,).
+    deviations
+        Standard errors of these, shape (n,).
+    """
+
+    genotypes: Genotypes
+    aps: Floats
+    deviations: Floats
 
 
 @dataclass(frozen=True)
@@ -31,19 +53,33 @@ class Known:
     objectives
         What the search trades off.
     genotypes
-        Networks whose AP was measured on all images, shape (n, genes), in the order of their trials. Those
-        whose evaluation ended early are not among them: their APs are estimates, and low ones by choice.
+        Networks whose AP was measured on all images, shape (n, genes), in the order of their trials.
     aps
         Their APs, shape (n,).
     seen
         Keys (:func:`nas.search.pricing.key`) of networks that are evaluated or about to be.
+    losers
+        Networks whose evaluation ended early. They tell where AP is low, but are no rivals: none will be
+        chosen.
     """
 
     pricing: Pricing
     objectives: Sequence[Objective]
     genotypes: Genotypes
-    aps: npt.NDArray[np.float64]
+    aps: Floats
     seen: Set[bytes]
+    losers: Estimates | None = None
+
+    def lessons(self) -> tuple[Genotypes, Floats, Floats]:
+        """Return every network that AP can be learned from, its AP, and the standard error of that."""
+        exact = np.zeros(len(self.aps))
+        if self.losers is None:
+            return self.genotypes, self.aps, exact
+        return (
+            np.concatenate([self.genotypes, self.losers.genotypes]),
+            np.concatenate([self.aps, self.losers.aps]),
+            np.concatenate([exact, self.losers.deviations]),
+        )
 
 
 class Sampler:

@@ -1,13 +1,14 @@
 """AP evaluations that all studies of a run share: none is made twice, whatever budget it was made for.
 
 An AP belongs to what it rests on (weights, images, settings of the evaluation), not to the budget of the
-study that asked for it. So every complete evaluation goes into one file, under a digest of those facts and
-the network's id, and a study looks there before it evaluates.
+study that asked for it. So every evaluation goes into one file, under a digest of those facts and the
+network's id, and a study looks there before it evaluates.
 
 A study must find the same networks whether it takes an evaluation or makes it: the same seed gives the same
 candidates, and a search that was killed ends as if it had not been, whatever other studies did meanwhile.
 What is taken therefore counts among a study's trials like what is made. And a study that stops evaluations
-early takes only what it would not have stopped for certain: networks that have no rival.
+early holds what it takes against its own rival, look by look, as if it had made it: what was evaluated to the
+end may turn out a loser here, and what was stopped elsewhere is made anew where it would have gone on.
 
 The file grows by one line per evaluation, which is handed to the system before the study notes it. Where a
 kill falls in between, the study that goes on finds its own evaluation there and takes it as its own. Which
@@ -31,7 +32,7 @@ from search_spaces.jsonl import JsonLines, damaged, open_lines, read_records
 
 __all__ = ["EARLY_STOP", "Account", "Made", "SharedEvaluations", "digest_of", "open_shared", "read_shared"]
 
-EARLY_STOP: Final[Mapping[str, str]] = {"early stop": "on"}
+EARLY_STOP: Final = "early stop"
 """A fact beside those that APs rest on: evaluations that could be stopped keep more figures, in which others
 are held against them. Their APs are those of evaluations that could not."""
 
@@ -57,7 +58,7 @@ class Made:
     arch
         The network, as JSON has it (:func:`search_spaces.arch_from_json`).
     evaluation
-        Complete, and not reused.
+        Not reused; partial where the network lost against a rival of that study.
     """
 
     study: str
@@ -94,9 +95,15 @@ class _Contents:
             study, place = str(line["study"]), (str(line["context"]), str(line["id"]))
             evaluation = Evaluation.from_json(line["evaluation"])
             made = Made(study, str(line.get("maker", study)), dict(line["arch"]), evaluation)
-            self.known.setdefault(place, made)
+            if self.lacks(place, evaluation):
+                self.known[place] = made
         else:
             raise ValueError(line["kind"])
+
+    def lacks(self, place: tuple[str, str], evaluation: Evaluation) -> bool:
+        """Return whether this evaluation tells more than what is known, if anything is."""
+        known = self.known.get(place)
+        return known is None or (known.evaluation.partial and not evaluation.partial)
 
 
 def read_shared(path: Path) -> list[tuple[Mapping[str, str], Made]]:
@@ -157,21 +164,18 @@ class Account:
     facts: Mapping[str, str]
     digest: str
 
-    def find(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation | None:
+    def find(self, arch: Arch) -> Evaluation | None:
         """Return the network's evaluation if one is there, marked as reused unless this study made it.
 
-        One that another study made is not taken where this study would hold it against a rival: whether it
-        would have been stopped cannot be told afterwards.
+        It may be partial: of a network that lost against a rival of the study that made it.
         """
         known = self.shared.known.get((self.digest, arch.id))
         if known is None:
             return None
-        if known.maker == self.maker:
-            return known.evaluation
-        return None if rival is not None else replace(known.evaluation, reused=True)
+        return replace(known.evaluation, reused=known.maker != self.maker)
 
     def add(self, arch: Arch, evaluation: Evaluation) -> None:
-        """Write an evaluation that this study made; a partial one, or one that is there already, is not.
+        """Write an evaluation that this study made, unless one that tells as much is there already.
 
         Raises
         ------
@@ -179,14 +183,14 @@ class Account:
             If the disk does not take it.
         """
         place = (self.digest, arch.id)
-        if evaluation.partial or evaluation.reused or place in self.shared.known:
+        if evaluation.reused or not self.shared.contents.lacks(place, evaluation):
             return
         contexts = self.shared.contents.contexts
         if self.digest not in contexts:
             self.shared.lines.write({"kind": "context", "digest": self.digest, "facts": dict(self.facts)})
             contexts[self.digest] = dict(self.facts)
         value = evaluation.to_json()
-        del value["partial"], value["reused"]
+        del value["reused"]
         self.shared.lines.write(
             {
                 "kind": "evaluation",

@@ -316,6 +316,11 @@ class Store:
         """What tells this study from every other one, even of the same name; its name if it is an old one."""
         return str(self.study.user_attrs.get(_MAKER, self.study.study_name))
 
+    @property
+    def ended(self) -> list[Candidate]:
+        """Every candidate whose evaluation ended early, in trial order."""
+        return [c for c in self.to_evaluate if c.evaluation is not None and c.evaluation.partial]
+
     # -- planning ---------------------------------------------------------------------------------------
 
     def enqueue(self, genotype: Genotypes) -> tuple[optuna.Trial, Genotypes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,15 +13,19 @@ from supernet.pose.matching import Matches
 from supernet.pose.scoring import FloatArray, IntArray
 
 __all__ = [
+    "GRID",
     "Comparison",
     "Interval",
     "bootstrap_ap",
     "compare_ap",
     "compare_resamples",
     "interval_of",
+    "on_grid",
     "resample_ap",
 ]
 
+GRID: Final = 65534
+"""Resampled figures that are kept are multiples of the inverse: two bytes hold one, and NaN."""
 _CELLS = 2**22
 """Most weights that are drawn at once."""
 _EQUAL = 1e-12
@@ -113,6 +117,11 @@ def resample_ap(matches: Matches, resamples: int, rng: np.random.Generator, name
     """
     _check(matches, resamples, 0.5)
     return np.concatenate([matches.values(name, part) for part in _draws(len(matches), resamples, rng)])
+
+
+def on_grid(values: FloatArray) -> FloatArray:
+    """Return values in 0..1, or NaN, rounded to :data:`GRID`: what is kept of them is then exact."""
+    return np.asarray(np.rint(values * GRID) / GRID)
 
 
 def interval_of(value: float, resampled: FloatArray, confidence: float = 0.95) -> Interval:

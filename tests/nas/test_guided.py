@@ -118,6 +118,31 @@ def test_samples_are_of_the_posterior() -> None:
     assert ratio.min() > 0.8 and ratio.max() < 1.2 and abs(ratio.mean() - 1) < 0.08
 
 
+def test_a_network_measured_less_well_than_others_weighs_less() -> None:
+    """An estimate is followed as far as its standard error lets it be; samples vary as the posterior does."""
+    numbers = measured(60)
+    aps, errors, odd = APS[numbers].copy(), np.zeros(60), EVERYTHING[numbers[:1]]
+    true, lie = aps[0], aps[0] - 0.1
+    aps[0] = lie
+    off = []
+    for error in (0.001, 0.03, 1.0):
+        errors[0] = error
+        predictor = AccuracyPredictor.fit(SPACE.choices, EVERYTHING[numbers], aps, errors)
+        off.append(abs(predictor.expected().at(odd)[0] - lie))
+        samples = [predictor.sample(np.random.default_rng(s)).at(odd)[0] for s in range(200)]
+        assert np.std(samples) == pytest.approx(predictor.deviation(odd)[0], rel=0.25)
+    assert off[0] < off[1] < off[2] and abs(off[2] - (true - lie)) < 0.02
+    exact = AccuracyPredictor.fit(SPACE.choices, EVERYTHING[numbers], APS[numbers])
+    same = AccuracyPredictor.fit(SPACE.choices, EVERYTHING[numbers], APS[numbers], np.zeros(60))
+    assert np.array_equal(exact.expected().everywhere(), same.expected().everywhere())
+
+
+@pytest.mark.parametrize("errors", [[0.1], [0.1, -0.1], [0.1, np.nan]])
+def test_standard_errors_that_make_no_sense_are_refused(errors: list[float]) -> None:
+    with pytest.raises(InputError, match="2 APs take as many standard errors"):
+        AccuracyPredictor.fit(SPACE.choices, EVERYTHING[:2], [0.1, 0.2], errors)
+
+
 def test_the_same_measurements_give_the_same_predictor() -> None:
     one, other = fitted(200), fitted(200)
     assert (one.expected().everywhere() == other.expected().everywhere()).all()
@@ -237,7 +262,7 @@ def test_a_huge_space_is_searched_by_breeding(tmp_path: Path) -> None:
     assert volumes[-1] > 1.02 * volumes[9]
 
 
-def test_networks_whose_evaluation_ended_early_teach_nothing(tmp_path: Path) -> None:
+def test_networks_whose_evaluation_ended_early_teach_by_their_estimates(tmp_path: Path) -> None:
     class Listening(Sampler):
         name = "listening"
 
@@ -253,7 +278,16 @@ def test_networks_whose_evaluation_ended_early_teach_nothing(tmp_path: Path) -> 
     last = told[-1]
     ended = {key(SPACE.encode(record.arch)) for record in result.partial}
     assert {key(genotype) for genotype in last.genotypes}.isdisjoint(ended)
-    assert ended & last.seen, "they are not proposed again either"
+    assert ended & last.seen, "they are not proposed again"
+    assert last.losers is not None
+    told_of = {key(genotype) for genotype in last.losers.genotypes}
+    assert told_of and told_of <= ended, "and all of them are told but those of the last generation"
+    estimates = {key(SPACE.encode(record.arch)): record.ap for record in result.partial}
+    assert [estimates[key(g)] for g in last.losers.genotypes] == last.losers.aps.tolist()
+    assert (last.losers.deviations > 0).all()
+    genotypes, learned, errors = last.lessons()
+    assert len(genotypes) == len(learned) == len(errors) == len(last.aps) + len(last.losers.aps)
+    assert (errors > 0).sum() == len(last.losers.aps)
     aps = [analytic_ap(SPACE.decode(genotype)) for genotype in last.genotypes]
     np.testing.assert_allclose(last.aps, aps)
 

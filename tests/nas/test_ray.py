@@ -45,7 +45,7 @@ class Fragile(Staged):
     folder: Path = Path()
     deadly: Mapping[str, str] = field(default_factory=dict)
 
-    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+    def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
         mark = self.folder / f"died-{arch.id}"
         if (self.folder / "refuse").exists():
             raise InputError("the evaluation split has no image 'x.jpg'")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -386,7 +386,7 @@ class TestEverySampler:
         whole = run(tmp_path / "whole.journal", Staged(), **settings)
 
         class Killed(Staged):
-            def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+            def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
                 if len(self.asked) == 9:
                     raise Crash
                 return super().evaluate(arch, rival)
@@ -835,11 +835,11 @@ def test_with_every_network_seen_early_stopping_changes_no_front(tmp_path: Path)
 
 def test_rivals_are_of_earlier_generations_and_cost_no_more(tmp_path: Path) -> None:
     class Watched(Staged):
-        def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+        def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
             rivals[arch.id] = rival
             return super().evaluate(arch, rival)
 
-    rivals: dict[str, Mapping[str, float] | None] = {}
+    rivals: dict[str, Evaluation | None] = {}
     result = run(
         tmp_path / "a.journal", Watched(), early_stop=True, trials=40, constraints=(), pricers=[MacsPricer()]
     )
@@ -855,7 +855,7 @@ def test_rivals_are_of_earlier_generations_and_cost_no_more(tmp_path: Path) -> N
         ]
         expected = max((other.require_ap() for other in earlier), default=None)
         given_rival = rivals[record.arch.id]
-        assert (None if given_rival is None else given_rival["AP"]) == expected
+        assert (None if given_rival is None else given_rival.ap) == expected
     assert any(rivals.values()) and len(ap) == 40
 
 
@@ -879,7 +879,7 @@ def test_a_stopped_network_is_told_and_kept_as_such(tmp_path: Path) -> None:
 
 def test_a_study_is_not_continued_with_the_other_way_of_stopping(tmp_path: Path) -> None:
     run(tmp_path / "a.journal", Staged(), early_stop=True)
-    with pytest.raises(RunError, match="early stop is on there, absent here"):
+    with pytest.raises(RunError, match=r"early stop is a loss of 0\.03 there, absent here"):
         run(tmp_path / "a.journal", Staged())
 
 
@@ -889,7 +889,7 @@ def test_an_interrupted_search_stops_the_same_networks(tmp_path: Path) -> None:
     assert whole.partial
 
     class Killed(Staged):
-        def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+        def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
             if len(self.asked) == 7:
                 raise Crash
             return super().evaluate(arch, rival)

@@ -115,28 +115,54 @@ def test_a_lost_file_is_filled_from_the_studies_that_go_on(tmp_path: Path) -> No
     assert lines_of(tmp_path) == first
 
 
-def test_partial_evaluations_are_not_shared_and_stopping_stays_as_it_is(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"early_stop": True, "trials": 60, "constraints": ()}
-    alone = run(tmp_path / "alone", "a", None, evaluator=Staged(), **settings)
-    assert alone.partial
+def test_what_others_evaluated_is_held_against_a_rival_as_if_it_were_evaluated_here(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"early_stop": True, "trials": 60}
+    wide, tight = {**settings, "constraints": ()}, {**settings, "constraints": [WIDE]}
+    alone = [
+        run(tmp_path / "alone", name, None, evaluator=Staged(), **options)
+        for name, options in (("wide", wide), ("tight", tight))
+    ]
+    evaluator = Staged()
     with shared_in(tmp_path) as shared:
-        # Whatever others have evaluated to the end, this one stops what it would have stopped.
+        # Those that never stop keep no figures that a rival could be held against: they share nothing here.
         run(tmp_path, "whole", shared, evaluator=Staged(), trials=60, constraints=(), seed=3)
-        first = run(tmp_path, "a", shared, evaluator=Staged(), **settings)
+        first = run(tmp_path, "wide", shared, evaluator=evaluator, **wide)
         assert not any(r.reused for r in first.records)
-        second = run(tmp_path, "b", shared, evaluator=Staged(), **settings)
-    assert course(first) == course(second) == course(alone)
-    assert len(second.partial) == len(alone.partial)
+        second = run(tmp_path, "tight", shared, evaluator=evaluator, **tight)
+        again = run(tmp_path, "again", shared, evaluator=evaluator, **wide)
+    assert [course(first), course(second), course(again)] == [
+        course(alone[0]),
+        course(alone[1]),
+        course(first),
+    ]
+    assert all(r.reused for r in again.records) and any(r.partial for r in again.records)
+    # What has a rival is taken too; only what is known of a loser may not do against another rival.
     taken = [r for r in second.records if r.reused]
-    assert any(r.generation == 0 for r in taken)
-    for record in taken:  # what is held against a rival is looked at anew
-        costs = (record.macs, record.params)
-        earlier = [r for r in second.evaluated if r.generation < record.generation]
-        assert not any(r.macs <= costs[0] and r.params <= costs[1] for r in earlier)
-    stopped = {r.arch.id for r in alone.partial}
-    facts = digest_of({**FACTS, "early stop": "on"})
-    given = {line["id"] for line in lines_of(tmp_path) if line.get("context") == facts and "id" in line}
-    assert given == {r.arch.id for r in alone.evaluated} and not given & stopped
+    assert any(r.generation > 0 for r in taken)
+    repeated = [arch for arch, times in Counter(evaluator.asked).items() if times > 1]
+    assert len(evaluator.asked) == 120 - len(taken)
+    assert set(repeated) <= {r.arch.id for r in first.partial}
+
+
+def test_a_loser_that_would_have_gone_on_is_evaluated_again_and_to_the_end(tmp_path: Path) -> None:
+    """A kept loser is no answer where there is no such rival; the whole evaluation takes its place."""
+    settings: dict[str, Any] = {"early_stop": True, "trials": 60, "constraints": ()}
+    with shared_in(tmp_path) as shared:
+        found = run(tmp_path, "a", shared, evaluator=Staged(), **settings)
+        loser = found.partial[0].arch
+        account = shared.account("b", {**FACTS, "early stop": Staged.rule})
+        known = account.find(loser)
+        assert known is not None and known.partial and known.reused
+        assert Staged().against(known, None) is None
+        whole = Staged().evaluate(loser)
+        account.add(loser, whole)
+        account.add(loser, replace(known, reused=False))  # which tells less
+        assert account.find(loser) == whole
+    with shared_in(tmp_path) as shared:  # and so after reading it back
+        account = shared.account("b", {**FACTS, "early stop": Staged.rule})
+        assert account.find(loser) == whole
+        # A study without stopping knows nothing of all that.
+        assert shared.account("c", FACTS).find(loser) is None
 
 
 def test_no_executor_is_started_for_what_is_known(tmp_path: Path) -> None:
@@ -225,7 +251,7 @@ def test_an_evaluation_that_was_given_but_not_noted_is_the_study_s_own(
     def crashing(account: shared_module.Account, arch: Arch, evaluation: Evaluation) -> None:
         nonlocal given
         add(account, arch, evaluation)
-        given += not evaluation.partial
+        given += 1
         if given in (5, 20):
             given += 1
             raise Crash

@@ -15,7 +15,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, get_arch
@@ -24,15 +23,15 @@ from supernet import litepose
 from supernet.base import Supernet
 from supernet.bn import recalibrate
 from supernet.checkpoint import load_network, save_network
-from supernet.evaluator import CalibrationImages, EarlyStop, SubnetEvaluator
+from supernet.evaluator import CalibrationImages, SubnetEvaluator, SubnetResult
 from supernet.export import export_onnx
 from supernet.onnx_modules import OnnxModule
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import evaluate
 from supernet.pose.maps import EvalConfig
-from supernet.pose.matching import Matches
 from supernet.pose.metrics import keypoint_ap
 from supernet.pose.transforms import Augmentation
+from supernet.racing import EarlyStop, Rival
 from supernet.shared import SharedStages
 from tests.supernet import tiny
 from tests.supernet.networks import randomise
@@ -411,7 +410,7 @@ def test_the_bound_holds_while_a_network_adds_to_what_is_kept(
 
 # -- early stopping ----------------------------------------------------------------------------------------
 
-HASTY = EarlyStop(least=1, resamples=300)
+HASTY = EarlyStop(shares=(0.25, 0.5), least=1, resamples=300)
 
 
 @pytest.fixture(scope="module")
@@ -427,8 +426,13 @@ def stopping(supernet: Supernet, data: PoseDataset, rule: EarlyStop | None) -> S
     return SubnetEvaluator(supernet, calibration, data, CONFIG, early_stop=rule)
 
 
-def test_without_a_rival_nothing_stops_and_the_shares_are_kept(supernet: Supernet, many: PoseDataset) -> None:
+def rival_of(result: SubnetResult) -> Rival:
+    return Rival(result.stats["AP"], result.looks)
+
+
+def test_without_a_rival_nothing_stops_and_the_looks_are_kept(supernet: Supernet, many: PoseDataset) -> None:
     plain = stopping(supernet, many, None).evaluate(archs()[0])
+    assert plain.looks == {}
     evaluator = stopping(supernet, many, HASTY)
     told: list[tuple[int, int]] = []
     result = evaluator.evaluate(archs()[0], progress=lambda *each: told.append(each))
@@ -437,12 +441,15 @@ def test_without_a_rival_nothing_stops_and_the_shares_are_kept(supernet: Superne
     assert {name: value for name, value in result.stats.items() if name not in shares} == plain.stats
     assert result.detections == plain.detections
     assert (result.partial, result.images, result.estimate) == (False, 48, plain.stats["AP"])
-    # Each share is the AP of its images by the official evaluator.
+    assert {name: look.ap for name, look in result.looks.items()} == shares
+    # Each share is the AP of its images by the official evaluator, and the resamples are of these images.
     for name, share in shares.items():
         ids = HASTY.order(many.ids)[: round(48 * float(name.removeprefix("AP@")))]
         chosen = [each for each in plain.detections if each["image_id"] in set(ids)]
         official = keypoint_ap(many.ground_truth(ids), chosen, many.skeleton.sigmas)["AP"]
         assert share == pytest.approx(official, abs=1e-9)
+        matches = evaluator.matches(plain).subset(ids)
+        np.testing.assert_array_equal(result.looks[name].resampled, HASTY.look(matches).resampled)
 
 
 def test_a_network_that_surely_loses_is_stopped_and_only_that(supernet: Supernet, many: PoseDataset) -> None:
@@ -450,84 +457,25 @@ def test_a_network_that_surely_loses_is_stopped_and_only_that(supernet: Supernet
     best = evaluator.evaluate(archs()[0])
     whole = evaluator.evaluate(archs()[1])
     assert best.stats["AP@0.25"] > whole.stats["AP@0.25"] + 0.3
-    stopped = evaluator.evaluate(archs()[1], rival=best.stats)
+    stopped = evaluator.evaluate(archs()[1], rival=rival_of(best))
     assert (stopped.partial, stopped.images) == (True, 12)
-    assert stopped.estimate < best.stats["AP"]
-    share = whole.stats["AP@0.25"] / best.stats["AP@0.25"]
-    assert stopped.estimate == pytest.approx(best.stats["AP"] * share)
+    assert stopped.verdict is not None and stopped.verdict.look == "AP@0.25"
+    error = stopped.verdict.deviation
+    assert stopped.estimate + 2 * error < best.stats["AP"]
+    assert abs(stopped.estimate - whole.stats["AP"]) < 4 * error
     assert stopped.stats["AP"] == stopped.stats["AP@0.25"] == whole.stats["AP@0.25"]
     assert {each["image_id"] for each in stopped.detections} <= set(HASTY.order(many.ids)[:12])
-    # Its equal and its better are not, nor one whose rival was measured otherwise.
-    equal = evaluator.evaluate(archs()[0], rival=best.stats)
+    # The same is told afterwards of the network that was looked at to the end.
+    assert evaluator.verdict(whole.looks, rival_of(best)) == stopped.verdict
+    # Its equal and its better are not, nor one whose rival has no such figures, or others.
+    equal = evaluator.evaluate(archs()[0], rival=rival_of(best))
     assert (equal.stats, equal.detections, equal.partial) == (best.stats, best.detections, False)
-    assert not evaluator.evaluate(archs()[0], rival=whole.stats).partial
-    assert not evaluator.evaluate(archs()[1], rival={"AP": 0.9}).partial
-    assert not stopping(supernet, many, None).evaluate(archs()[1], rival=best.stats).partial
-
-
-def test_few_images_are_not_judged() -> None:
-    rule = EarlyStop(shares=(0.1, 0.25, 0.5), least=20)
-    assert rule.looks(100) == {"AP@0.25": 25, "AP@0.5": 50}
-    assert rule.looks(30) == {}
-    assert EarlyStop(least=1).looks(3) == {"AP@0.25": 1, "AP@0.5": 2}
-    assert rule.order(range(50)) == rule.order(range(50)) != list(range(50))
-    assert sorted(rule.order(range(50))) == list(range(50))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"shares": ()}, "ascending shares"),
-        ({"shares": (0.5, 0.25)}, "ascending shares"),
-        ({"shares": (0.5, 1.0)}, "between 0 and 1"),
-        ({"level": 0.0}, "between 0 and .5, not 0.0"),
-        ({"resamples": 0}, "at least 1"),
-        ({"least": 0}, "at least 1"),
-    ],
-)
-def test_rules_of_stopping_that_make_no_sense(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        EarlyStop(**wrong)
-
-
-def simulated(rng: np.random.Generator, hard: NDArray[np.float64], alike: float, level: float) -> Matches:
-    """Return matches of a network on images of three people each, of whom some are harder to find."""
-    own = rng.normal(size=hard.shape)
-    oks = 1 / (1 + np.exp(-level - 1.2 * (np.sqrt(alike) * hard + np.sqrt(1 - alike) * own)))
-    order = np.argsort(-(oks + rng.normal(0, 0.15, oks.shape)).ravel(), kind="stable")
-    right = np.stack([oks.ravel()[order] >= np.linspace(0.5, 0.95, 10)[:, None]] * 3)
-    images, people = hard.shape
-    return Matches(
-        protocol="coco",
-        image_ids=np.arange(images),
-        image=np.repeat(np.arange(images), people)[order],
-        right=right,
-        ignored=np.zeros_like(right),
-        people=np.full((3, images), people),
-        levels={},
-    )
-
-
-@pytest.mark.parametrize(("worse", "alike"), [(0.0, 0.5), (0.0, 0.0), (0.8, 0.5)])
-def test_stops_are_hardly_ever_wrong(worse: float, alike: float) -> None:
-    """How often a network is stopped that would have been no worse than its rival on all images.
-
-    ``alike`` is how much two networks agree in what they find hard; subnets of one supernet agree much.
-    """
-    rng, rule = np.random.default_rng(3), EarlyStop(resamples=400)
-    images, trials, wrong, stopped = 80, 60, 0, 0
-    for _ in range(trials):
-        hard = 0.8 * rng.normal(size=(images, 1)) + 0.6 * rng.normal(size=(images, 3))
-        rival, network = (simulated(rng, hard, alike, 0.9 - change) for change in (0, worse))
-        looks = rule.looks(images)
-        lost = any(
-            rule.lost(network.subset(range(n)), rival.subset(range(n)).stats()["AP"], len(looks))
-            for n in looks.values()
-        )
-        stopped += lost
-        wrong += lost and network.ap()[0] >= rival.ap()[0]
-    assert wrong <= 1  # 1% of 60, and one more by chance
-    assert stopped >= 0.9 * trials if worse else stopped <= 0.15 * trials
+    assert not evaluator.evaluate(archs()[0], rival=rival_of(whole)).partial
+    assert evaluator.verdict(whole.looks, Rival(0.9, {})) is None
+    fewer = stopping(supernet, many, replace(HASTY, resamples=200)).evaluate(archs()[0])
+    assert evaluator.verdict(whole.looks, rival_of(fewer)) is None
+    assert stopping(supernet, many, None).verdict(whole.looks, rival_of(best)) is None
+    assert not stopping(supernet, many, None).evaluate(archs()[1], rival=rival_of(best)).partial
 
 
 # -- calibration images ------------------------------------------------------------------------------------
