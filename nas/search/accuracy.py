@@ -33,7 +33,7 @@ _LEARNED_FROM: Final = 128
 """Length scales are learned from so many of the measured networks at most; all of them are conditioned on."""
 _STEPS: Final = 20
 _NOISES: Final = (0.002, 0.3)
-"""Where the climbs start, at little noise and at much: a climb can end where noise is taken for what genes do."""
+"""Where the climbs start, at little noise and at much: one can end where noise is taken for what genes do."""
 _WAVES: Final = 256
 """Of a sample's prior part. The error of its covariances falls with the root: about 6% of the variance."""
 _CONSTANT: Final = 1.0
