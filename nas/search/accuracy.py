@@ -32,6 +32,8 @@ _CHUNK: Final = 2**13
 _LEARNED_FROM: Final = 128
 """Length scales are learned from so many of the measured networks at most; all of them are conditioned on."""
 _STEPS: Final = 20
+_NOISES: Final = (0.002, 0.3)
+"""Where the climbs start, at little noise and at much: one can end where noise is taken for what genes do."""
 _WAVES: Final = 256
 """Of a sample's prior part. The error of its covariances falls with the root: about 6% of the variance."""
 _CONSTANT: Final = 1.0
@@ -127,7 +129,7 @@ class AccuracyPredictor:
     ) -> AccuracyPredictor:
         """Learn how far each gene reaches from measured networks, and condition on all of them.
 
-        The marginal likelihood times weak priors is climbed from a fixed start for a fixed number of steps:
+        The marginal likelihood times weak priors is climbed from fixed starts for a fixed number of steps:
         the same networks in the same order give the same predictor.
 
         Parameters
@@ -253,8 +255,12 @@ def _learn(
         return 0.5 * float(value), 0.5 * slopes + off / spread
 
     bounds = Bounds(middle - 3.0 * spread, middle + 3.0 * spread)
-    found = minimize(loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
-    learned = np.exp(found.x)
+    starts = [np.append(middle[:-1], math.log(noise)) for noise in _NOISES]
+    found = [
+        minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+        for start in starts
+    ]
+    learned = np.exp(min(found, key=lambda end: float(end.fun)).x)
     lengths = np.ones(len(tables))
     lengths[varied] = learned[1:-1]
     return float(learned[0]), lengths, float(learned[-1])

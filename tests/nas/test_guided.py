@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,17 @@ def test_learns_how_noisy_measurements_are() -> None:
     assert 0.014 < learned[1] < 0.028
 
 
-def test_samples_are_of_the_posterior() -> None:
-    predictor, rng = fitted(30), np.random.default_rng(0)
-    some = EVERYTHING[::37]
+def test_noise_as_large_as_what_genes_do_is_not_taken_for_it() -> None:
+    for seed in range(4):
+        predictor = fitted(100, seed, noise=0.03)
+        assert predictor.scale * np.sqrt(predictor.noise) > 0.02
+        assert np.std(predictor.expected().everywhere() - APS) < 0.7 * np.std(APS)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_samples_are_of_the_posterior(noise: float) -> None:
+    predictor, rng = fitted(30, noise=noise), np.random.default_rng(0)
+    some = EVERYTHING[np.concatenate([np.arange(0, len(EVERYTHING), 37), measured(30)[:6]])]
     samples = np.stack([predictor.sample(rng).at(some) for _ in range(300)])
     mean, deviation = predictor.expected().at(some), predictor.deviation(some)
     assert np.abs((samples.mean(axis=0) - mean) / deviation).max() < 5 / np.sqrt(300) + 0.1
@@ -247,6 +256,29 @@ def test_proposals_lie_on_the_true_front_and_along_it(limit: str) -> None:
     assert np.mean(best - APS[numbers] < 0.005) >= 0.7
     spread = np.sort(macs[numbers])
     assert spread[-1] > 1.8 * spread[0]
+
+
+def test_proposals_explore_where_little_is_known() -> None:
+    told = known(measured(10))
+    proposed = [SAMPLERS["guided"].propose(told, np.random.default_rng(seed), 6) for seed in range(3)]
+    keys = [{key(genotype) for genotype in each} for each in proposed]
+    assert len(set.union(*keys)) > 8, "each is drawn from a guess of its own"
+
+
+def test_measured_networks_are_rivals_by_the_guess_and_not_by_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, rivals = guided_module._most_improving, list[np.ndarray]()
+
+    def watched(*arguments: Any) -> int | None:
+        rivals.append(arguments[4])
+        return chosen(*arguments)
+
+    monkeypatch.setattr(guided_module, "_most_improving", watched)
+    numbers, noise = measured(100), np.random.default_rng(3).normal(0.0, 0.03, 100)
+    told = replace(known(numbers), aps=APS[numbers] + noise)
+    SAMPLERS["guided"].propose(told, np.random.default_rng(0), 4)
+    assert [len(values) for values in rivals] == [100, 101, 102, 103], "those taken before are rivals, too"
+    for values in rivals:
+        assert np.std(values[:100] - APS[numbers]) < 0.8 * np.std(noise)
 
 
 def test_a_huge_space_is_searched_by_breeding(tmp_path: Path) -> None:

@@ -79,9 +79,13 @@ def course(result: SearchResult) -> list[tuple[Any, ...]]:
     return [(r.arch.id, r.ap, r.generation, r.origin, r.macs, r.feasible) for r in result.records]
 
 
-def trials_of(storage: Path, name: str = "search") -> list[optuna.trial.FrozenTrial]:
+def study_of(storage: Path) -> optuna.Study:
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
-    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(backend)).trials
+    return optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
+
+
+def trials_of(storage: Path) -> list[optuna.trial.FrozenTrial]:
+    return study_of(storage).trials
 
 
 # -- text that people write ------------------------------------------------------------------------------
@@ -226,7 +230,14 @@ def test_a_tight_budget_in_a_huge_space_needs_no_luck() -> None:
 
 
 def test_the_smallest_is_the_smallest(limit: str) -> None:
-    pricing = Pricing(SPACE, pricers=[MacsPricer()])
+    @dataclass(frozen=True)
+    class Apart(MacsPricer):
+        """The number of genes unlike those of a network that no descent begins at."""
+
+        def latency_ms(self, space: SearchSpace, genotypes: Genotypes) -> np.ndarray:
+            return 1.0 + (genotypes != EVERYTHING[300]).sum(axis=1)
+
+    pricing = Pricing(SPACE, pricers=[MacsPricer(), Apart("apart")])
     prices = pricing.prices(SPACE.genotypes())
     for objective in pricing.objectives:
         least = pricing.smallest(objective)
@@ -457,6 +468,31 @@ def test_nsga2_proposes_repeats_and_infeasible_offspring_that_cost_nothing(tmp_p
     assert result.duplicates > 0
     assert result.infeasible
     assert {r.origin for r in result.evaluated} >= {"sample", "offspring", "mutation"}
+
+
+def test_parents_are_listed_alike_the_first_time_and_when_asked_again(tmp_path: Path) -> None:
+    run(tmp_path / "a.journal", sampler="nsga2", trials=40)
+    study = study_of(tmp_path / "a.journal")
+    sampler: Any = SAMPLERS["nsga2"].optuna_sampler(8, seed=0)
+    for generation in (1, 2):
+        kept = [trial.number for trial in sampler.get_parent_population(study, generation)]
+        assert [trial.number for trial in sampler.select_parent(study, generation)] == kept
+        assert len(kept) == 8
+
+
+def test_every_generation_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    class Listening(type(SAMPLERS["nsga2"])):  # type: ignore[misc]
+        name = "listening"
+
+        def optuna_sampler(self, population: int, seed: int) -> optuna.samplers.BaseSampler:
+            seeds.append(seed)
+            return super().optuna_sampler(population, seed)
+
+    seeds: list[int] = []
+    run(tmp_path / "a.journal", sampler=Listening(), trials=40)
+    assert len(set(seeds)) == len(seeds) == 5
+    run(tmp_path / "b.journal", sampler=Listening(), trials=8, seed=4)
+    assert seeds[5] not in seeds[:5]
 
 
 def test_guided_beats_nsga2_with_half_the_evaluations_and_nsga2_beats_random(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from optuna._hypervolume import compute_hypervolume
 
 from nas.pareto import hypervolume
 from nas.search import AP, MACS, PARAMS, SIZE, SearchResult, latency, search
+from nas.search import importance as importance_module
 from nas.search.analysis import analyse, joint_hypervolumes, seconds_of
 from nas.search.importance import FEWEST, importances
 from nas.search.objectives import Direction
@@ -38,6 +39,21 @@ def records(count: int, noise: float = 0.0, seed: int = 0, skew: bool = False) -
         Record(arch, 1, 1, {}, True, i, 0, "sample", ap + noise * float(rng.normal()))
         for i, (arch, ap) in enumerate(zip(archs, aps, strict=True))
     ]
+
+
+def test_what_is_explained_is_of_networks_left_out() -> None:
+    rng = np.random.default_rng(0)
+    design, ap = rng.integers(0, 2, (25, 9)).astype(float), rng.normal(size=25)
+    errors = []
+    for i in range(25):
+        others = np.arange(25) != i
+        # The ridge of the whole fit, its columns centred on the whole, as the closed form has it.
+        columns = design - design.mean(axis=0)
+        left = np.column_stack([np.ones(24), columns[others]])
+        penalty = np.diag([0.0, *[3.0] * 9])
+        weights = np.linalg.solve(left.T @ left + penalty, left.T @ ap[others])
+        errors.append(ap[i] - weights @ [1.0, *columns[i]])
+    assert importance_module._left_out(design, ap, 3.0) == pytest.approx(np.mean(np.square(errors)))
 
 
 @pytest.mark.parametrize("skew", [False, True])
