@@ -541,7 +541,9 @@ class _Plan:
         if result.evaluated:
             draw_study(run, job.folder.name, tables=self.tables, choices=False)
         if result.stopped == "exhausted":
-            note("every network within the budget is known; the search ended early")
+            known = "every network within the budget is known"
+            drawn = "what is drawn within the budget is all known (there may be more)"
+            note(f"{known if job.pricing.exact else drawn}; the search ended early")
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         return result
