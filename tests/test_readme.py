@@ -97,7 +97,8 @@ def test_every_command_line_parses(line: str, page: str) -> None:
             max_params=values["max_params"],
             max_latency=values["max_latency"] or [],
         )
-        for text in values.get("budget") or []:
+        budgets = values.get("budget") or []
+        for text in [budgets] if isinstance(budgets, str) else budgets:
             parse_budget(text).budget()
         BudgetText(min_ap=values.get("min_ap"), like=values.get("like")).budget()
     for setting in values.get("sets") or []:
@@ -303,7 +304,8 @@ def test_python_snippets_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(TINY, encoding="utf-8")
-    first, second = fences(README, "python")
+    pytest.importorskip("pandas", reason="a snippet of the README makes a data frame")
+    first, second, third = fences(README, "python")
     names: dict[str, Any] = {}
     exec(compile(first, "README.md", "exec"), names)
     out = capsys.readouterr().out
@@ -316,6 +318,9 @@ def test_python_snippets_run(
     assert len(names["study"].result.evaluated) == 3
     assert list((tmp_path / "runs/mine/emitted").glob("*/model.onnx"))
     assert "'stats'" in capsys.readouterr().out
+    exec(compile(third, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("litepose(")
+    assert set(names["table"]["id"]) <= {r.arch.id for r in names["study"].result.evaluated}
 
 
 def test_placeholders_are_known() -> None:
