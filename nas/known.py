@@ -27,7 +27,6 @@ from nas.asked import Asked, read_asked
 from nas.config import to_plain
 from nas.data import Datasets, open_datasets
 from nas.latency import UpperEnd
-from nas.pareto import choose
 from nas.run import RunDirectory
 from nas.search import (
     AP,
@@ -129,9 +128,9 @@ def find_arch(run: RunDirectory, text: str) -> Arch:
 
 
 def try_choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> tuple[Record | None, str]:
-    """Return the network chosen (:func:`nas.pareto.choose`), or None and why there is none."""
+    """Return the network chosen (:meth:`~nas.search.SearchResult.best`), or None and why there is none."""
     try:
-        return choose(result, constraints), ""
+        return result.best(constraints), ""
     except BudgetError as error:
         return None, str(error)
 

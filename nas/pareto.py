@@ -1,4 +1,4 @@
-"""Pareto fronts, hypervolume, and the choice of one network under a budget."""
+"""Pareto fronts and hypervolume."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces import BudgetError, InputError
+from search_spaces import InputError
 
 if TYPE_CHECKING:
-    from nas.search.objectives import Constraint, Direction
-    from nas.search.result import Record, SearchResult
+    from nas.search.objectives import Direction
 
-__all__ = ["choose", "hypervolume", "pareto_front"]
+__all__ = ["hypervolume", "pareto_front"]
 
 
 def _losses(values: npt.ArrayLike, directions: Sequence[Direction]) -> npt.NDArray[np.float64]:
@@ -108,51 +107,3 @@ def _volume(losses: npt.NDArray[np.float64], bound: npt.NDArray[np.float64]) -> 
     for level, above in zip(levels, np.append(levels[1:], bound[-1]), strict=True):
         start += (above - level) * _volume(front[front[:, -1] <= level, :-1], bound[:-1])
     return float(start)
-
-
-def choose(result: SearchResult, constraints: Sequence[Constraint] = ()) -> Record:
-    """Return the evaluated network that answers the search best, among those that meet every constraint.
-
-    That is the one with the highest AP; where the result has a ``min_ap``, the cheapest that reaches it, by
-    the first cost that the search traded off. Ties go to the network with (then) the higher AP, fewer MACs,
-    fewer parameters, the earlier trial.
-
-    Raises
-    ------
-    BudgetError
-        If no evaluated network meets the constraints; the message names the nearest one. Or if none of those
-        that do reaches ``min_ap``; the message then names the best one and what it costs.
-    InputError
-        If a constraint bounds the latency on a target that was not priced.
-    """
-    if not result.evaluated:
-        raise BudgetError("no network was evaluated, so none can be chosen; run the search first")
-    meeting = [r for r in result.evaluated if all(c.holds(r.value(c.objective)) for c in constraints)]
-    if not meeting:
-        nearest = min(
-            result.evaluated,
-            key=lambda r: (max(c.violation(r.value(c.objective)) for c in constraints), r.trial),
-        )
-        costs = ", ".join(f"{c.objective.format(nearest.value(c.objective), up=True)}" for c in constraints)
-        raise BudgetError(
-            f"no evaluated network (of {len(result.evaluated)}) meets"
-            f" {' and '.join(map(str, constraints))}; the nearest is {nearest.arch.id} with {costs}:"
-            " loosen the budget, or search under it"
-        )
-    best = min(meeting, key=lambda r: (-r.require_ap(), r.macs, r.params, r.trial))
-    least = result.min_ap
-    if least is None:
-        return best
-    enough = [r for r in meeting if r.require_ap() >= least]
-    if not enough:
-        asked = dict.fromkeys(
-            (*(o for o in result.objectives if o.is_cost), *(c.objective for c in constraints))
-        )
-        costs = ", ".join(o.format(best.value(o), up=True) for o in asked or [result.axis()])
-        raise BudgetError(
-            f"no evaluated network within the budget (of {len(meeting)}) reaches AP {least:g}: the best has"
-            f" {best.require_ap():.4f} and costs {costs} ({best.arch.id}); search longer, ask for less,"
-            " or loosen the budget"
-        )
-    cost = result.axis()
-    return min(enough, key=lambda r: (r.value(cost), -r.require_ap(), r.macs, r.params, r.trial))

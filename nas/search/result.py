@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nas.pareto import choose, hypervolume, pareto_front
+from nas.pareto import hypervolume, pareto_front
 from nas.search.objectives import (
     AP,
     BYTES_PER_PARAMETER,
@@ -23,7 +23,7 @@ from nas.search.objectives import (
     Objective,
     latency,
 )
-from search_spaces import Arch, InputError, RunError, arch_from_json
+from search_spaces import Arch, BudgetError, InputError, RunError, arch_from_json
 
 Stopped = Literal["budget", "exhausted", "interrupted"]
 _FORMAT = 1
@@ -260,8 +260,53 @@ class SearchResult:
         return tuple(front[point] for point in sorted(front))
 
     def best(self, constraints: Sequence[Constraint] = ()) -> Record:
-        """Return the network that is chosen among those that meet the constraints; see :func:`choose`."""
-        return choose(self, constraints)
+        """Return the evaluated network that answers the search best, among those that meet every constraint.
+
+        That is the one with the highest AP; where the result has a ``min_ap``, the cheapest that reaches it,
+        by the first cost that the search traded off. Ties go to the network with (then) the higher AP, fewer
+        MACs, fewer parameters, the earlier trial.
+
+        Raises
+        ------
+        BudgetError
+            If no evaluated network meets the constraints; the message names the nearest one. Or if none of
+            those that do reaches ``min_ap``; the message then names the best one and what it costs.
+        InputError
+            If a constraint bounds the latency on a target that was not priced.
+        """
+        if not self.evaluated:
+            raise BudgetError("no network was evaluated, so none can be chosen; run the search first")
+        meeting = [r for r in self.evaluated if all(c.holds(r.value(c.objective)) for c in constraints)]
+        if not meeting:
+            nearest = min(
+                self.evaluated,
+                key=lambda r: (max(c.violation(r.value(c.objective)) for c in constraints), r.trial),
+            )
+            costs = ", ".join(
+                f"{c.objective.format(nearest.value(c.objective), up=True)}" for c in constraints
+            )
+            raise BudgetError(
+                f"no evaluated network (of {len(self.evaluated)}) meets"
+                f" {' and '.join(map(str, constraints))}; the nearest is {nearest.arch.id} with {costs}:"
+                " loosen the budget, or search under it"
+            )
+        best = min(meeting, key=lambda r: (-r.require_ap(), r.macs, r.params, r.trial))
+        least = self.min_ap
+        if least is None:
+            return best
+        enough = [r for r in meeting if r.require_ap() >= least]
+        if not enough:
+            asked = dict.fromkeys(
+                (*(o for o in self.objectives if o.is_cost), *(c.objective for c in constraints))
+            )
+            costs = ", ".join(o.format(best.value(o), up=True) for o in asked or [self.axis()])
+            raise BudgetError(
+                f"no evaluated network within the budget (of {len(meeting)}) reaches AP {least:g}: the best"
+                f" has {best.require_ap():.4f} and costs {costs} ({best.arch.id}); search longer, ask for"
+                " less, or loosen the budget"
+            )
+        cost = self.axis()
+        return min(enough, key=lambda r: (r.value(cost), -r.require_ap(), r.macs, r.params, r.trial))
 
     def reference(self, x: str | Objective | None = None) -> float:
         """Return the largest cost evaluated, a little enlarged so that every network adds to hypervolumes."""

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from latency_tables import Calibration, LatencyPredictor, LatencyTable, Target
 from latency_tables.table import Row
 from nas.latency import UpperEnd
-from nas.pareto import choose
 from nas.search import (
     AP,
     MACS,
@@ -243,9 +242,9 @@ def test_an_ap_that_none_reaches_is_answered_with_the_best_and_its_cost() -> Non
     result = replace(records(*POINTS), min_ap=0.5)
     message = r"no evaluated network .*of {}.* reaches AP 0\.5: the best has {} and costs {} GMACs"
     with pytest.raises(BudgetError, match=message.format(5, r"0\.4500", r"0\.9")):
-        choose(result)
+        result.best()
     with pytest.raises(BudgetError, match=message.format(2, r"0\.3900", r"0\.5")):
-        choose(result, [Constraint(MACS, 0.55e9)])
+        result.best([Constraint(MACS, 0.55e9)])
 
 
 @given(
@@ -257,9 +256,9 @@ def test_no_cheaper_network_is_good_enough(points: list[tuple[int, int]], least:
     enough = [r for r in result.evaluated if r.require_ap() >= least / 100]
     if not enough:
         with pytest.raises(BudgetError, match="reaches AP"):
-            choose(result)
+            result.best()
         return
-    assert choose(result) == min(enough, key=lambda r: (r.macs, -r.require_ap(), r.trial))
+    assert result.best() == min(enough, key=lambda r: (r.macs, -r.require_ap(), r.trial))
 
 
 def test_neighbours_are_next_on_the_front() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from nas.pareto import choose, hypervolume, pareto_front
+from nas.pareto import hypervolume, pareto_front
 from nas.search import MACS, Constraint, Record, SearchResult, latency
 from search_spaces import BudgetError, InputError, get_arch
 
@@ -108,18 +108,18 @@ def test_the_best_meets_every_budget_and_ties_go_to_the_cheaper() -> None:
     result = result_of(
         record(0, 0.6, 900, ms=50.0), record(1, 0.5, 500), record(2, 0.5, 400), record(3, None, 100)
     )
-    assert choose(result).trial == 0
-    assert choose(result, [Constraint(latency("phone"), 20.0)]).trial == 2
+    assert result.best().trial == 0
+    assert result.best([Constraint(latency("phone"), 20.0)]).trial == 2
     assert result.best([Constraint(MACS, 900), Constraint(latency("phone"), 50)]).trial == 0
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest() -> None:
     with pytest.raises(BudgetError, match=r"network .of 2. .* nearest is \w{12} with 0\.0004 MMACs"):
-        choose(result_of(record(0, 0.6, 900), record(1, 0.5, 400)), [Constraint(MACS, 300)])
+        result_of(record(0, 0.6, 900), record(1, 0.5, 400)).best([Constraint(MACS, 300)])
     with pytest.raises(BudgetError, match="no network was evaluated"):
-        choose(result_of(record(0, None, 900)))
+        result_of(record(0, None, 900)).best()
 
 
 def test_a_budget_on_an_unpriced_target_is_named() -> None:
     with pytest.raises(InputError, match=r"no latency\[watch\]; targets priced: phone"):
-        choose(result_of(record(0, 0.6, 900)), [Constraint(latency("watch"), 1.0)])
+        result_of(record(0, 0.6, 900)).best([Constraint(latency("watch"), 1.0)])
