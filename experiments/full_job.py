@@ -31,12 +31,12 @@ from latency_tables import LatencyPredictor
 from nas.console import note, print_table
 from nas.data import open_datasets
 from nas.emitting import emit
-from nas.latency import UpperEnd, load_predictors
+from nas.latency import UpperEnd
 from nas.plot import plot_front
 from nas.run import RunDirectory
 from nas.search import Pricing
 from nas.search.tabular import Table, read_table
-from nas.searching import Answer, Studies, run_searches
+from nas.searching import Studies, Study, run_searches
 from search_spaces import RunError
 from search_spaces.files import write_json, write_text
 
@@ -79,30 +79,29 @@ def training_seconds(run: RunDirectory) -> float:
         raise RunError(f"'{run.folder / 'metrics.csv'}' does not tell the images per second") from None
 
 
-def share_of_budget(answer: Answer) -> float:
+def share_of_budget(study: Study) -> float:
     """Return how much of the (tightest) bound the chosen network uses up."""
-    if answer.chosen is None:
-        return math.nan
-    return max(answer.chosen.value(c.objective) / c.upper for c in answer.study.result.constraints)
+    chosen = study.answer.record
+    return max(chosen.value(c.objective) / c.upper for c in study.result.constraints)
 
 
-def best_within(answer: Answer, table: Table, predictors: Mapping[str, LatencyPredictor]) -> dict[str, Any]:
+def best_within(study: Study, table: Table, predictors: Mapping[str, LatencyPredictor]) -> dict[str, Any]:
     """Return the highest AP of all networks within a budget, and how many there are."""
-    pricers = [UpperEnd(predictors[target]) for target in answer.study.result.targets]
-    pricing = Pricing(table.space, answer.study.result.constraints, pricers)
+    pricers = [UpperEnd(predictors[target]) for target in study.result.targets]
+    pricing = Pricing(table.space, study.result.constraints, pricers)
     within = pricing.feasible(pricing.prices(table.genotypes))
     return {"best_ap_search": float(table.aps[within].max()), "networks_within": int(within.sum())}
 
 
-def described(budget: str, answer: Answer, card: Mapping[str, Any] | None) -> dict[str, Any]:
+def described(budget: str, study: Study, card: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what one budget's search came to."""
-    summary = answer.study.summary()
+    summary, answer = study.summary(), study.answer
     found: dict[str, Any] = {
         "budget": budget,
         "evaluations": summary["evaluations"],
         "duplicates": summary["duplicates"],
         "caveats": summary["caveats"],
-        "found_in": answer.found_in,
+        "found_in": None if answer.found is None else answer.found.study,
         "no_answer": answer.why or None,
     }
     if answer.chosen is not None and card is not None:
@@ -111,7 +110,7 @@ def described(budget: str, answer: Answer, card: Mapping[str, Any] | None) -> di
             "arch": answer.chosen.arch.to_json(),
             "macs": answer.chosen.macs,
             "latency_ms": dict(answer.chosen.latency_ms),
-            "share_of_budget": round(share_of_budget(answer), 4),
+            "share_of_budget": round(share_of_budget(study), 4),
             "ap_search": answer.chosen.require_ap(),
             "ap_val": card["ap"]["stats"]["AP"],
             "ap_val_interval": card["ap"]["interval"],
@@ -165,25 +164,25 @@ def carry_out(
     studies: Studies = run_searches(run, budgets, evaluations=evaluations, sampler=sampler, data=data)
     seconds["search"], began = time.perf_counter() - began, time.perf_counter()
     cards: dict[str, Mapping[str, Any]] = {}
-    for answer in studies.answers:
-        if answer.chosen is not None and (arch := answer.chosen.arch).id not in cards:
+    found = [study.answer.chosen for study in studies.studies]
+    for record in found:
+        if record is not None and (arch := record.arch).id not in cards:
             cards[arch.id] = emit(run, data, arch, run.folder / "emitted" / arch.id).card
     seconds["emit"] = time.perf_counter() - began
     answers = [
-        described(text, a, None if a.chosen is None else cards[a.chosen.arch.id])
-        for text, a in zip(budgets, studies.answers, strict=True)
+        described(text, study, None if record is None else cards[record.arch.id])
+        for text, study, record in zip(budgets, studies.studies, found, strict=True)
     ]
     if table is not None:
-        predictors = load_predictors(studies.together.targets, None, run)
-        for each, a in zip(answers, studies.answers, strict=True):
-            each |= best_within(a, table, predictors)
+        for each, study in zip(answers, studies.studies, strict=True):
+            each |= best_within(study, table, studies.predictors)
     if picture is not None:
-        chosen = {each["budget"]: a.chosen for each, a in zip(answers, studies.answers, strict=True)}
+        chosen = dict(zip(budgets, found, strict=True))
         plot_front(
             studies.together,
             picture,
             chosen={name: record for name, record in chosen.items() if record is not None},
-            budgets=[c for a in studies.answers for c in a.study.result.constraints],
+            budgets=studies.together.constraints,
             own_budgets=True,
             title=f"{run.recipe.name}: {len(studies.together.evaluated)} networks for {len(budgets)} budgets",
         )
