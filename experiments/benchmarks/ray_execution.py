@@ -52,20 +52,25 @@ START_LIMIT_SECONDS = 900.0
 class Sleeping:
     """An evaluator that sleeps, for a time that is the network's own, and tells when and where.
 
-    A network has an AP that grows with its cost. A ``rival`` may name other ``seconds``.
+    A network has an AP that grows with its cost. A rival says how long to sleep, in its ``seconds``.
     """
 
     seconds: float
 
-    def evaluate(self, arch: Arch, rival: Mapping[str, float] | None = None) -> Evaluation:
+    def evaluate(self, arch: Arch, rival: Evaluation | None = None) -> Evaluation:
         """Return a made-up AP after some seconds."""
         rng = np.random.default_rng(list(arch.id.encode()))
         length = self.seconds * math.exp(SPREAD * rng.standard_normal())
         began = time.time()
-        time.sleep(length if rival is None else rival["seconds"])
+        time.sleep(length if rival is None else rival.seconds)
         ap = 0.7 * (1 - math.exp(-arch.cost(17).macs / 3e9)) + 0.01 * rng.standard_normal()
         stats = {"began": began, "ended": time.time(), "worker": float(os.getpid())}
         return Evaluation(max(ap, 0.0), stats, 0.0)
+
+
+def lasting(seconds: float) -> Evaluation:
+    """Return a rival against which evaluations take so long."""
+    return Evaluation(0.0, seconds=seconds)
 
 
 def some(space: SearchSpace, n: int, seed: int = 0) -> list[Arch]:
@@ -84,7 +89,7 @@ def started(workers: int, evaluator: Any, seconds: float) -> Iterator[tuple[Kept
         while len(seen) < workers:
             if time.perf_counter() - began > START_LIMIT_SECONDS:
                 raise RunError(f"only {len(seen)} of {workers} workers started in {START_LIMIT_SECONDS:g} s")
-            for _, found in session.run(warm, [{"seconds": seconds}] * len(warm)):
+            for _, found in session.run(warm, [lasting(seconds)] * len(warm)):
                 seen.add(found.stats["worker"])
         yield executor, session, time.perf_counter() - began
 
@@ -102,7 +107,7 @@ def overhead(session: Session, n: int, repeats: int) -> dict[str, Any]:
     archs, wall, cpu = some(litepose_native(), n, seed=1), [], []
     for _ in range(repeats):
         begun, busy = time.perf_counter(), time.process_time()
-        done = sum(1 for _ in session.run(archs, [{"seconds": 0.0}] * n))
+        done = sum(1 for _ in session.run(archs, [lasting(0.0)] * n))
         assert done == n
         wall.append(1e3 * (time.perf_counter() - begun) / n)
         cpu.append(1e3 * (time.process_time() - busy) / n)
