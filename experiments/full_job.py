@@ -50,7 +50,7 @@ BUDGETS = (
     *("latency@snapdragon-855<=50ms", "latency@raspberry-pi-4<=215ms", "latency@jetson-nano<=48ms"),
 )
 COLUMNS = (
-    *("budget", "network", "MACs (G)", "of the budget", "AP search", "AP val", "90% interval"),
+    *("budget", "network", "MACs (G)", "of the budget", "AP search", "AP val", "95% interval"),
     *("evaluated", "reused", "found by"),
 )
 

@@ -525,16 +525,14 @@ def _price_only(panel: Axes, result: SearchResult, objective: Objective) -> None
 def _budget_lines(panel: Axes, view: View, objective: Objective) -> None:
     low, high = panel.get_xlim()
     own = sorted(b.upper / objective.scale for b in view.budgets if b.objective == objective)
-    for bound in dict.fromkeys(own):
-        if not low <= bound <= high:
-            continue
+    for row, bound in enumerate(bound for bound in dict.fromkeys(own) if low <= bound <= high):
         panel.axvline(bound, color=_BUDGET, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2.5)
         if bound == own[-1]:
             panel.axvspan(bound, high, color=_BUDGET, alpha=0.05, linewidth=0, zorder=0)
         right_half = bound > (low + high) / 2
         panel.annotate(
             f"budget {objective.format(bound * objective.scale)}", (bound, 1.0),
-            xycoords=("data", "axes fraction"), xytext=(-4 if right_half else 4, -3),
+            xycoords=("data", "axes fraction"), xytext=(-4 if right_half else 4, -3 - 11 * row),
             textcoords="offset points", va="top", ha="right" if right_half else "left", fontsize=8,
             color=_BUDGET,
         )  # fmt: skip
