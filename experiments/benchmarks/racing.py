@@ -360,7 +360,7 @@ def rule_rows(found: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
 def main() -> None:
     """Race, tell, and record."""
     options = parser("racing", str(__doc__).splitlines()[0], 1)
-    options.add_argument("run", type=Path, metavar="RUN", help="a trained run directory")
+    options.add_argument("run", nargs="?", type=Path, metavar="RUN", help="a trained run directory")
     options.add_argument("--samplers", nargs="+", default=["guided", "nsga2"])
     options.add_argument("--evaluations", type=int, default=48)
     options.add_argument("--population", type=int, default=12)
@@ -369,6 +369,9 @@ def main() -> None:
     options.add_argument("--networks", type=int, default=40, help="networks that are raced in them")
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
+    if given.run is None:
+        print("racing: nothing to race; give the directory of a trained run")
+        return
     torch.set_num_threads(given.threads)
     run = RunDirectory.open(given.run)
     data = open_datasets(run.recipe)
