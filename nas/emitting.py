@@ -295,7 +295,7 @@ def emit_from_run(
     if budget is not None:
         text = parse_budget(budget).with_common(text, f"--budget '{budget}'")
     if arch is not None and (text or study or objectives):
-        raise InputError("--arch names the network itself; leave out budget, --objective and --study")
+        raise InputError("--arch names the network itself; leave out the budget, --objective and --study")
     asked = read_asked({"": text}, objectives, run, tables, strict=strict_tables)
     own = None if study is None else load_result(run, study)
     opened = data or open_datasets(run.recipe)
@@ -303,7 +303,7 @@ def emit_from_run(
     budgets: dict[str, dict[str, Any]] = {}
     if arch is None:
         known = known_networks(run, study=study, tables=tables, strict_tables=strict_tables, data=opened)
-        for why in known.left_out.values():
+        for why in known.left_out.values() if known.records else ():  # else the error tells
             note(why if study is not None else f"{why}; it is left out (--study takes it)")
         if own is not None and not text and not objectives:
             answer = own_answer(own)

@@ -26,7 +26,8 @@ def test_every_bound_at_once_and_what_is_kept(asked: list[str], nas_: Callable[.
     options = ("--evaluations", 24, "--objective", "params", "--objective", f"latency@{PHONE.name}")
     said = ok(nas_("search", "run", *bounds, "--max-latency", "1s@pixel-9", *options, "--json"))
     assert said["evaluated"] == len(asked) == len(set(asked)) == 24
-    assert said["evaluations"] == {"made": 24, "reused": 0, "sum": 12.0, "median": 0.5, "saved": 0.0}
+    raced = {"ended_early": 0, "images": None, "images_saved": None}
+    assert said["evaluations"] == {"made": 24, "reused": 0, "sum": 12.0, "median": 0.5, "saved": 0.0, **raced}
     folder = Path(said["study"])
     assert "_over-params-latency-pixel-9" in folder.name
     result = json.loads((folder / "result.json").read_text())
@@ -53,7 +54,8 @@ def test_studies_share_what_they_evaluate(asked: list[str], nas_: Callable[..., 
     wide = ok(nas_("search", "run", "--max-macs", million(0.9), "--evaluations", 12, "--json"))
     same = ok(nas_("search", "run", "--max-macs", million(0.9), "--evaluations", 12, "--name", "t", "--json"))
     assert len(asked) == 12
-    assert same["evaluations"] == {"made": 0, "reused": 12, "sum": 0.0, "median": None, "saved": 6.0}
+    raced = {"ended_early": 0, "images": None, "images_saved": None}
+    assert same["evaluations"] == {"made": 0, "reused": 12, "sum": 0.0, "median": None, "saved": 6.0, **raced}
     assert [r["id"] for r in same["front"]] == [r["id"] for r in wide["front"]]
     told = nas_("search", "run", "--max-macs", million(0.9), "--evaluations", 14, "--name", "t")
     assert (
