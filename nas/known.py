@@ -312,7 +312,7 @@ class KnownNetworks:
         answer = _answer(pool, budget, self.found)
         if self.records:
             return answer
-        hint = "; ".join(["", *self.left_out.values()])
+        hint = "".join(f"; {why} (--study takes it)" for why in self.left_out.values())
         return replace(
             answer,
             why=f"no network of '{self.run.folder}' was evaluated with its present weights, images and"

@@ -91,7 +91,7 @@ def test_a_run_that_was_trained_further_knows_nothing_of_before(
     assert not known.records and set(known.left_out) == {"wide", "tight"}
     told = nas_("emit", "run")
     refused(told, "no network of 'run' was evaluated with its present weights, images and settings")
-    assert "the study 'wide' was made with another supernet; it is left out (--study takes it)" in told.err
+    assert "the study 'wide' was made with another supernet (--study takes it)" in told.err
     with pytest.raises(BudgetError, match="run 'nas search run'; the study 'tight' was made with another"):
         known.answer("macs<=1G").arch  # noqa: B018 - raises
     # What is searched now is all that is known, though the file holds more.
