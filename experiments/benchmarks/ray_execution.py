@@ -1,8 +1,9 @@
 """Evaluations on Ray: what one costs besides itself, what workers gain, how many the driver keeps busy.
 
 1. *Overhead*: evaluations that do nothing, handed to workers and brought back.
-2. *Death*: a worker is killed with SIGKILL in the middle of an evaluation. Another one must complete it, and
-   the study must end with the front that it has in one process.
+2. *Death*: a worker is killed with SIGKILL while it has work. Others must go on, nothing may come from the
+   dead, and the study must end with the front that it has in one process. (That the very evaluation is
+   completed elsewhere is held by a test.)
 3. *Speed-up*, with ``--run``: networks of a trained supernet on its search images, by one worker and two, and
    in this process. All APs must agree.
 4. *Many workers, simulated*: as many processes as a cluster would have, all on this machine, with evaluations
@@ -174,7 +175,7 @@ def front_of(result: SearchResult) -> list[tuple[str, float | None]]:
 
 
 def death(executor: Executor, evaluator: Sleeping) -> dict[str, Any]:
-    """Kill a worker in the middle of a study, and return what became of its evaluation."""
+    """Kill a worker in the middle of a study, and return how the study went on."""
     watch = Watch(KILL_AFTER)
     result = searched(evaluator, executor, 24, 8, watch)
     alone = searched(Sleeping(0.0), InProcess(), 24, 8, Watch())
@@ -371,9 +372,9 @@ def paragraphs(report: Mapping[str, Any]) -> list[str]:
         "Evaluations that do nothing, through the session that a search uses: wall clock and the driver's"
         " processor time for each, medians. Workers, desk and driver share this machine's processors.",
         f"**A killed worker.** In a study of {dead['networks']} networks with 2 workers one was killed"
-        f" with SIGKILL in the middle of an evaluation, after {dead['killed_after']} were done. The other"
-        " worker and the killed one's successor completed the rest; the front of"
-        f" {dead['front']} networks is that of the same study in one process.",
+        f" with SIGKILL after {dead['killed_after']} evaluations. Nothing came from it afterwards; others"
+        f" made the rest, and the front of {dead['front']} networks is that of the same study in one"
+        " process.",
     ]
     if report["speed_up"]:
         found = report["speed_up"]
