@@ -22,25 +22,21 @@ heatmap is above the threshold of detection, weighed by its height.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from search_spaces.errors import InputError
 from supernet.base import Subnet
-from supernet.pose.decode import GroupingConfig
-from supernet.pose.losses import LossWeights, PoseTargets, pose_loss
+from supernet.paradigms import BOTTOM_UP, Outputs, Paradigm, paradigm_of
+from supernet.pose.losses import LossWeights, PoseTargets
 from supernet.pose.skeleton import Skeleton, joint_map
 
-__all__ = ["DistillConfig", "Distillation", "Lesson", "Teacher", "tag_distance", "teach"]
-
-_SEEN: Final = GroupingConfig().detection_threshold
-"""Height of a target heatmap above which grouping would read a tag."""
+__all__ = ["DistillConfig", "Distillation", "Teacher"]
 
 
 @dataclass(frozen=True)
@@ -154,105 +150,20 @@ class Teacher:
         return self
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> Outputs:
         """Return what a network of the wanted joints would; joints that are not :attr:`known` hold nonsense.
 
-        Shapes are those of :class:`supernet.litepose.LitePose`: (N, 2J, H/4, W/4) and (N, J, H/2, W/2).
+        Shapes are those of the network's family, such as :class:`supernet.litepose.LitePose`: (N, 2J, H/4,
+        W/4) and (N, J, H/2, W/2).
         """
         narrow = self._dtype != torch.float32
         with torch.autocast(images.device.type, self._dtype) if narrow else nullcontext():
-            quarter, half = self.network(images)
-        both = torch.cat([self._index, self._index + half.shape[1]])
-        return quarter[:, both], half[:, self._index]
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A batch's targets with a teacher's answer worked in; what :func:`supernet.pose.losses.pose_loss` takes.
-
-    Attributes
-    ----------
-    heatmaps, masks, tags, labelled
-        As in :class:`supernet.pose.loader.Batch`; the heatmaps are the annotations' and the teacher's in
-        their shares, and joints that the teacher tells count as labelled.
-    teacher_tags
-        (N, J, h, w): the teacher's tags.
-    places
-        (N, J, h, w): where tags are compared; the weights of an image sum to 1, or to 0 where it shows
-        nobody.
-    """
-
-    heatmaps: tuple[Tensor, ...]
-    masks: Sequence[Tensor]
-    tags: Tensor
-    labelled: Tensor
-    teacher_tags: Tensor
-    places: Tensor
-
-
-@torch.no_grad()
-def teach(
-    batch: PoseTargets, outputs: tuple[Tensor, Tensor], share: float, known: Tensor | None = None
-) -> Lesson:
-    """Return the targets of a batch with a teacher's answer worked in.
-
-    Parameters
-    ----------
-    batch
-        What the annotations tell.
-    outputs
-        The teacher's (N, 2J, H/4, W/4) heatmaps and tags, and (N, J, H/2, W/2) heatmaps. No gradient flows
-        into them.
-    share
-        Weight of its heatmaps, where the annotations tell of the joint.
-    known
-        bool (J,): joints that the teacher tells of; ``None``: all.
-
-    Raises
-    ------
-    InputError
-        If the teacher's maps have not the sizes of the batch's.
-    """
-    quarter, half = outputs
-    joints = half.shape[1]
-    heat, tags = torch.split(quarter, [joints, quarter.shape[1] - joints], dim=1)
-    told = torch.ones_like(batch.labelled) if known is None else known.expand_as(batch.labelled)
-    shares = torch.where(batch.labelled, share, 1.0) * told
-    blends = []
-    for truth, said in zip(batch.heatmaps, (heat, half), strict=True):
-        if truth.shape != said.shape:
-            raise InputError(
-                f"a teacher's heatmaps must be as large as the targets, {tuple(truth.shape)}, not"
-                f" {tuple(said.shape)}"
-            )
-        weight = shares.expand(said.shape[:2])[:, :, None, None].to(truth.dtype)
-        blends.append(truth.lerp(said.to(truth.dtype).clamp(0.0, 1.0), weight))
-    places = torch.where(blends[0] > _SEEN, blends[0], 0.0) * batch.masks[0][:, None]
-    places = places * told.expand(places.shape[:2])[:, :, None, None]
-    total = places.sum(dim=(1, 2, 3), keepdim=True)
-    places = places / torch.where(total > 0, total, 1.0)
-    return Lesson(
-        tuple(blends), batch.masks, batch.tags, batch.labelled | told, tags.to(places.dtype), places
-    )
-
-
-def tag_distance(tags: Tensor, lesson: Lesson) -> Tensor:
-    """Return how far differences of tags are from the teacher's, a scalar in float32 or better.
-
-    It is the variance of ``tags - teacher's tags`` over the places of an image, averaged over the images:
-    half the mean square of ``(tag_i - tag_j) - (teacher_i - teacher_j)`` over all pairs of places. A shift of
-    all tags of an image costs nothing.
-
-    Parameters
-    ----------
-    tags
-        Tag maps (N, J, h, w).
-    lesson
-        What the teacher says.
-    """
-    errors = tags.to(lesson.teacher_tags.dtype) - lesson.teacher_tags
-    shift = (errors * lesson.places).sum(dim=(1, 2, 3), keepdim=True)
-    return ((errors - shift).square() * lesson.places).sum(dim=(1, 2, 3)).mean()
+            outputs = self.network(images)
+        joints = self.network.joints
+        return tuple(
+            maps[:, torch.cat([self._index + joints * part for part in range(maps.shape[1] // joints)])]
+            for maps in outputs
+        )
 
 
 class Distillation:
@@ -264,18 +175,35 @@ class Distillation:
         The settings.
     teacher
         The external teacher, where they ask for one.
+    paradigm
+        That of the networks that learn.
 
     Raises
     ------
     InputError
-        If the settings and the teacher disagree.
+        If the settings and the teacher disagree, or the teacher is of another paradigm.
     """
 
-    def __init__(self, config: DistillConfig | None = None, teacher: Teacher | None = None) -> None:
-        self.config, self.teacher = config or DistillConfig(), teacher
+    def __init__(
+        self,
+        config: DistillConfig | None = None,
+        teacher: Teacher | None = None,
+        paradigm: Paradigm = BOTTOM_UP,
+    ) -> None:
+        self.config, self.teacher, self.paradigm = config or DistillConfig(), teacher, paradigm
         if (self.config.source == "teacher") != (teacher is not None):
             given = "none was given" if teacher is None else "one was given"
             raise InputError(f"train.distill.source is {self.config.source}, but as a teacher {given}")
+        if teacher is not None and paradigm_of(teacher.network) is not paradigm:
+            raise InputError(
+                f"the teacher is a {paradigm_of(teacher.network).name} network, but those that learn are"
+                f" {paradigm.name}: their maps mean different things; take a {paradigm.name} teacher"
+            )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what :meth:`loss` returns, ``total`` first."""
+        return (*self.paradigm.loss_terms, "distill")
 
     @property
     def identity(self) -> str:
@@ -289,30 +217,28 @@ class Distillation:
 
     def at(self, done: float) -> Distillation:
         """Return what holds when this share of the run's steps is done: before the start, no teacher."""
-        return self if done >= self.config.start else Distillation()
+        return self if done >= self.config.start else Distillation(paradigm=self.paradigm)
 
     def targets(self, batch: PoseTargets, images: Tensor) -> PoseTargets:
         """Return what the step's first arch learns from: the teacher's lesson, or the batch as it is."""
         if self.teacher is None:
             return batch
-        return teach(batch, self.teacher(images), self.config.share, self.teacher.known)
+        return self.paradigm.teach(batch, self.teacher(images), self.config.share, self.teacher.known)
 
-    def later_targets(
-        self, batch: PoseTargets, first: PoseTargets, outputs: tuple[Tensor, Tensor]
-    ) -> PoseTargets:
+    def later_targets(self, batch: PoseTargets, first: PoseTargets, outputs: Outputs) -> PoseTargets:
         """Return what the step's other archs learn from, given the outputs of the first, the largest one."""
-        return teach(batch, outputs, self.config.share) if self.config.source == "largest" else first
+        if self.config.source != "largest":
+            return first
+        return self.paradigm.teach(batch, outputs, self.config.share)
 
-    def loss(
-        self, outputs: tuple[Tensor, Tensor], targets: PoseTargets, weights: LossWeights
-    ) -> dict[str, Tensor]:
-        """Return the terms of :func:`supernet.pose.losses.pose_loss`, and ``distill``: the tags' distance.
+    def loss(self, outputs: Outputs, targets: PoseTargets, weights: LossWeights) -> dict[str, Tensor]:
+        """Return the terms of the paradigm's loss, and ``distill``: what the teacher adds as a term.
 
-        ``total`` holds it with the factor of the settings.
+        For bottom-up networks that is the tags' distance; ``total`` holds it with the factor of the settings.
+        What is learned from a teacher's heatmaps is in the targets.
         """
-        terms = pose_loss(outputs, targets, weights)
-        if not isinstance(targets, Lesson) or not self.config.tags:
+        terms = self.paradigm.loss(outputs, targets, weights)
+        distance = self.paradigm.lesson_distance(outputs, targets) if self.config.tags else None
+        if distance is None:
             return {**terms, "distill": torch.zeros_like(terms["total"])}
-        tags = outputs[0][:, outputs[1].shape[1] :]
-        distance = tag_distance(tags, targets)
         return {**terms, "distill": distance, "total": terms["total"] + self.config.tags * distance}

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from supernet.pose.loader import Batch
 from supernet.pose.losses import LossWeights
 from supernet.precision import Forward, Precision
 
-__all__ = ["LOSS_TERMS", "Shards"]
-
-LOSS_TERMS: Final = ("total", "heatmap_quarter", "heatmap_half", "push", "pull", "distill")
+__all__ = ["Shards"]
 
 
 class Shards:
@@ -94,7 +91,7 @@ class Shards:
             finally:
                 torch.set_num_threads(threads)
         self._gather()
-        return {name: sum(each[name] for each in found) for name in LOSS_TERMS}
+        return {name: sum(each[name] for each in found) for name in self.distillation.terms}
 
     @torch.no_grad()
     def _gather(self) -> None:
@@ -125,17 +122,18 @@ def _backward(
     than one arch.
     """
     told: list[Tensor] = []
+    terms = distillation.terms
     targets = distillation.targets(batch, batch.images)
     for place, arch in enumerate(archs):
         outputs = forward(batch.images, arch)
         losses = distillation.loss(outputs, targets, weights)
         (losses["total"] * (share / len(archs))).backward()  # type: ignore[no-untyped-call]
-        told.append(torch.stack([losses[name].detach() for name in LOSS_TERMS]))
+        told.append(torch.stack([losses[name].detach() for name in terms]))
         if place == 0 and len(archs) > 1:
             targets = distillation.later_targets(batch, targets, outputs)
     # Read at the end: a GPU has then been given all of its work.
-    terms = [[value * share / len(archs) for value in row] for row in torch.stack(told).tolist()]
-    return {name: sum(column) for name, column in zip(LOSS_TERMS, zip(*terms, strict=True), strict=True)}
+    rows = [[value * share / len(archs) for value in row] for row in torch.stack(told).tolist()]
+    return {name: sum(column) for name, column in zip(terms, zip(*rows, strict=True), strict=True)}
 
 
 def _alone(job: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -28,7 +28,8 @@ from supernet.distillation import Distillation, DistillConfig, Teacher
 from supernet.distributed import ALONE, Ranks
 from supernet.elastic import KERNEL_SHARING
 from supernet.metric_log import MetricLog
-from supernet.passes import LOSS_TERMS, Shards
+from supernet.paradigms import paradigm_of
+from supernet.passes import Shards
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.loader import Batch, BatchLoader, Job
 from supernet.pose.losses import LossWeights
@@ -47,15 +48,9 @@ from supernet.state import (
 
 __all__ = ["TrainConfig", "TrainReport", "Trainer", "Validate", "pick_device"]
 
-METRIC_COLUMNS: Final = (
-    "step",
-    "epoch",
-    "learning_rate",
-    "resolution",
-    *LOSS_TERMS,
-    "grad_norm",
-    "images_per_s",
-)
+_BEFORE_TERMS: Final = ("step", "epoch", "learning_rate", "resolution")
+_AFTER_TERMS: Final = ("grad_norm", "images_per_s")
+"""Columns of ``metrics.csv`` before and after those of the loss."""
 _FREE: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds")
 """Settings that may change when a training is resumed."""
 _ORDER_STREAM = 3
@@ -236,7 +231,7 @@ class ElasticNetwork(Protocol):
 
     space: SearchSpace
 
-    def __call__(self, images: Tensor, arch: Arch) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, images: Tensor, arch: Arch) -> tuple[Tensor, ...]: ...
 
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -314,7 +309,8 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.seed, self.folder, self.validate = config, seed, Path(folder), validate
-        self.dataset, self.ranks, self.notice = dataset, ranks, ""
+        self.paradigm = paradigm_of(network)
+        self.dataset, self.ranks, self.notice = self.paradigm.examples(dataset), ranks, ""
         self.device = pick_device(config.device)
         Precision.check(config.precision, self.device)
         self.precision = Precision(config.precision, self.device)
@@ -325,15 +321,15 @@ class Trainer:
                 f"train.kernels is {config.kernels}, but the supernet shares kernels by"
                 f" {kernel_sharing(network)}; build it with kernels='{config.kernels}'"
             )
-        if len(dataset) == 0:
+        if len(self.dataset) == 0:
             raise InputError("the training data set holds no image")
-        self.batch_size = min(config.batch_size, len(dataset))
+        self.batch_size = min(config.batch_size, len(self.dataset))
         if not ranks.alone and self.batch_size < config.shards:
             raise InputError(
                 f"train.shards cuts {self.batch_size} images, all of a step, into {config.shards} parts;"
                 " processes that share a training need an image for each: take fewer of them, or more images"
             )
-        self.epoch_steps = max(1, len(dataset) // config.batch_size)
+        self.epoch_steps = max(1, len(self.dataset) // config.batch_size)
         self.steps = config.epochs * self.epoch_steps
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         rest = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -345,7 +341,7 @@ class Trainer:
         self.average = Average(self.network, config.ema)
         if teacher is not None:
             teacher.to(self.device, PRECISIONS[config.precision])
-        self.distillation = Distillation(config.distill, teacher)
+        self.distillation = Distillation(config.distill, teacher, self.paradigm)
         self._shards = Shards(self.network, ranks.shards(config.shards), self.distillation, self.precision)
         self._statistics = [b for b in self.network.buffers() if b.is_floating_point()]
         self._before = [b.clone() for b in self._statistics]
@@ -506,13 +502,13 @@ class Trainer:
             sigma=self.config.sigma,
             device=self.device,
             cache_bytes=self.config.cache_images_mb << 20,
+            gather=self.paradigm.gather,
         )
         first = self.ranks.first
+        columns = (*_BEFORE_TERMS, *self.distillation.terms, *_AFTER_TERMS)
         saved, clock = time.monotonic(), time.perf_counter()
         with (
-            MetricLog(self.folder / "metrics.csv", METRIC_COLUMNS, self.step)
-            if first
-            else nullcontext() as metrics,
+            MetricLog(self.folder / "metrics.csv", columns, self.step) if first else nullcontext() as metrics,
             closing(iter(loader)) as batches,
             _Stop(patient=not self.ranks.alone) as stop,
         ):

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
     "STRIDES",
     "Batch",
     "BatchLoader",
+    "Gather",
     "Job",
     "RawBatch",
     "SampleCache",
@@ -288,6 +289,21 @@ def collate(
     return gather(dataset, indices, resolution, augmentation, seed, epoch).draw(sigma)
 
 
+class Gather(Protocol):
+    """What makes a batch, such as :func:`gather`."""
+
+    def __call__(
+        self,
+        source: PoseDataset | SampleCache,
+        indices: Sequence[int],
+        resolution: int,
+        augmentation: Augmentation | None,
+        seed: int,
+        epoch: int,
+        stop: threading.Event | None = None,
+    ) -> RawBatch: ...
+
+
 class BatchLoader:
     """Iterate over the batches of a schedule, in its order, prepared ahead by a few threads.
 
@@ -312,6 +328,8 @@ class BatchLoader:
         Where the batches are wanted.
     cache_bytes
         Most bytes of decoded pictures kept for the next epochs; see :class:`SampleCache`.
+    gather
+        Makes a batch; by default :func:`gather`, of whole pictures.
     """
 
     def __init__(
@@ -325,6 +343,7 @@ class BatchLoader:
         sigma: float = 2.0,
         device: torch.device | str = "cpu",
         cache_bytes: int = 0,
+        gather: Gather = gather,
     ) -> None:
         if workers < 0 or prefetch < 0:
             raise InputError(f"workers and prefetch must be at least 0, got {workers} and {prefetch}")
@@ -337,11 +356,12 @@ class BatchLoader:
         self.sigma = sigma
         self.device = torch.device(device)
         self._source = SampleCache(dataset, cache_bytes)
+        self._gather = gather
 
     def _prepare(self, job: Job, stop: threading.Event) -> RawBatch | Batch:
         """Do what the threads do for a batch."""
         indices, resolution, epoch = job
-        raw = gather(self._source, indices, resolution, self.augmentation, self.seed, epoch, stop)
+        raw = self._gather(self._source, indices, resolution, self.augmentation, self.seed, epoch, stop)
         if self.device.type == "cpu":
             return raw.draw(self.sigma)
         return raw.pin() if self.device.type == "cuda" else raw

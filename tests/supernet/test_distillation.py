@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, RunError
 from supernet.base import Subnet
-from supernet.distillation import Distillation, DistillConfig, Lesson, Teacher, tag_distance, teach
-from supernet.passes import LOSS_TERMS, Shards
+from supernet.distillation import Distillation, DistillConfig, Teacher
+from supernet.passes import Shards
+from supernet.pose.lessons import Lesson, tag_distance, teach
 from supernet.pose.loader import Batch, collate
 from supernet.pose.losses import LossWeights, associative_embedding_loss, pose_loss
 from supernet.pose.skeleton import COCO17, CROWDPOSE14, Skeleton
@@ -396,7 +397,7 @@ def test_without_distillation_nothing_changes_to_the_bit() -> None:
     made, archs = batch(), sandwich()
     terms, found = step(None, made, archs)
     network = student()
-    expected = dict.fromkeys(LOSS_TERMS, 0.0)
+    expected = dict.fromkeys(Distillation().terms, 0.0)
     for arch in archs:
         losses = pose_loss(network(made.images, arch), made, LossWeights(push=0.2, pull=0.1))
         (losses["total"] * (1.0 / 3)).backward()  # type: ignore[no-untyped-call]
@@ -570,6 +571,6 @@ def test_lessons_are_what_losses_take() -> None:
     assert isinstance(lesson, Lesson)
     terms = Distillation(IN_PLACE).loss(outputs_like(made, 2), lesson, LossWeights())
     plain = pose_loss(outputs_like(made, 2), lesson, LossWeights())
-    assert set(terms) == set(LOSS_TERMS)
+    assert set(terms) == set(Distillation().terms)
     assert float(terms["total"]) == pytest.approx(float(plain["total"] + 0.7 * terms["distill"]), rel=1e-6)
     assert len(list(itertools.chain(lesson.heatmaps, lesson.masks))) == 4
