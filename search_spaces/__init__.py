@@ -12,6 +12,15 @@ True
 """
 
 from search_spaces.arch import Arch, Family, Value
+from search_spaces.deconv import (
+    DECONV_MBV2,
+    DECONV_MBV3,
+    DeconvFamily,
+    DeconvSpace,
+    deconv_arch,
+    deconv_mbv2,
+    deconv_mbv3,
+)
 from search_spaces.errors import (
     BudgetError,
     InputError,
@@ -28,8 +37,8 @@ from search_spaces.litepose import (
     litepose_arch,
     litepose_extended,
     litepose_native,
-    make_divisible,
 )
+from search_spaces.options import make_divisible
 from search_spaces.registry import (
     FAMILIES,
     SPACES,
@@ -44,6 +53,8 @@ from search_spaces.research import from_research_config, to_research_config
 from search_spaces.space import Choice, Costs, Genotypes, SearchSpace
 
 __all__ = [
+    "DECONV_MBV2",
+    "DECONV_MBV3",
     "FAMILIES",
     "LITEPOSE",
     "SPACES",
@@ -53,6 +64,8 @@ __all__ = [
     "Choice",
     "Cost",
     "Costs",
+    "DeconvFamily",
+    "DeconvSpace",
     "Family",
     "Genotypes",
     "InputError",
@@ -67,6 +80,9 @@ __all__ = [
     "UnavailableError",
     "Value",
     "arch_from_json",
+    "deconv_arch",
+    "deconv_mbv2",
+    "deconv_mbv3",
     "from_research_config",
     "get_arch",
     "layers_of",

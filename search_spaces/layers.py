@@ -14,14 +14,17 @@ from typing import Literal, get_args
 
 from search_spaces.errors import InputError, shown
 
-Kind = Literal["conv", "dwconv", "deconv"]
-Activation = Literal["none", "relu", "relu6"]
+Kind = Literal["conv", "dwconv", "deconv", "se"]
+Activation = Literal["none", "relu", "relu6", "hswish"]
+
+_KINDS, _ACTIVATIONS = get_args(Kind), get_args(Activation)
 
 _N = "[0-9]{1,9}"
 _KEY = re.compile(
-    rf"(?P<kind>conv|dwconv|deconv)_k(?P<kernel>{_N})_s(?P<stride>{_N})_g(?P<groups>{_N})"
+    rf"(?P<kind>conv|dwconv|deconv|se)_k(?P<kernel>{_N})_s(?P<stride>{_N})_g(?P<groups>{_N})"
+    rf"(?:_q(?P<squeeze>[1-9][0-9]{{0,8}}))?"
     rf"_(?P<c_in>{_N})x(?P<h_in>{_N})x(?P<w_in>{_N})_(?P<c_out>{_N})"
-    r"(?P<epilogue>(?:\+(?:bias|add|bn|relu6|relu))*)"
+    r"(?P<epilogue>(?:\+(?:bias|add|bn|relu6|relu|hswish))*)"
 )
 
 
@@ -32,11 +35,17 @@ class Layer:
     The operation computes ``activation(norm(convolution(x)) [+ other])`` or, in the fusion head,
     ``activation(norm(convolution(x) + other))``; both cost the same.
 
+    A squeeze-and-excitation (arXiv 1709.01507, in MobileNetV3's form) is one layer, too: channel c of the
+    input is multiplied by ``hsigmoid(expand(relu(reduce(mean(x)))))[c]``, where the mean is over all pixels,
+    ``reduce`` and ``expand`` are 1x1 convolutions with bias to ``squeeze`` channels and back, and
+    ``hsigmoid(t) = relu6(t + 3) / 6``.
+
     Attributes
     ----------
     kind
-        ``conv`` (pointwise is kernel 1), ``dwconv`` (depthwise: groups == c_in == c_out) or ``deconv``
-        (transposed convolution that multiplies height and width by ``stride``).
+        ``conv`` (pointwise is kernel 1), ``dwconv`` (depthwise: groups == c_in == c_out), ``deconv``
+        (transposed convolution that multiplies height and width by ``stride``) or ``se``
+        (squeeze-and-excitation: c_in == c_out; kernel, stride and groups 1, with bias, nothing behind it).
     c_in, c_out
         Channels.
     kernel, stride, groups
@@ -48,11 +57,18 @@ class Layer:
     norm
         Whether batch normalisation follows.
     activation
-        ``none``, ``relu`` or ``relu6``.
+        ``none``, ``relu``, ``relu6`` or ``hswish`` (``x * relu6(x + 3) / 6``, arXiv 1905.02244, section 5.2).
     add
         Whether another tensor of the output's shape is added (residual or fusion).
     name
         Where the layer sits in the network; not part of its identity.
+    squeeze
+        Channels that a squeeze-and-excitation reduces to; 0 for all other kinds.
+
+    Raises
+    ------
+    InputError
+        On construction, naming the field that is wrong.
     """
 
     kind: Kind
@@ -68,10 +84,14 @@ class Layer:
     activation: Activation = "none"
     add: bool = False
     name: str = field(default="", compare=False)
+    squeeze: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(f"a layer's kind is one of {', '.join(get_args(Kind))}, not '{self.kind}'")
+        for what, known in (("kind", _KINDS), ("activation", _ACTIVATIONS)):
+            if getattr(self, what) not in known:
+                raise InputError(
+                    f"a layer's {what} is one of {', '.join(known)}, not {shown(getattr(self, what))}"
+                )
         for what in ("c_in", "c_out", "kernel", "stride", "groups", "h_in", "w_in"):
             value = getattr(self, what)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -83,6 +103,29 @@ class Layer:
         if self.kind == "dwconv" and not self.groups == self.c_in == self.c_out:
             raise InputError(
                 f"a depthwise layer has groups == c_in == c_out, not {self.groups}, {self.c_in}, {self.c_out}"
+            )
+        self._check_squeeze()
+
+    def _check_squeeze(self) -> None:
+        """Raise unless what makes a squeeze-and-excitation is there exactly where the layer is one."""
+        value = self.squeeze
+        if self.kind != "se":
+            if isinstance(value, bool) or value != 0:
+                raise InputError(f"a layer's squeeze is 0 but for the kind 'se', not {shown(value)}")
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(
+                f"a squeeze-and-excitation's squeeze is a positive integer, not {shown(value)}: the channels"
+                " that it reduces to"
+            )
+        if self.c_in != self.c_out or (self.kernel, self.stride, self.groups) != (1, 1, 1):
+            raise InputError(
+                "a squeeze-and-excitation has c_out == c_in and kernel, stride and groups of 1, not"
+                f" {self.c_out} of {self.c_in}, {self.kernel}, {self.stride} and {self.groups}"
+            )
+        if not self.bias or self.norm or self.add or self.activation != "none":
+            raise InputError(
+                "a squeeze-and-excitation has a bias and neither norm, addition nor activation behind it"
             )
 
     @property
@@ -97,7 +140,12 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the convolution, batch 1 (transposed: once per *input* pixel)."""
+        """Multiply-accumulates of the convolution, batch 1 (transposed: once per *input* pixel).
+
+        Of a squeeze-and-excitation those of its two convolutions; mean and multiplication are not counted.
+        """
+        if self.kind == "se":
+            return 2 * self.c_in * self.squeeze
         pixels = self.h_in * self.w_in if self.kind == "deconv" else self.h_out * self.w_out
         return pixels * self.kernel**2 * self.c_in * self.c_out // self.groups
 
@@ -107,8 +155,10 @@ class Layer:
 
         A transposed convolution is counted at output resolution (``stride**2`` times too much), batch
         normalisation adds 2 per output element and an activation 1 (arXiv 2205.01271; the convention
-        reproduces its 1.2/5.0/7.8/13.7 G).
+        reproduces its 1.2/5.0/7.8/13.7 G). A squeeze-and-excitation's two activations see one pixel each.
         """
+        if self.kind == "se":
+            return self.macs + self.squeeze + self.c_out
         elements = self.c_out * self.h_out * self.w_out
         convolution = self.macs * (self.stride**2 if self.kind == "deconv" else 1)
         return convolution + elements * (2 * self.norm + (self.activation != "none"))
@@ -116,6 +166,8 @@ class Layer:
     @property
     def params(self) -> int:
         """Trainable parameters: weights, bias, and the two vectors of batch normalisation."""
+        if self.kind == "se":
+            return self.macs + self.squeeze + self.c_out
         return self.kernel**2 * self.c_in * self.c_out // self.groups + self.c_out * (
             self.bias + 2 * self.norm
         )
@@ -132,7 +184,8 @@ class Layer:
             epilogue += f"+{self.activation}"
         return (
             f"{self.kind}_k{self.kernel}_s{self.stride}_g{self.groups}"
-            f"_{self.c_in}x{self.h_in}x{self.w_in}_{self.c_out}{epilogue}"
+            + (f"_q{self.squeeze}" if self.kind == "se" else "")
+            + f"_{self.c_in}x{self.h_in}x{self.w_in}_{self.c_out}{epilogue}"
         )
 
     @classmethod
@@ -146,7 +199,7 @@ class Layer:
         """
         match = _KEY.fullmatch(key)
         words = [word for word in match["epilogue"].split("+") if word] if match else []
-        activations = [word for word in words if word.startswith("relu")]
+        activations = [word for word in words if word in _ACTIVATIONS]
         if match is None or len(set(words)) != len(words) or len(activations) > 1:
             raise InputError(
                 f"{shown(key)} is not a layer key; one looks like 'dwconv_k7_s2_g96_96x224x224_96+bn+relu6'"
@@ -160,6 +213,7 @@ class Layer:
             activation=activations[0] if activations else "none",  # type: ignore[arg-type]
             add="add" in words,
             name=name,
+            squeeze=int(match["squeeze"] or 0),
         )
 
 

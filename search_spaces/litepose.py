@@ -18,9 +18,18 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from search_spaces.arch import Arch, Family, Value
-from search_spaces.errors import InputError, did_you_mean
+from search_spaces.errors import InputError
 from search_spaces.files import check_keys
 from search_spaces.layers import Activation, Block, Layer
+from search_spaces.options import (
+    Bounds,
+    check_bounds,
+    half,
+    make_divisible,
+    per_part,
+    positive_numbers,
+    whole_numbers,
+)
 from search_spaces.space import Choice, SearchSpace
 
 STAGES = 4
@@ -34,19 +43,6 @@ MULTIPLIERS = (1.0, 0.75, 0.5, 0.25)
 
 _MAX_CHANNELS, _MAX_DEPTH, _MAX_EXPANSION, _MAX_KERNEL = 4096, 64, 16, 15
 _SMALLEST_INPUT = 32
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Return ``value`` rounded to a multiple of ``divisor``: at least one, and never more than 10% down.
-
-    The channel rounding of MobileNetV2, which LitePose uses: 0.75 x 24 = 18 becomes 24, not 16.
-    """
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def _half(size: int) -> int:
-    return -(-size // 2)
 
 
 class LitePoseFamily(Family):
@@ -64,17 +60,7 @@ class LitePoseFamily(Family):
         return _VALUE_NAMES
 
     def check(self, values: Mapping[str, Value]) -> None:
-        for name in values:
-            if name not in _BOUNDS:
-                raise InputError(f"a litepose arch has no value '{name}'{did_you_mean(str(name), _BOUNDS)}")
-        for name, (low, high, rule) in _BOUNDS.items():
-            if name not in values:
-                raise InputError(f"the litepose arch lacks '{name}' ({rule})")
-            value = values[name]
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise InputError(f"litepose '{name}' is {rule} from {low} to {high}, not {value!r}")
-            if name.startswith("stage") and name.endswith("kernel") and value % 2 == 0:
-                raise InputError(f"litepose '{name}' is an odd number, not {value}")
+        check_bounds(self.name, _BOUNDS, values)
 
     def input_size(self, values: Mapping[str, Value]) -> tuple[int, int]:
         resolution = int(values["resolution"])
@@ -136,7 +122,7 @@ class LitePoseFamily(Family):
         """
         sizes = []
         for _ in range(4):
-            size = (_half(size[0]), _half(size[1]))
+            size = (half(size[0]), half(size[1]))
             sizes.append(size)
         return tuple(sizes)
 
@@ -284,7 +270,7 @@ class LitePoseFamily(Family):
 
 
 _CHANNELS, _FACTOR = "a number of channels", "a whole expansion factor"
-_BOUNDS: dict[str, tuple[int, int, str]] = {
+_BOUNDS: Bounds = {
     "resolution": (_SMALLEST_INPUT, 4096, "a side in pixels"),
     "stem_width": (1, _MAX_CHANNELS, _CHANNELS),
     **{
@@ -358,24 +344,6 @@ def litepose_arch(
 
 FULL = litepose_arch(512, 24, (32, 64, 96, 160), (64, 48, 32))
 """The widest network of the paper's supernet: every multiplier 1, at 512 px."""
-
-
-_LARGEST_OPTION = 1_000_000
-"""No option comes near it; what lies beyond, infinity included, could not be computed with."""
-
-
-def _options(values: Sequence[float], what: str) -> tuple[float, ...]:
-    if not values or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < _LARGEST_OPTION for v in values
-    ):
-        raise InputError(f"'{what}' is a list of positive numbers, not {list(values)!r}")
-    return tuple(values)
-
-
-def _whole(values: Sequence[float], what: str) -> tuple[int, ...]:
-    if any(value != int(value) for value in _options(values, what)):
-        raise InputError(f"'{what}' is a list of whole numbers, not {list(values)!r}")
-    return tuple(int(value) for value in values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -470,21 +438,6 @@ class LitePoseSpace(SearchSpace):
         }
 
 
-def _per_part(given: Sequence[Any], parts: int, what: str) -> tuple[tuple[int, ...], ...]:
-    """Return one tuple of options per stage or deconv step; a flat list of numbers stands for all of them."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise InputError(
-            f"'{what}' is a list of options, or one such list for each of {parts} parts, not {given!r}"
-        )
-    if all(isinstance(options, Sequence) and not isinstance(options, str) for options in given):
-        if len(given) != parts:
-            raise InputError(
-                f"'{what}' has one list of options for each of the {parts} parts, not {len(given)}"
-            )
-        return tuple(_whole(options, what) for options in given)
-    return (_whole(given, what),) * parts
-
-
 def litepose_native(
     joints: int = 14,
     *,
@@ -500,8 +453,8 @@ def litepose_native(
     stages = range(STAGES)
     return LitePoseSpace(
         base=base,
-        resolutions=_whole(resolutions, "resolutions"),
-        multipliers=_options(multipliers, "multipliers"),
+        resolutions=whole_numbers(resolutions, "resolutions"),
+        multipliers=positive_numbers(multipliers, "multipliers"),
         depths=tuple((base.number(f"stage{i}.depth"),) for i in stages),
         kernels=tuple((base.number(f"stage{i}.kernel"),) for i in stages),
         expansions=tuple((base.number(f"stage{i}.expansion"),) for i in stages),
@@ -541,12 +494,12 @@ def litepose_extended(
         depths = [sorted({max(1, depth - 4), max(1, depth - 2), depth}) for depth in own]
     return LitePoseSpace(
         base=base,
-        resolutions=_whole(resolutions, "resolutions"),
-        multipliers=_options(multipliers, "multipliers"),
-        depths=_per_part(depths, STAGES, "depths"),
-        kernels=_per_part(kernels, STAGES, "kernels"),
-        expansions=_per_part(expansions, STAGES, "expansions"),
-        deconv_kernels=_per_part(deconv_kernels, DECONVS, "deconv_kernels"),
+        resolutions=whole_numbers(resolutions, "resolutions"),
+        multipliers=positive_numbers(multipliers, "multipliers"),
+        depths=per_part(depths, STAGES, "depths"),
+        kernels=per_part(kernels, STAGES, "kernels"),
+        expansions=per_part(expansions, STAGES, "expansions"),
+        deconv_kernels=per_part(deconv_kernels, DECONVS, "deconv_kernels"),
         joints=joints,
         kind="litepose-extended",
     )

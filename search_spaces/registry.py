@@ -11,10 +11,18 @@ from typing import Any
 
 from search_spaces import research
 from search_spaces.arch import Arch, Family
+from search_spaces.deconv import (
+    DECONV_MBV2,
+    DECONV_MBV3,
+    DeconvFamily,
+    deconv_arch,
+    deconv_mbv2,
+    deconv_mbv3,
+    encoder_from_config,
+)
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.files import check_keys, read_json, write_json
 from search_spaces.litepose import (
-    FULL,
     LITEPOSE,
     base_from_config,
     litepose_arch,
@@ -23,29 +31,51 @@ from search_spaces.litepose import (
 )
 from search_spaces.space import SearchSpace
 
-FAMILIES: Mapping[str, Family] = {LITEPOSE.name: LITEPOSE}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (LITEPOSE, DECONV_MBV2, DECONV_MBV3)}
 """Every family by name."""
 
 SPACES: Mapping[str, Callable[..., SearchSpace]] = {
     "litepose-native": litepose_native,
     "litepose-extended": litepose_extended,
+    "deconv-mbv2": deconv_mbv2,
+    "deconv-mbv3": deconv_mbv3,
 }
 """Every kind of space by name; each value builds one."""
 
+_COMMON = {"kind", "base", "joints", "resolutions", "multipliers"}
+_ENCODER = {"depths", "kernels", "expansions", "deconv_kernels"}
+_DECONV = {"last_widths", "deconvs", "deconv_widths"}
 _SPACE_KEYS: Mapping[str, set[str]] = {
-    "litepose-native": {"kind", "base", "joints", "resolutions", "multipliers"},
-    "litepose-extended": {
-        *("kind", "base", "joints", "resolutions", "multipliers"),
-        *("depths", "kernels", "expansions", "deconv_kernels"),
-    },
+    "litepose-native": _COMMON,
+    "litepose-extended": _COMMON | _ENCODER,
+    "deconv-mbv2": _COMMON | _ENCODER | _DECONV,
+    "deconv-mbv3": _COMMON | _ENCODER | _DECONV,
 }
 
 
 @cache
 def named_archs() -> Mapping[str, Arch]:
-    """Return the published networks by name (``litepose-xs`` ... and the uniform ``prune`` baselines)."""
+    """Return the published networks by name.
+
+    ``litepose-xs`` ... and the uniform ``prune`` baselines, and networks of the deconv families:
+    ``simplebaseline-mbv2``, ``simplebaseline-mbv3``, ``deconv-reduced``.
+    """
     text = resources.files("search_spaces").joinpath("archs.json").read_text(encoding="utf-8")
-    return {name: litepose_arch(**values) for name, values in json.loads(text).items()}
+    return {name: _built(**values) for name, values in json.loads(text).items()}
+
+
+def _built(family: str = LITEPOSE.name, **values: Any) -> Arch:
+    """Return the arch of a family with these widths."""
+    rules = FAMILIES[family]
+    return deconv_arch(rules, **values) if isinstance(rules, DeconvFamily) else litepose_arch(**values)
+
+
+def _base_from_config(kind: str, value: object, where: str) -> Arch:
+    """Return the arch that a mapping of widths describes, for a kind of space."""
+    rules = FAMILIES.get(kind)
+    if isinstance(rules, DeconvFamily):
+        return encoder_from_config(rules, value, where)
+    return base_from_config(value, where)
 
 
 def arch_from_json(value: object, where: str = "arch") -> Arch:
@@ -109,7 +139,7 @@ def space_from_config(config: object, where: str = "space", joints: int | None =
     ----------
     config
         ``kind`` and the keyword arguments of that kind. ``base`` is the name of an arch, the path of an arch
-        file, an arch's JSON, or a mapping of widths.
+        file, an arch's JSON, or a mapping of widths; where it is not stated, the kind's own.
     where
         Where the mapping stands, for messages.
     joints
@@ -139,9 +169,7 @@ def space_from_config(config: object, where: str = "space", joints: int | None =
     elif isinstance(base, dict) and "family" in base:
         arguments["base"] = arch_from_json(base, f"{where}.base")
     elif base is not None:
-        arguments["base"] = base_from_config(base, f"{where}.base")
-    else:
-        arguments["base"] = FULL
+        arguments["base"] = _base_from_config(kind, base, f"{where}.base")
     try:
         return SPACES[kind](**arguments)
     except InputError as error:

@@ -18,7 +18,7 @@ from search_spaces import (
 )
 
 
-@pytest.mark.parametrize("name", list(named_archs()))
+@pytest.mark.parametrize("name", [name for name in named_archs() if name.startswith("litepose")])
 def test_research_config_round_trip(name, tmp_path):
     arch = get_arch(name)
     config = to_research_config(arch)
