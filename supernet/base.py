@@ -121,7 +121,7 @@ class Supernet(nn.Module, ABC):
         self.space = space
         self.kernels = kernels
         self.widest = space.largest()
-        self._most = {choice.name: choice.values[-1] for choice in space.choices}
+        self._most = dict(space.most)
 
     @abstractmethod
     def forward(self, x: Tensor, arch: Arch) -> tuple[Tensor, ...]:
