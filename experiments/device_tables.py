@@ -68,6 +68,7 @@ MADE = "2026-11-22"
 DIGITS = 6
 """Significant digits that are kept; what differs between two machines' linear algebra lies far behind."""
 LITEPOSE = {f"LitePose-{size}": f"litepose-{size.lower()}" for size in ("XS", "S", "M", "L")}
+LITEPOSE_NETWORKS = [name for name in named_archs() if name.startswith("litepose")]
 KINDS = {"conv": "conv", "fc": "conv", "dw": "dwconv", "deconv": "deconv"}
 Floats = npt.NDArray[np.float64]
 
@@ -554,12 +555,12 @@ def sources_of(model: str) -> list[str]:
 
 
 def rows_of(roofline: Roofline) -> dict[Piece, Row]:
-    """Return rows for every layer of LitePose's native space and of the named networks, 14 and 17 joints."""
+    """Return rows for every layer of LitePose's native space and its named networks, 14 and 17 joints."""
     layers: dict[Layer, None] = {}
     for joints in (14, 17):
         layers.update(dict.fromkeys(litepose_native(joints).distinct_layers()))
-        for arch in named_archs().values():
-            layers.update(dict.fromkeys(arch.layers(joints)))
+        for name in LITEPOSE_NETWORKS:
+            layers.update(dict.fromkeys(get_arch(name).layers(joints)))
     factor = math.exp(roofline.half_width)
     found: dict[Piece, Row] = {}
     for layer, ms in zip(layers, roofline.ms(layers).tolist(), strict=True):

@@ -20,9 +20,8 @@ import typer
 
 from nas.data_cli import data_app
 from nas.tables_cli import tables_app
-from search_spaces import Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
+from search_spaces import SPACES, Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
 from search_spaces.errors import ToldElsewhereError
-from search_spaces.litepose import litepose_extended, litepose_native
 
 if TYPE_CHECKING:
     from nas.recipe import Recipe
@@ -206,7 +205,7 @@ def spaces(
     """
     from nas.console import print_json, print_table
 
-    offered = (litepose_native(joints), litepose_extended(joints))
+    offered = [make(joints) for make in SPACES.values()]
     archs = named_archs()
     if as_json:
         print_json(

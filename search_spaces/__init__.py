@@ -47,6 +47,7 @@ from search_spaces.registry import (
     named_archs,
     read_arch,
     space_from_config,
+    space_of,
     write_arch,
 )
 from search_spaces.research import from_research_config, to_research_config
@@ -94,6 +95,7 @@ __all__ = [
     "piece_from_key",
     "read_arch",
     "space_from_config",
+    "space_of",
     "to_research_config",
     "write_arch",
 ]

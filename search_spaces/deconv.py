@@ -495,7 +495,8 @@ class DeconvSpace(SearchSpace):
     last_widths
         Channels of the encoder's last convolution; 0 is a network without one.
     deconvs
-        How many deconv steps the head has.
+        How many deconv steps the head has: 2, 3, or either. In the last case one choice, ``head.deconv2``,
+        sets width and kernel of the third step: 0 both (``none``), or any pair of those offered.
     deconv_widths, deconv_kernels
         Options of each deconv step.
     joints
@@ -509,7 +510,7 @@ class DeconvSpace(SearchSpace):
     kernels: tuple[tuple[int, ...], ...]
     expansions: tuple[tuple[int, ...], ...]
     last_widths: tuple[int, ...]
-    deconvs: int
+    deconvs: tuple[int, ...]
     deconv_widths: tuple[tuple[int, ...], ...]
     deconv_kernels: tuple[tuple[int, ...], ...]
     joints: int
@@ -521,8 +522,8 @@ class DeconvSpace(SearchSpace):
         self.smallest()
         self.largest()
         for choice in self.choices:
-            for value in choice.values[1:-1]:
-                self.arch({choice.name: value})
+            for gene in range(1, len(choice.values) - 1):
+                self.arch(choice.setting(gene))
         self._check_expansions()
 
     def _check_expansions(self) -> None:
@@ -574,11 +575,12 @@ class DeconvSpace(SearchSpace):
             found[f"stage{i}.expansion"] = choice(f"stage{i}.expansion", self.expansions[i])
         found["last_width"] = choice("last_width", self.last_widths)
         for i in range(DECONVS):
-            there = i < self.deconvs
+            there = i < max(self.deconvs)
             for what, options in (("width", self.deconv_widths), ("kernel", self.deconv_kernels)):
                 name = f"head.deconv{i}.{what}"
                 found[name] = choice(name, options[i] if there else (0,))
-        return tuple(found[name] for name in self._family.value_names)
+        choices = tuple(found[name] for name in self._family.value_names)
+        return choices if len(self.deconvs) == 1 else (*choices[:-2], _third_step(*choices[-2:]))
 
     def config(self) -> dict[str, Any]:
         return {
@@ -591,10 +593,22 @@ class DeconvSpace(SearchSpace):
             "kernels": [list(options) for options in self.kernels],
             "expansions": [list(options) for options in self.expansions],
             "last_widths": list(self.last_widths),
-            "deconvs": self.deconvs,
+            "deconvs": list(self.deconvs),
             "deconv_widths": [list(options) for options in self.deconv_widths],
             "deconv_kernels": [list(options) for options in self.deconv_kernels],
         }
+
+
+def _third_step(widths: Choice, kernels: Choice) -> Choice:
+    """Return the choice of a third deconv step that may be absent, from what it may be where it is there."""
+    pairs = [(width, kernel) for width in widths.values for kernel in kernels.values]
+    return Choice(
+        name=widths.name.removesuffix(".width"),
+        values=("none", *(f"{width}k{kernel}" for width, kernel in pairs)),
+        nominal=1 + widths.nominal * kernels.nominal,
+        sets=(widths.name, kernels.name),
+        settings=((0, 0), *pairs),
+    )
 
 
 BASE = "base"
@@ -632,7 +646,7 @@ def deconv_space(
     kernels: Sequence[Any] | str = (3, 5, 7),
     expansions: Sequence[Any] | str | None = None,
     last_widths: Sequence[int] | str | None = None,
-    deconvs: int = DECONVS,
+    deconvs: int | Sequence[int] = DECONVS,
     deconv_widths: Sequence[Any] = DECONV_WIDTHS,
     deconv_kernels: Sequence[Any] = DECONV_KERNELS,
 ) -> DeconvSpace:
@@ -658,7 +672,7 @@ def deconv_space(
         Channels of the encoder's last convolution, 0 for a network without one; ``base`` for the base's own.
         Default: the base's, and 0.
     deconvs
-        How many deconv steps the head has, 2 or 3.
+        How many deconv steps the head has: 2, 3, or the list of both to have it searched.
     deconv_widths, deconv_kernels
         Options for all deconv steps, or one list per step.
 
@@ -670,8 +684,7 @@ def deconv_space(
     base = _standard(family) if base is None else base
     if base.family != family:
         raise InputError(f"the base of a {family.name} space is a {family.name} arch, not {base.family.name}")
-    if not isinstance(deconvs, int) or isinstance(deconvs, bool) or not FEWEST_DECONVS <= deconvs <= DECONVS:
-        raise InputError(f"'deconvs' is {FEWEST_DECONVS} or {DECONVS}, not {deconvs!r}")
+    steps = _steps(deconvs)
     if depths is None:
         depths = [sorted({max(1, depth - 1), depth}) for (depth,) in _own(base, "depth")]
     if expansions is None:
@@ -689,11 +702,22 @@ def deconv_space(
         kernels=_per_stage(kernels, base, "kernel"),
         expansions=_per_stage(expansions, base, "expansion"),
         last_widths=_last_widths(last_widths),
-        deconvs=deconvs,
-        deconv_widths=per_part(deconv_widths, deconvs, "deconv_widths"),
-        deconv_kernels=per_part(deconv_kernels, deconvs, "deconv_kernels"),
+        deconvs=steps,
+        deconv_widths=per_part(deconv_widths, steps[-1], "deconv_widths"),
+        deconv_kernels=per_part(deconv_kernels, steps[-1], "deconv_kernels"),
         joints=joints,
     )
+
+
+def _steps(given: int | Sequence[int]) -> tuple[int, ...]:
+    listed = [given] if isinstance(given, int) else given
+    if (
+        isinstance(listed, str)
+        or not listed
+        or any(isinstance(n, bool) or n not in (FEWEST_DECONVS, DECONVS) for n in listed)
+    ):
+        raise InputError(f"'deconvs' is {FEWEST_DECONVS}, {DECONVS} or the list of both, not {given!r}")
+    return tuple(sorted(set(listed)))
 
 
 def _last_widths(given: Sequence[int] | str) -> tuple[int, ...]:
@@ -717,6 +741,28 @@ def deconv_mbv2(joints: int = 17, **options: Any) -> DeconvSpace:
 def deconv_mbv3(joints: int = 17, **options: Any) -> DeconvSpace:
     """Return a space of MobileNetV3-Large encoders; see :func:`deconv_space`."""
     return deconv_space(DECONV_MBV3, joints, **options)
+
+
+def deconv_alone(arch: Arch, joints: int) -> DeconvSpace:
+    """Return the space that holds this network alone."""
+    family = arch.family
+    if not isinstance(family, DeconvFamily):
+        raise InputError(f"a deconv arch is needed, not {family.name}")
+    steps = family.deconv_steps(arch.as_dict())
+    return deconv_space(
+        family,
+        joints,
+        base=arch,
+        resolutions=(arch.number("resolution"),),
+        multipliers=(1.0,),
+        depths=BASE,
+        kernels=BASE,
+        expansions=BASE,
+        last_widths=BASE,
+        deconvs=steps,
+        deconv_widths=[[arch.number(f"head.deconv{i}.width")] for i in range(steps)],
+        deconv_kernels=[[arch.number(f"head.deconv{i}.kernel")] for i in range(steps)],
+    )
 
 
 _BASE_KEYS = {"stem", "stages", "depths", "kernels", "expansions", "last"}

@@ -15,6 +15,7 @@ from search_spaces.deconv import (
     DECONV_MBV2,
     DECONV_MBV3,
     DeconvFamily,
+    deconv_alone,
     deconv_arch,
     deconv_mbv2,
     deconv_mbv3,
@@ -130,6 +131,19 @@ def get_arch(name: str | Path) -> Arch:
     if path.suffix == ".json" or path.exists():
         return read_arch(path)
     raise InputError(f"'{name}' is neither a named arch nor an arch file{did_you_mean(str(name), known)}")
+
+
+def space_of(arch: Arch, joints: int) -> SearchSpace:
+    """Return the space that holds this network alone.
+
+    Raises
+    ------
+    InputError
+        If there is none, as of a family that is not registered here.
+    """
+    if isinstance(arch.family, DeconvFamily):
+        return deconv_alone(arch, joints)
+    return litepose_native(joints, base=arch, resolutions=(arch.number("resolution"),), multipliers=(1.0,))
 
 
 def space_from_config(config: object, where: str = "space", joints: int | None = None) -> SearchSpace:

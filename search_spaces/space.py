@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,22 +30,60 @@ class Choice:
     Attributes
     ----------
     name
-        The arch value it sets, e.g. ``stage0.width``.
+        The arch value it sets, e.g. ``stage0.width``; of a choice that sets several, a name for all.
     values
         The distinct values it may take, ascending for numbers.
     nominal
         How many options it was declared with; rounding may make some of them coincide.
+    sets
+        Names of the arch values that it sets together, where they cannot be chosen one by one (a layer that
+        may be absent has neither width nor kernel then); () for the one that it is called after.
+    settings
+        What each of ``values`` sets those to, in their order, the largest last; () likewise. The values are
+        names for them.
+
+    Raises
+    ------
+    InputError
+        On construction, if a value or a setting stands there twice or the settings do not fit the values.
     """
 
     name: str
     values: tuple[Value, ...]
     nominal: int
+    sets: tuple[str, ...] = ()
+    settings: tuple[tuple[Value, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.values or len(set(self.values)) != len(self.values):
             raise InputError(
                 f"the choice '{self.name}' needs at least one value and no value twice, not {self.values}"
             )
+        whole = all(len(setting) == len(self.sets) for setting in self.settings)
+        if self.sets and (len(set(self.settings)) != len(self.values) or not whole):
+            raise InputError(
+                f"the choice '{self.name}' needs one setting of {', '.join(self.sets)} for each of its"
+                f" {len(self.values)} values and none twice, not {self.settings}"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arch values that it sets."""
+        return self.sets or (self.name,)
+
+    def setting(self, gene: int) -> dict[str, Value]:
+        """Return what the value number ``gene`` sets, by name."""
+        if not self.sets:
+            return {self.name: self.values[gene]}
+        return dict(zip(self.sets, self.settings[gene], strict=True))
+
+    def gene(self, arch: Arch) -> int | None:
+        """Return the number of the value that an arch has; None if it is not offered."""
+        if not self.sets:
+            value = arch[self.name]
+            return self.values.index(value) if value in self.values else None
+        found = tuple(arch[name] for name in self.sets)
+        return self.settings.index(found) if found in self.settings else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +138,7 @@ class SearchSpace(ABC):
     @property
     @abstractmethod
     def choices(self) -> tuple[Choice, ...]:
-        """The choices, one for every value name of the family, in the family's order."""
+        """The choices in the family's order; every value name of the family is set by exactly one."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -117,6 +155,15 @@ class SearchSpace(ABC):
     def shape(self) -> tuple[int, ...]:
         """Number of values of every choice."""
         return tuple(len(choice.values) for choice in self.choices)
+
+    @cached_property
+    def most(self) -> Mapping[str, Value]:
+        """The last (for numbers, the largest) value of every name, as the family's rules take them."""
+        return {
+            name: value
+            for choice in self.choices
+            for name, value in choice.setting(len(choice.values) - 1).items()
+        }
 
     def count(self) -> int:
         """Return how many distinct networks the space holds."""
@@ -144,7 +191,7 @@ class SearchSpace(ABC):
         for choice, gene in zip(self.choices, genes.tolist(), strict=True):
             if not 0 <= gene < len(choice.values):
                 raise InputError(f"gene '{choice.name}' lies in 0..{len(choice.values) - 1}, not {gene}")
-            values[choice.name] = choice.values[gene]
+            values |= choice.setting(gene)
         return self.family.arch(values)
 
     def encode(self, arch: Arch) -> Genotypes:
@@ -158,16 +205,17 @@ class SearchSpace(ABC):
         outside = self.differences(arch)
         if outside:
             raise InputError(f"the arch is not in this {self.name} space: {'; '.join(outside)}")
-        return np.array([c.values.index(arch[c.name]) for c in self.choices], dtype=np.int64)
+        return np.array([c.gene(arch) for c in self.choices], dtype=np.int64)
 
     def differences(self, arch: Arch) -> list[str]:
         """Return one line for every value of the arch that the space does not offer."""
         if arch.family != self.family:
             return [f"its family is {arch.family.name}, the space's is {self.family.name}"]
         return [
-            f"{c.name} = {arch[c.name]} is not one of {', '.join(map(str, c.values))}"
+            f"{', '.join(f'{name} = {arch[name]}' for name in c.names)} is not one of"
+            f" {', '.join(map(str, c.values))}"
             for c in self.choices
-            if arch[c.name] not in c.values
+            if c.gene(arch) is None
         ]
 
     def __contains__(self, arch: object) -> bool:
@@ -175,10 +223,10 @@ class SearchSpace(ABC):
 
     def arch(self, values: dict[str, Value] | None = None) -> Arch:
         """Return the space's largest arch with some values set by name."""
-        merged: dict[str, Value] = {c.name: c.values[-1] for c in self.choices}
+        merged = dict(self.most)
         for name, value in (values or {}).items():
             if name not in merged:
-                raise InputError(f"the space has no choice '{name}'{did_you_mean(name, merged)}")
+                raise InputError(f"the space has no value '{name}'{did_you_mean(name, merged)}")
             merged[name] = value
         arch = self.family.arch(merged)
         self.encode(arch)
@@ -260,18 +308,17 @@ class SearchSpace(ABC):
 
     @cached_property
     def _terms(self) -> tuple[_Term, ...]:
-        position = {choice.name: i for i, choice in enumerate(self.choices)}
-        # Numbers are ascending, so the last value is the largest; names are options of equal standing.
-        most = {choice.name: choice.values[-1] for choice in self.choices}
-        together: dict[tuple[str, ...], list[str]] = {}
-        for name, depends in self.family.block_dependencies(most):
-            together.setdefault(depends, []).append(name)
+        position = {name: i for i, choice in enumerate(self.choices) for name in choice.names}
+        together: dict[tuple[int, ...], list[str]] = {}
+        for name, depends in self.family.block_dependencies(self.most):
+            genes = tuple(dict.fromkeys(position[value] for value in depends))
+            together.setdefault(genes, []).append(name)
         terms = []
-        for depends, names in together.items():
-            genes = tuple(position[value] for value in depends)
+        for genes, names in together.items():
             variants = []
-            for setting in itertools.product(*(self.choices[gene].values for gene in genes)):
-                values = dict(zip(depends, setting, strict=True))
+            settings = ([self.choices[gene].setting(i) for i in range(self.shape[gene])] for gene in genes)
+            for setting in itertools.product(*settings):
+                values = {name: value for part in setting for name, value in part.items()}
                 blocks = (self.family.block(name, values, self.joints) for name in names)
                 variants.append(tuple(block for block in blocks if block is not None))
             terms.append(_Term(genes, tuple(self.shape[gene] for gene in genes), tuple(variants)))

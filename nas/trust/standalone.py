@@ -26,7 +26,7 @@ from nas.recipe import Recipe
 from nas.run import RunDirectory, differences
 from nas.train import initialise, load_teacher, make_evaluator, network_file
 from nas.trust.scores import Score
-from search_spaces import Arch, InputError, RunError, SearchSpace, litepose_native
+from search_spaces import Arch, InputError, RunError, SearchSpace, space_of
 from search_spaces.files import read_json, write_json
 from supernet.base import Supernet
 from supernet.registry import build_supernet
@@ -85,7 +85,7 @@ def draw_archs(space: SearchSpace, count: int, seed: int) -> list[Arch]:
 
 def single_arch_space(arch: Arch, joints: int) -> SearchSpace:
     """Return the space that holds this network alone."""
-    space = litepose_native(joints, base=arch, resolutions=(arch.number("resolution"),), multipliers=(1.0,))
+    space = space_of(arch, joints)
     if space.count() != 1 or space.largest() != arch:
         raise InputError(f"the network {arch.id} cannot be trained alone: no space holds just it")
     return space

@@ -141,7 +141,13 @@ def test_a_kind_that_no_row_shows_is_priced_like_the_dearest_like_it() -> None:
 def test_whole_networks_tell_few_coefficients() -> None:
     macs = {"dense": 1.0, "pointwise": 1.0, "depthwise": 1.0, "deconv": 1.0, "idle": 1.0}
     true = Roofline({**dict.fromkeys(macs, 8.0), "read": 0.7}, "networks", 1, 0.0, 0.0, 0.5)
-    sums = np.array([features(arch.blocks(14)).sum(axis=0) for arch in named_archs().values()])
+    sums = np.array(
+        [
+            features(arch.blocks(14)).sum(axis=0)
+            for name, arch in named_archs().items()
+            if name.startswith("litepose")
+        ]
+    )
     times = true.ms_of(sums).tolist()
     found = fitted_on(sums, times, TERMS, None)
     assert found.coefficients["dense"] == pytest.approx(8.0, rel=1e-6)

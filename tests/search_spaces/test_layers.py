@@ -11,8 +11,11 @@ sizes = st.integers(1, 300)
 
 @st.composite
 def layers(draw):
-    kind = draw(st.sampled_from(["conv", "dwconv", "deconv"]))
+    kind = draw(st.sampled_from(["conv", "dwconv", "deconv", "se"]))
     c_in = draw(st.integers(1, 64))
+    if kind == "se":
+        squeeze = draw(st.integers(1, 32))
+        return Layer("se", c_in, c_in, 1, 1, 1, draw(sizes), draw(sizes), bias=True, squeeze=squeeze)
     c_out = c_in if kind == "dwconv" else draw(st.integers(1, 64))
     return Layer(
         kind,
@@ -25,7 +28,7 @@ def layers(draw):
         draw(sizes),
         bias=draw(st.booleans()),
         norm=draw(st.booleans()),
-        activation=draw(st.sampled_from(["none", "relu", "relu6"])),
+        activation=draw(st.sampled_from(["none", "relu", "relu6", "hswish"])),
         add=draw(st.booleans()),
         name=draw(st.text(max_size=5)),
     )
@@ -49,12 +52,24 @@ def test_costs_by_hand():
     assert (deconv.h_out, deconv.w_out) == (10, 14)
     assert deconv.macs == 35 * 16 * 24
     assert deconv.macs_paper == 4 * deconv.macs
+    gate = Layer("se", 72, 72, 1, 1, 1, 32, 24, bias=True, squeeze=24)
+    assert (gate.h_out, gate.w_out) == (32, 24)
+    assert gate.macs == 72 * 24 + 24 * 72
+    assert gate.params == gate.macs + 24 + 72
+    assert gate.macs_paper == gate.params  # an activation of 24 and one of 72 values
     assert Cost.of([conv, deconv]).macs == conv.macs + deconv.macs
 
 
 @pytest.mark.parametrize(
     "key",
-    ["", "conv", "pool_k2_s2_g1_3x4x4_3", "conv_k1_s1_g1_3x4x4_3+relu+relu6", "conv_k1_s1_g1_3x4x4_3+bn+bn"],
+    [
+        "",
+        "conv",
+        "se_k1_s1_g1_q08_8x4x4_8+bias",
+        "pool_k2_s2_g1_3x4x4_3",
+        "conv_k1_s1_g1_3x4x4_3+relu+relu6",
+        "conv_k1_s1_g1_3x4x4_3+bn+bn",
+    ],
 )
 def test_bad_keys_are_refused(key):
     with pytest.raises(InputError, match="not a layer key"):
@@ -68,6 +83,19 @@ def test_bad_keys_are_refused(key):
         ({"kernel": 1.5}, "kernel"),
         ({"groups": 2}, "groups"),
         ({"kind": "pool"}, "kind"),
+        ({"activation": "gelu"}, "activation"),
+        ({"squeeze": 8}, "squeeze is 0 but for the kind 'se', not 8"),
+        (
+            {"kind": "se", "c_in": 4, "kernel": 1, "stride": 1, "bias": True},
+            "squeeze is a positive integer, not 0",
+        ),
+        ({"kind": "se", "kernel": 1, "stride": 1, "bias": True, "squeeze": 8}, "c_out == c_in"),
+        ({"kind": "se", "c_in": 4, "kernel": 1, "stride": 2, "bias": True, "squeeze": 8}, "stride"),
+        ({"kind": "se", "c_in": 4, "kernel": 1, "stride": 1, "squeeze": 8}, "has a bias"),
+        (
+            {"kind": "se", "c_in": 4, "kernel": 1, "stride": 1, "bias": True, "add": True, "squeeze": 8},
+            "addition",
+        ),
     ],
 )
 def test_bad_layers_name_the_field(change, culprit):

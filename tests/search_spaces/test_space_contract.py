@@ -11,12 +11,32 @@ from search_spaces import (
     Cost,
     InputError,
     arch_from_json,
+    deconv_mbv2,
+    deconv_mbv3,
     get_arch,
     litepose_arch,
     litepose_extended,
     litepose_native,
     space_from_config,
 )
+
+FEW = {
+    "resolutions": (64, 96),
+    "multipliers": (1, 0.5),
+    "depths": (1, 2),
+    "kernels": (3,),
+    "deconv_widths": (8, 16),
+    "deconv_kernels": (2, 4),
+}
+TINY_MBV2 = {"stem": 8, "stages": [8, 16, 16, 24, 24, 32, 32], "last": 64}
+TINY_MBV3 = {"stem": 8, "stages": [8, 16, 16, 24, 24, 32], "last": 64}
+
+
+def tiny(family, **changes):
+    """A space of small deconv networks, as a recipe would state it."""
+    base = TINY_MBV2 if family == "deconv-mbv2" else TINY_MBV3
+    return space_from_config({"kind": family, "joints": 5, "base": base, **FEW, **changes})
+
 
 TINY = litepose_arch(64, 8, (8, 16, 16, 24), (16, 8, 8), depths=(1, 2, 2, 1), kernels=3, expansions=2)
 SPACES = {
@@ -33,6 +53,12 @@ SPACES = {
         kernels=(3,),
         expansions=(1, 2),
     ),
+    "deconv-mbv2": deconv_mbv2(),
+    "deconv-mbv3": deconv_mbv3(14),
+    "deconv-mbv2-tiny": tiny("deconv-mbv2", expansions=(1, 2), deconvs=2),
+    "deconv-mbv3-tiny": tiny("deconv-mbv3", expansions=(50, 100)),
+    "deconv-mbv2-steps": tiny("deconv-mbv2", expansions=(1, 2), deconvs=[2, 3]),
+    "deconv-mbv3-steps": deconv_mbv3(deconvs=[2, 3], last_widths=[960]),
 }
 seeds = st.integers(0, 2**32 - 1)
 
@@ -89,8 +115,9 @@ def test_layers_are_chained_and_within_the_work_list(space):
         assert len(set(names)) == len(names)
 
 
-def test_every_listed_layer_is_used_by_some_network():
-    space = SPACES["extended-tiny"]
+@pytest.mark.parametrize("name", ["extended-tiny", "deconv-mbv2-steps", "deconv-mbv3-tiny"])
+def test_every_listed_layer_is_used_by_some_network(name):
+    space = SPACES[name]
     used = {layer for genes in space.genotypes(0, 3000) for layer in space.layers(space.decode(genes))}
     used |= {
         layer
@@ -114,10 +141,20 @@ def test_extremes(space):
     assert small.macs <= costs.macs.min() <= costs.macs.max() <= large.macs
 
 
-def test_enumeration_is_complete_and_without_repeats():
-    space = litepose_native(base=TINY, resolutions=(64, 96), multipliers=(1, 0.5))
+@pytest.mark.parametrize(
+    "space",
+    [
+        litepose_native(base=TINY, resolutions=(64, 96), multipliers=(1, 0.5)),
+        tiny("deconv-mbv2", depths="base", expansions="base", multipliers=[1], deconvs=[3, 2]),
+        tiny("deconv-mbv3", depths="base", multipliers=[1], expansions=[50, 100], deconv_kernels=[4]),
+    ],
+    ids=["litepose", "deconv-mbv2", "deconv-mbv3"],
+)
+def test_enumeration_is_complete_and_without_repeats(space):
     archs = list(space)
     assert len(set(archs)) == len(archs) == space.count()
+    built = {tuple((layer.name, layer.key) for layer in space.layers(arch)) for arch in archs}
+    assert len(built) == len(archs)
     genotypes = space.genotypes()
     assert [space.decode(g) for g in genotypes] == archs
     np.testing.assert_array_equal(space.genotypes(5, 9), genotypes[5:9])
@@ -128,6 +165,15 @@ def test_config_round_trip(space):
     assert again == space
     assert again.fingerprint == space.fingerprint
     assert hash(again) == hash(space)
+
+
+def test_every_value_is_set_by_one_choice(space):
+    named = [name for choice in space.choices for name in choice.names]
+    assert tuple(named) == space.family.value_names
+    assert dict(space.most) == space.largest().as_dict()
+    for choice in space.choices:
+        for gene in range(len(choice.values)):
+            assert choice.gene(space.arch(choice.setting(gene))) == gene
 
 
 def test_fingerprint_tells_spaces_apart():
