@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from supernet.elastic import (
     ElasticLayer,
 )
 
-__all__ = ["Channels", "Subnet", "Supernet", "crop_like", "param_count"]
+__all__ = ["Channels", "Paradigm", "Subnet", "Supernet", "crop_like", "param_count"]
+
+Paradigm = Literal["bottom-up", "top-down"]
+"""What a network looks at, and what it tells; see :class:`Subnet`."""
 
 _PLAIN_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
 _ELASTIC_LAYERS = (ElasticConv2d, ElasticDepthwiseConv2d, ElasticConvTranspose2d, ElasticBatchNorm2d)
@@ -55,9 +58,13 @@ class Subnet(nn.Module, ABC):
         The network's description and number of keypoints.
     output_names
         Names of the tensors that ``forward`` returns, in order.
+    paradigm
+        ``bottom-up``: everybody in a picture at once, to be told apart afterwards. ``top-down``: one person's
+        crop in, that person's joints out.
     """
 
     output_names: ClassVar[tuple[str, ...]]
+    paradigm: ClassVar[Paradigm] = "bottom-up"
 
     def __init__(self, arch: Arch, joints: int) -> None:
         super().__init__()
@@ -67,6 +74,11 @@ class Subnet(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the network's outputs for images ``x``, shape (N, 3, H, W)."""
+
+    @property
+    @abstractmethod
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the input per cell of each output, along either side."""
 
     @abstractmethod
     def norm_sources(self) -> Mapping[str, tuple[str, ...]]:
@@ -96,7 +108,8 @@ class Supernet(nn.Module, ABC):
     ``supernet(x, arch)`` runs the part of the weights that makes up ``arch``, which is an argument and never
     state. Any arch that fits into the widest one can be run, also at a resolution that the space lacks.
 
-    Layers have the same names as in the family's plain network; that is what extraction rests on.
+    Layers have the same names as in the family's plain network, but for those that :meth:`place` names; that
+    is what extraction rests on.
 
     Attributes
     ----------
@@ -121,7 +134,6 @@ class Supernet(nn.Module, ABC):
         self.space = space
         self.kernels = kernels
         self.widest = space.largest()
-        self._most = dict(space.most)
 
     @abstractmethod
     def forward(self, x: Tensor, arch: Arch) -> tuple[Tensor, ...]:
@@ -136,6 +148,10 @@ class Supernet(nn.Module, ABC):
     @abstractmethod
     def output_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that write the network's outputs."""
+
+    def place(self, layer: str, arch: Arch) -> str:
+        """Return where the weights of a layer of the plain network of ``arch`` are, by name."""
+        return layer
 
     def check(self, arch: Arch) -> None:
         """Raise :class:`InputError` naming every value of ``arch`` that exceeds the widest arch's."""
@@ -212,7 +228,7 @@ class Supernet(nn.Module, ABC):
         for name, module in net.named_modules():
             if not isinstance(module, _PLAIN_LAYERS):
                 continue
-            elastic = self.get_submodule(name)
+            elastic = self.get_submodule(self.place(name, net.arch))
             if not isinstance(elastic, _ELASTIC_LAYERS):
                 raise TypeError(f"layer '{name}' of {type(self).__name__} is not elastic")
             yield name, module, elastic

@@ -33,6 +33,7 @@ __all__ = [
     "ElasticDepthwiseConv2d",
     "ElasticLayer",
     "deconv",
+    "first_part",
 ]
 
 DECONV_GEOMETRY: Mapping[int, tuple[int, int]] = {2: (0, 0), 3: (1, 1), 4: (1, 0)}
@@ -97,7 +98,7 @@ class _Elastic:
 
 
 class ElasticConv2d(_Elastic, nn.Conv2d):
-    """Dense convolution without bias and with odd kernel, elastic in both widths and in kernel size.
+    """Dense convolution with odd kernel, elastic in both widths and in kernel size.
 
     Parameters
     ----------
@@ -105,10 +106,12 @@ class ElasticConv2d(_Elastic, nn.Conv2d):
         The largest of each.
     stride
         Stride; the output is ``ceil(size / stride)`` for every kernel.
+    bias
+        Whether it has a bias.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1) -> None:
-        super().__init__(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, bias: bool = False) -> None:
+        super().__init__(c_in, c_out, kernel, stride, kernel // 2, bias=bias)
 
     def active(self, c_out: int, c_in: int, kernel: int) -> Tensor:
         """Return the active part of the weight, a view of shape (c_out, c_in, kernel, kernel)."""
@@ -120,7 +123,10 @@ class ElasticConv2d(_Elastic, nn.Conv2d):
     def parts(self, plain: nn.Module) -> dict[str, Tensor]:
         """Return the tensors that stand for those of ``plain``, by their names in it: views."""
         c_out, c_in, kernel, _ = _weight(plain, nn.Conv2d).shape
-        return {"weight": self.active(c_out, c_in, kernel)}
+        found = {"weight": self.active(c_out, c_in, kernel)}
+        if self.bias is not None:
+            found["bias"] = self.bias[:c_out]
+        return found
 
     def _surroundings(self, plain: nn.Module) -> Tensor:
         c_out, c_in, _, _ = _weight(plain, nn.Conv2d).shape
@@ -130,7 +136,8 @@ class ElasticConv2d(_Elastic, nn.Conv2d):
         """Return the convolution of ``x`` (N, c_in, H, W) by the active part; None stands for the largest."""
         kernel = kernel or self.kernel_size[0]
         weight = self.active(self.out_channels if c_out is None else c_out, x.shape[1], kernel)
-        return F.conv2d(x, weight, None, self.stride, kernel // 2)
+        bias = None if self.bias is None else self.bias[: len(weight)]
+        return F.conv2d(x, weight, bias, self.stride, kernel // 2)
 
 
 class ElasticDepthwiseConv2d(_Elastic, nn.Conv2d):
@@ -291,6 +298,36 @@ class ElasticBatchNorm2d(_Elastic, nn.BatchNorm2d):
 
 ElasticLayer = ElasticConv2d | ElasticDepthwiseConv2d | ElasticConvTranspose2d | ElasticBatchNorm2d
 """Any of the layers above."""
+
+
+def first_part(whole: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of one plain layer that a smaller one of its kind takes from it: views, by name.
+
+    They are what an elastic layer with the weights of ``whole`` would run: the first channels, and the crop
+    of the kernel that keeps its alignment.
+
+    Raises
+    ------
+    InputError
+        If the layers are of different kinds, or ``plain`` is anywhere larger.
+    """
+    if type(whole) is not type(plain):
+        raise InputError(f"a {type(plain).__name__} cannot be cut from a {type(whole).__name__}")
+    found = {}
+    for name, own in plain.state_dict().items():
+        part: Tensor = getattr(whole, name)
+        if own.dim() == 4:
+            kernel, most = own.shape[-1], part.shape[-1]
+            _check("kernel", kernel, most)
+            start = (most - kernel) // 2
+            if isinstance(plain, nn.ConvTranspose2d):
+                start = _deconv_geometry(most)[0] - _deconv_geometry(kernel)[0]
+            part = part[..., start : start + kernel, start : start + kernel]
+        for axis, size in enumerate(own.shape[:2]):
+            _check("channels", size, part.shape[axis])
+            part = part.narrow(axis, 0, size)
+        found[name] = part
+    return found
 
 
 def _weight(plain: nn.Module, kind: type[Any]) -> Tensor:

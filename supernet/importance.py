@@ -140,10 +140,18 @@ def _importance(net: Subnet, channels: Channels, name: str, by: str, read: Mappi
 
 
 def _scale(net: Subnet, channels: Channels, reader: str) -> Tensor:
-    """Return the squared scale of what is read: that of the branch's normalisation, or of all added up."""
-    branch = reader.removesuffix("project") + "depthwise_norm"
+    """Return the squared scale of what is read: that of the branch's normalisation, or of all added up.
+
+    Where nothing is normalised (between the two convolutions of a squeeze-and-excitation) it is 1.
+    """
+    room = reader.removesuffix("project").removesuffix("se.reduce")
     sources = [name for name in channels.kept if name.endswith("norm")]
-    own = [branch] if branch in sources else [s for s in sources if not s.startswith("head.output")]
+    own = [f"{room}depthwise_norm"]
+    if own[0] not in sources:  # what is added up comes out of no depthwise convolution
+        own = [source for source in sources if not source.endswith("depthwise_norm")]
+    if not own:
+        weight = _weight(net, reader)[1]
+        return torch.ones(weight.shape[_input_axis(net.get_submodule(reader))]).to(weight)
     return torch.stack([_weight(net, name)[1].square() for name in own]).sum(0)
 
 
@@ -152,6 +160,8 @@ def permute_channels(net: Subnet, channels: Channels, order: Tensor) -> None:
     for name in channels.written:
         module, weight = _weight(net, name)
         weight.copy_(weight.index_select(1 - _input_axis(module), order))
+        if isinstance(module.bias, Tensor):
+            module.bias.copy_(module.bias.index_select(0, order))
     for name in channels.read:
         module, weight = _weight(net, name)
         weight.copy_(weight.index_select(_input_axis(module), order))

@@ -215,6 +215,11 @@ class LitePose(Subnet):
         return found
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the input per cell of each output: 4 and 2."""
+        return 4, 2
+
+    @property
     def output_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that write the network's outputs."""
         return _OUTPUT_LAYERS

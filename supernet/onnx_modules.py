@@ -11,7 +11,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 __all__ = ["OnnxModule", "through_onnx"]
 
 _OPSET, _IR_VERSION = 18, 10
+
+_BINARY: Final[Mapping[str, tuple[Callable[..., Any], ...]]] = {
+    "Add": (operator.add, torch.add),
+    "Mul": (operator.mul, torch.mul),
+}
+_UNARY: Final[Mapping[str, tuple[Callable[..., Any], Mapping[str, float]]]] = {
+    "Relu": (F.relu, {}),
+    "HardSwish": (F.hardswish, {}),
+    "HardSigmoid": (F.hardsigmoid, {"alpha": 1 / 6, "beta": 0.5}),
+}
+"""The functions that ONNX nodes compute, of two tensors and of one, with the nodes' attributes."""
 
 
 class _UnknownOperatorError(Exception):
@@ -136,13 +147,17 @@ class _Graph:
             operands = [self._names[each] for each in node.all_input_nodes]
             if node.target is crop_like:
                 return self._crop(*operands)
-            if node.target in (operator.add, torch.add) and len(operands) == len(node.args) == 2:
-                return self._add("Add", operands)
-            if node.target is F.relu:
-                return self._add("Relu", operands)
+            for kind, targets in _BINARY.items():
+                if node.target in targets and len(operands) == len(node.args) == 2:
+                    return self._add(kind, operands)
+            for kind, (target, attributes) in _UNARY.items():
+                if node.target is target:
+                    return self._add(kind, operands, **attributes)
             if node.target is F.relu6:
                 limits = [self._constant(np.array(limit, np.float32)) for limit in (0, 6)]
                 return self._add("Clip", [*operands, *limits])
+            if node.target is F.adaptive_avg_pool2d and node.args[1:] == (1,) and not node.kwargs:
+                return self._add("GlobalAveragePool", operands)
         raise _UnknownOperatorError(node.format_node())
 
     def _convolution(self, module: nn.Conv2d | nn.ConvTranspose2d, x: str) -> str:

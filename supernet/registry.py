@@ -11,15 +11,24 @@ from torch import nn
 from search_spaces import Arch, InputError, SearchSpace
 from search_spaces.errors import did_you_mean
 from supernet.base import Subnet, Supernet
+from supernet.deconv import DeconvPose, DeconvSupernet
 from supernet.elastic import ElasticDepthwiseConv2d
 from supernet.litepose import LitePose, LitePoseSupernet
 
 __all__ = ["NETWORKS", "SUPERNETS", "build_network", "build_supernet", "initialise"]
 
-NETWORKS: Mapping[str, type[Subnet]] = {"litepose": LitePose}
+NETWORKS: Mapping[str, type[Subnet]] = {
+    "litepose": LitePose,
+    "deconv-mbv2": DeconvPose,
+    "deconv-mbv3": DeconvPose,
+}
 """The class of plain networks of each family."""
 
-SUPERNETS: Mapping[str, type[Supernet]] = {"litepose": LitePoseSupernet}
+SUPERNETS: Mapping[str, type[Supernet]] = {
+    "litepose": LitePoseSupernet,
+    "deconv-mbv2": DeconvSupernet,
+    "deconv-mbv3": DeconvSupernet,
+}
 """The class of supernets of each family."""
 
 OUTPUT_STD = 1e-3
@@ -63,8 +72,8 @@ def initialise(net: Subnet | Supernet, generator: torch.Generator | None = None)
 
     Convolutions: normal, truncated at two standard deviations, with variance 2 / fan-in (He et al.,
     arXiv 1502.01852, eq. 10), where a transposed convolution's fan-in is what reaches one output pixel;
-    output layers: normal with :data:`OUTPUT_STD`; normalisations: scale 1, shift 0, mean 0, variance 1;
-    learned transforms of kernels: crops.
+    output layers: normal with :data:`OUTPUT_STD`; biases 0; normalisations: scale 1, shift 0, mean 0,
+    variance 1; learned transforms of kernels: crops.
 
     Parameters
     ----------
@@ -81,6 +90,8 @@ def initialise(net: Subnet | Supernet, generator: torch.Generator | None = None)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             if isinstance(module, ElasticDepthwiseConv2d):
                 module.reset_transforms()
+            if module.bias is not None:
+                module.bias.zero_()
             if name in outputs:
                 nn.init.normal_(module.weight, std=OUTPUT_STD, generator=generator)
                 continue

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from search_spaces import Arch, InputError, litepose_native
+from search_spaces import Arch, InputError
 from supernet.base import Subnet, Supernet, param_count
+from supernet.elastic import first_part
 from supernet.importance import order_channels_by_importance
 from supernet.pose.skeleton import Skeleton, joint_map
-from supernet.registry import SUPERNETS
 
 __all__ = ["Started", "cut_to", "start_from", "with_joints"]
 
@@ -82,7 +82,8 @@ def start_from(
     layers
         Tells by name which layers are taken; by default all.
     may_cut
-        Whether a network that is larger than the widest arch is cut to it, which changes its function.
+        Whether a network that is larger than the widest arch is cut to it, which changes its function. What a
+        value of 0 stands for, a layer that is not there, is cut only where its outputs are not taken.
     by, images
         How its channels are ordered, see :func:`supernet.importance.order_channels_by_importance`; ``kept``
         leaves their order.
@@ -97,6 +98,11 @@ def start_from(
         supernet.check(net.arch)
     took = layers or (lambda name: True)
     given = net.arch
+    gone = [name for name, value in given.values if value and most[name] == 0]
+    if gone and any(took(layer) for layer in net.output_layers):
+        raise InputError(
+            f"this supernet lacks what the network's outputs rest on; its {' and '.join(gone)} are 0"
+        )
     net = cut_to(net if by == "kept" else order_channels_by_importance(net, by, images), most)
     told = ""
     if joints is not None:
@@ -138,19 +144,30 @@ def _convolutions(net: Subnet) -> list[str]:
 def cut_to(net: Subnet, most: Arch) -> Subnet:
     """Return the network cut to what is nowhere larger than ``most``; itself where nothing is.
 
-    Its first channels, first blocks and the middle of its kernels, as a supernet would take them.
+    Its first channels, first blocks and the middle of its kernels, as a supernet would take them. What only
+    the cut network has (an output behind fewer deconv steps) is zero.
     """
     smaller = {name: min(int(value), most.number(name)) for name, value in net.arch.values}
     smaller["resolution"] = net.arch.number("resolution")
     arch = net.arch.family.arch(smaller)
     if arch == net.arch:
         return net
-    alone = litepose_native(
-        net.joints, base=net.arch, resolutions=(net.arch.number("resolution"),), multipliers=(1,)
-    )
-    whole = SUPERNETS[net.arch.family.name](alone)
-    whole.load_plain(net)
-    return whole.train(net.training).extract(arch)
+    like = next(net.parameters())
+    with torch.device("meta"):
+        cut = type(net)(arch, net.joints)
+    cut.to_empty(device=like.device).to(like.dtype)
+    wholes = dict(net.named_modules())
+    with torch.no_grad():
+        for name, module in cut.named_modules():
+            own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+            own |= module.named_buffers(recurse=False)
+            parts = first_part(wholes[name], module) if own and name in wholes else {}
+            for key, tensor in own.items():
+                if key in parts:
+                    tensor.copy_(parts[key])
+                else:
+                    tensor.zero_()
+    return cut.train(net.training)
 
 
 @torch.no_grad()

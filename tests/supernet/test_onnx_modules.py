@@ -69,6 +69,10 @@ class Family(Subnet):
     def norm_sources(self) -> dict[str, tuple[str, ...]]:
         return {}
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return 1, 1
+
     def channels(self) -> tuple[Any, ...]:
         return ()
 
