@@ -18,7 +18,7 @@ from supernet.registry import build_network, build_supernet
 from supernet.state import load_weights, save_weights
 from supernet.training import Trainer
 from tests.supernet import tiny
-from tests.supernet.networks import SPACES, images, randomise, relative_error
+from tests.supernet.networks import DECONVS, SPACES, images, randomise, relative_error
 
 
 def transformed(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -55,8 +55,9 @@ def test_kernels_are_chained_through_the_matrices() -> None:
     np.testing.assert_allclose(layer.active(3, 3).detach()[:, 0], weight[:, 1:4, 1:4], rtol=1e-4, atol=1e-5)
 
 
-def test_they_begin_as_the_crop_to_the_last_bit() -> None:
-    space, x = SPACES["extended"], images(1, 64, 64)
+@pytest.mark.parametrize("name", ["extended", *DECONVS])
+def test_they_begin_as_the_crop_to_the_last_bit(name: str) -> None:
+    space, x = SPACES[name], images(1, 64, 64)
     crop, learned = (
         build_supernet(space, torch.Generator().manual_seed(2), kernels).eval() for kernels in KERNEL_SHARING
     )
@@ -76,6 +77,10 @@ def test_only_kernels_that_a_space_varies_have_transforms() -> None:
     varied = build_supernet(SPACES["extended-small-kernels"], kernels="transform")
     found = {n.rpartition(".transforms.")[0]: n[-1] for n, _ in varied.named_parameters() if "transf" in n}
     assert found == {f"stage{i}.block{j}.depthwise": "1" for i in range(4) for j in range(2)}
+    for name, stages in (("deconv-mbv2", 7), ("deconv-mbv3", 6)):
+        net = build_supernet(SPACES[name], kernels="transform")
+        found = {n.rpartition(".transforms.")[0]: n[-1] for n, _ in net.named_parameters() if "transf" in n}
+        assert found == {f"stage{i}.block{j}.depthwise": "3" for i in range(stages) for j in range(2)}
 
 
 def test_half_precision_of_the_convolution_is_not_that_of_the_kernel() -> None:
@@ -98,8 +103,9 @@ def test_an_unknown_sharing_is_refused() -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=6, deadline=None)
 @pytest.mark.parametrize("kernels", KERNEL_SHARING)
-def test_extracted_equals_supernet_in_evaluation_and_in_training(kernels: str, seed: int) -> None:
-    space, net = SPACES["extended"], supernet("extended", kernels, seed % 100)
+@pytest.mark.parametrize("name", ["extended", *DECONVS])
+def test_extracted_equals_supernet_in_evaluation_and_in_training(name: str, kernels: str, seed: int) -> None:
+    space, net = SPACES[name], supernet(name, kernels, seed % 100)
     arch, x = space.sample(np.random.default_rng(seed)), images(2, 40 + seed % 9, 64, seed % 1000)
     with torch.no_grad():
         net.eval()
@@ -114,7 +120,11 @@ def test_extracted_equals_supernet_in_evaluation_and_in_training(kernels: str, s
     # Hidden channels are active inputs x expansion, and residuals are where the active widths agree.
     for layer in arch.layers(space.joints):
         module = plain.get_submodule(layer.name)
-        assert (module.in_channels, module.out_channels) == (layer.c_in, layer.c_out)  # type: ignore[union-attr]
+        if layer.kind == "se":
+            module, expand = (module.get_submodule(each) for each in ("reduce", "expand"))
+            assert (expand.in_channels, expand.out_channels) == (layer.squeeze, layer.c_out)  # type: ignore[union-attr]
+        out = layer.squeeze or layer.c_out
+        assert (module.in_channels, module.out_channels) == (layer.c_in, out)  # type: ignore[union-attr]
         if layer.name.startswith("stage") and layer.name.endswith("project"):
             assert plain.get_submodule(layer.name.rpartition(".")[0]).residual == layer.add
 
@@ -129,10 +139,13 @@ def filled(net: nn.Module, value: float) -> nn.Module:
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=5, deadline=None)
 @pytest.mark.parametrize("kernels", KERNEL_SHARING)
-def test_gradients_reach_exactly_the_active_parts(kernels: str, seed: int) -> None:
-    space, net = SPACES["extended"], supernet("extended", kernels, seed % 100)
+@pytest.mark.parametrize("name", ["extended", *DECONVS])
+def test_gradients_reach_exactly_the_active_parts(name: str, kernels: str, seed: int) -> None:
+    space, net = SPACES[name], supernet(name, kernels, seed % 100)
     arch = space.sample(np.random.default_rng(seed))
-    sum(out.square().mean() for out in net(images(2, 48, 64, 3), arch)).backward()
+    # At 1/32 a picture of 160 pixels has the 5 that every tap of a 5x5 kernel can reach one of.
+    size = (160, 160) if name in DECONVS else (48, 64)
+    sum(out.square().mean() for out in net(images(2, *size, 3), arch)).backward()
     # What a supernet of zeros takes of a network of ones is what the arch runs ...
     marks = filled(build_supernet(space, kernels=kernels), 0.0)
     marks.load_plain(filled(build_network(arch, space.joints), 1.0))
@@ -165,9 +178,10 @@ def test_gradients_reach_exactly_the_active_parts(kernels: str, seed: int) -> No
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=4, deadline=None)
 @pytest.mark.parametrize("around", [False, True])
-def test_a_plain_network_is_itself_after_it_was_taken_over(seed: int, around: bool) -> None:
+@pytest.mark.parametrize("name", ["extended", *DECONVS])
+def test_a_plain_network_is_itself_after_it_was_taken_over(name: str, seed: int, around: bool) -> None:
     """Whatever the transforms were before; with zeros around, in larger kernels too."""
-    space, net = SPACES["extended"], supernet("extended", "transform", seed % 100).eval()
+    space, net = SPACES[name], supernet(name, "transform", seed % 100).eval()
     arch, x = space.sample(np.random.default_rng(seed)), images(1, 45, 64)
     plain = randomise(build_network(arch, space.joints), seed % 1000).eval()
     net.load_plain(plain, around=around)
