@@ -47,6 +47,7 @@ __all__ = [
     "file_is_there",
     "read_image",
     "read_image_file",
+    "repeated_order",
 ]
 
 REACH: Final = 0.1
@@ -434,7 +435,7 @@ class PoseDataset:
         evaluation ignores. So has one whose ``num_keypoints`` is 0 in the file: CrowdPose's do not count head
         and neck, and its evaluation ignores people who show nothing else. Boxes and areas are the file's.
         Where a person has no area it is 0.53 of the box (CrowdPose's rule); where it has no box, the box is
-        that of its joints.
+        that of its joints, and ``box_of_joints`` says so.
 
         Raises
         ------
@@ -450,6 +451,8 @@ class PoseDataset:
             for annotation, joints in zip(entry.annotations, entry.joints, strict=True):
                 kept = {key: annotation[key] for key in ("id", "image_id", "category_id", "bbox", "area")}
                 kept["iscrowd"] = annotation["iscrowd"]
+                if annotation["box_of_joints"]:
+                    kept["box_of_joints"] = True
                 kept["num_keypoints"] = 0 if annotation["unscored"] else annotation["num_keypoints"]
                 kept["keypoints"] = [float(value) for value in joints.astype(np.float64).ravel()]
                 annotations.append(kept)
@@ -522,22 +525,11 @@ class PoseDataset:
         all its images, as many times as it takes, then some at random. The k-th repetition (from 0) of an
         image is told by ``position + k * len(self)``, so that each can be varied in its own way.
         """
-        if self.shares is None:
-            return rng.permutation(len(self))
-        place = np.array([self._index[image_id].origin.place for image_id in self.ids], dtype=np.int64)
-        sizes = np.bincount(place, minlength=len(self.shares))
-        wanted = np.where(sizes > 0, self.shares, 0.0)
-        # Rounded so that the sum is exact: each source ends where its share of the whole does.
-        ends = np.round(np.cumsum(wanted) / max(wanted.sum(), 1e-300) * len(self)).astype(np.int64)
-        chosen: list[NDArray[np.int64]] = []
-        for source, count in enumerate(np.diff(ends, prepend=0)):
-            mine = np.flatnonzero(place == source)
-            times = -(-count // max(1, len(mine)))
-            for time in range(times):
-                few = min(len(mine), count - time * len(mine))
-                some = mine if few == len(mine) else rng.permutation(mine)[:few]
-                chosen.append(some + time * len(self))
-        return rng.permutation(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+        return repeated_order(self.source_places(), self.shares, rng)
+
+    def source_places(self) -> NDArray[np.int64]:
+        """Return for every image the number of its source in a combined data set, else 0."""
+        return np.array([self._index[image_id].origin.place for image_id in self.ids], dtype=np.int64)
 
     def split(
         self, fractions: Mapping[str, float], seed: int, may_be_empty: Collection[str] = ()
@@ -581,6 +573,27 @@ class PoseDataset:
                     "is empty; give it more, or take another seed"
                 )
         return {name: self.subset(ids) for name, ids in parts.items()}
+
+
+def repeated_order(
+    place: NDArray[np.int64], shares: Sequence[float] | None, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return what is seen in an epoch, given every entry's source; see :meth:`PoseDataset.epoch_order`."""
+    if shares is None:
+        return rng.permutation(len(place))
+    sizes = np.bincount(place, minlength=len(shares))
+    wanted = np.where(sizes > 0, shares, 0.0)
+    # Rounded so that the sum is exact: each source ends where its share of the whole does.
+    ends = np.round(np.cumsum(wanted) / max(wanted.sum(), 1e-300) * len(place)).astype(np.int64)
+    chosen: list[NDArray[np.int64]] = []
+    for source, count in enumerate(np.diff(ends, prepend=0)):
+        mine = np.flatnonzero(place == source)
+        times = -(-count // max(1, len(mine)))
+        for time in range(times):
+            few = min(len(mine), count - time * len(mine))
+            some = mine if few == len(mine) else rng.permutation(mine)[:few]
+            chosen.append(some + time * len(place))
+    return rng.permutation(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
 def _rows(content: object, key: str, where: str) -> list[Mapping[str, Any]]:
@@ -632,6 +645,7 @@ def _build_index(
                     "iscrowd": read_crowd_flag(annotation, where),
                     "num_keypoints": int((row[:, 2] > 0).sum()),
                     "unscored": annotation.get("num_keypoints") == 0,
+                    "box_of_joints": annotation.get("bbox") is None,
                 }
             )
         joints.flags.writeable = False

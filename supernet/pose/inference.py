@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -37,7 +37,7 @@ __all__ = [
 
 PICTURE_BYTES: Final = 2**30
 """Most resized images that are kept by default, bytes: 3,600 of 256 x 384 pixels."""
-_SIDE_PIXELS: Final = 2 * 256 * 384
+SIDE_PIXELS: Final = 2 * 256 * 384
 """Most input pixels of a batch that runs beside others, so that what follows a layer finds it in the cache.
 The same on every machine, since batches of another size may be rounded differently."""
 
@@ -106,20 +106,26 @@ class Pictures:
     def __init__(self, dataset: EvaluationDataset, limit_bytes: int = PICTURE_BYTES) -> None:
         self.dataset, self.limit_bytes = dataset, limit_bytes
         self.held_bytes = 0
-        self._kept: OrderedDict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], AffineTransform]]] = (
+        self._kept: OrderedDict[Hashable, dict[int, tuple[NDArray[np.uint8], AffineTransform]]] = (
             OrderedDict()
         )
         self._lock = threading.Lock()
 
     def get(self, index: int, config: EvalConfig) -> tuple[NDArray[np.uint8], AffineTransform]:
         """Return image ``index`` as :func:`resize_for_eval` gives it; it must not be changed."""
-        key = config.input_grid
+        grid = config.input_grid
+        return self._get(grid, index, lambda: resize_for_eval(self.dataset.load_image(index), *grid))
+
+    def _get(
+        self, key: Hashable, index: int, make: Callable[[], tuple[NDArray[np.uint8], AffineTransform]]
+    ) -> tuple[NDArray[np.uint8], AffineTransform]:
+        """Return what is kept under ``key`` and ``index``, or make it, and keep it if there is room."""
         with self._lock:
             group = self._kept.setdefault(key, {})
             self._kept.move_to_end(key)
             if index in group:
                 return group[index]
-        made = resize_for_eval(self.dataset.load_image(index), *config.input_grid)
+        made = make()
         made[0].setflags(write=False)
         with self._lock:
             while self.held_bytes + made[0].nbytes > self.limit_bytes and next(iter(self._kept), key) != key:
@@ -321,7 +327,7 @@ def predict(
         inference.pictures or Pictures(dataset, 0),
         [known[image_id] for image_id in wanted],
         config,
-        math.inf if inference.side_by_side == 1 else _SIDE_PIXELS,
+        math.inf if inference.side_by_side == 1 else SIDE_PIXELS,
     )
     found: list[list[tuple[list[float], float]]] = [[] for _ in wanted]
     seconds_network = seconds_decode = 0.0

@@ -1,4 +1,4 @@
-"""Training losses of bottom-up pose networks: masked heatmap regression and associative embedding."""
+"""Training losses of pose networks: masked heatmap regression, associative embedding, teachers' heatmaps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from search_spaces.errors import InputError
 
-__all__ = ["LossWeights", "PoseTargets", "associative_embedding_loss", "heatmap_loss", "pose_loss"]
+__all__ = [
+    "HeatmapTargets",
+    "LossWeights",
+    "PoseTargets",
+    "associative_embedding_loss",
+    "heatmap_loss",
+    "heatmap_mse",
+    "pose_loss",
+    "teach_heatmaps",
+]
 
 
 class PoseTargets(Protocol):
@@ -253,3 +263,113 @@ def pose_loss(
         + weights.pull * pull
     )
     return {**terms, "total": total}
+
+
+# -- top-down networks ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeatmapTargets:
+    """Targets that do not come from annotations alone; see :func:`teach_heatmaps` and :class:`PoseTargets`.
+
+    Attributes
+    ----------
+    heatmaps, masks, tags, labelled
+        As in :class:`supernet.pose.loader.Batch`.
+    """
+
+    heatmaps: tuple[Tensor, ...]
+    masks: Sequence[Tensor]
+    tags: Tensor
+    labelled: Tensor
+
+
+def heatmap_mse(
+    output: Tensor | Sequence[Tensor], batch: PoseTargets, weights: LossWeights | None = None
+) -> dict[str, Tensor]:
+    """Return the training loss of a top-down network: the squared error of its only heatmaps.
+
+    Joints without a target (:attr:`PoseTargets.labelled`) do not count; see :func:`heatmap_loss`.
+
+    Parameters
+    ----------
+    output
+        Heatmaps (N, J, h, w), or the tuple of them alone that the network returns.
+    batch
+        Targets of one or several sizes; those of the output's size are taken.
+    weights
+        Only ``foreground`` is used: there is one term.
+
+    Returns
+    -------
+    dict
+        ``heatmap`` and ``total``, which is the same.
+
+    Raises
+    ------
+    InputError
+        If there are several outputs, or no target has the size of the output.
+    """
+    (maps,) = (output,) if isinstance(output, Tensor) else _only(output)
+    for target, mask in zip(batch.heatmaps, batch.masks, strict=True):
+        if target.shape == maps.shape:
+            foreground = 0.0 if weights is None else weights.foreground
+            loss = heatmap_loss(maps, target, mask, batch.labelled, foreground)
+            return {"heatmap": loss, "total": loss}
+    sizes = ", ".join(str(tuple(target.shape)) for target in batch.heatmaps)
+    raise InputError(
+        f"a network's heatmaps must have the shape of one of the targets ({sizes}), not {tuple(maps.shape)}"
+    )
+
+
+def _only(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    if len(outputs) != 1:
+        raise InputError(f"a top-down network gives heatmaps alone, one tensor, not {len(outputs)}")
+    return outputs
+
+
+@torch.no_grad()
+def teach_heatmaps(
+    batch: PoseTargets, teacher_maps: Tensor, share: float, known: Tensor | None = None
+) -> HeatmapTargets:
+    """Return the targets of a batch with a teacher's heatmaps worked in (see :mod:`supernet.distillation`).
+
+    The loss against them is ``(1 - share) (p - y)^2 + share (p - t)^2``, up to what does not depend on the
+    prediction ``p``. Joints without a target ``y`` are learned from the teacher's ``t`` alone.
+
+    Parameters
+    ----------
+    batch
+        What the annotations tell, at one or several sizes.
+    teacher_maps
+        (N, J, h, w). Where targets have another size they are resized (bilinearly, cells covering the same
+        part of the input); their Gaussians are then wider or narrower, in cells, than the annotations'. What
+        lies beyond 0..1 is cut.
+    share
+        Weight of the teacher, 0 to 1, where the annotations tell of the joint.
+    known
+        bool (J,): joints that the teacher tells of; None: all.
+
+    Raises
+    ------
+    InputError
+        If the teacher's people or joints are not the batch's, or the share is out of its range.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"a teacher's share lies in 0..1, not at {share}")
+    if teacher_maps.ndim != 4 or teacher_maps.shape[:2] != batch.labelled.shape:
+        raise InputError(
+            f"a teacher's heatmaps must be of the batch's {tuple(batch.labelled.shape)} people and joints,"
+            f" not {tuple(teacher_maps.shape)}"
+        )
+    told = torch.ones_like(batch.labelled) if known is None else known.expand_as(batch.labelled)
+    shares = (torch.where(batch.labelled, share, 1.0) * told)[:, :, None, None]
+    said = _wide(teacher_maps)
+    blends = []
+    for truth in batch.heatmaps:
+        same = said.shape == truth.shape
+        sized = (
+            said if same else functional.interpolate(said, truth.shape[2:], mode="bilinear", antialias=True)
+        )
+        blends.append(truth.lerp(sized.to(truth.dtype).clamp(0.0, 1.0), shares.to(truth.dtype)))
+    return HeatmapTargets(tuple(blends), batch.masks, batch.tags, batch.labelled | told)

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MEAN_COLOUR",
     "TRANSLATE_UNIT",
     "AffineTransform",
     "Augmentation",
     "augment",
+    "colour_change",
     "eval_size",
     "letterbox",
     "normalise",
@@ -102,6 +104,10 @@ class Augmentation:
         Largest turn of the hues either way, degrees of the colour circle.
     gray
         Probability of losing all colour.
+    half_body
+        Probability that only a person's upper or lower half is shown, where enough of it is labelled. For
+        top-down networks alone, whose pictures are crops of people (:mod:`supernet.pose.crops`): there the
+        other values apply to the crop, ``scale`` to its sides and ``translate`` in 1/200 of them.
 
     Raises
     ------
@@ -118,6 +124,7 @@ class Augmentation:
     saturation: float = 0.0
     hue: float = 0.0
     gray: float = 0.0
+    half_body: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
@@ -129,7 +136,7 @@ class Augmentation:
             raise InputError(
                 f"augmentation: translate must be 0..200 (1/200 of the frame), got {self.translate}"
             )
-        for name in ("flip", "gray"):
+        for name in ("flip", "gray", "half_body"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augmentation: {name} is a probability 0..1, got {getattr(self, name)}")
         if not 0 <= self.hue <= 180:
@@ -152,7 +159,7 @@ _TO_LUMA: Final = np.array(
 """RGB to luma and the two axes of chroma (YIQ, as NTSC defines it)."""
 
 
-def _colour_change(
+def colour_change(
     augmentation: Augmentation, draws: NDArray[np.float64], image: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Change the colours of a picture: everything in one affine map of RGB, so in one pass.
@@ -229,7 +236,17 @@ def augment(
         the sample's mask is.
     mirrored
         Whether it is, so that left joints have become right ones.
+
+    Raises
+    ------
+    InputError
+        If halves of bodies are asked for: there are several people in a picture.
     """
+    if augmentation.half_body:
+        raise InputError(
+            f"augmentation: half_body ({augmentation.half_body}) is for networks that see one person at a"
+            " time; this one sees whole pictures: set it to 0"
+        )
     height, width = sample.mask.shape
     turn, zoom, shift_x, shift_y, mirror, *colour = rng.random(10)
     side = min(height, width) * (
@@ -250,7 +267,7 @@ def augment(
     moved[..., :2] = transform(joints[..., :2])
     xy = moved[..., :2]
     moved[..., 2] *= ((xy >= 0) & (xy < resolution)).all(axis=-1)
-    coloured = _colour_change(augmentation, np.array(colour), np.asarray(image, dtype=np.uint8))
+    coloured = colour_change(augmentation, np.array(colour), np.asarray(image, dtype=np.uint8))
     return coloured, moved, _warp_mask(sample.mask, transform, resolution, mask_stride), mirrored
 
 
@@ -334,7 +351,7 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[
         Maps coordinates in the scaled picture to the original one.
     """
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
-    return _centred(image, size, scale, tuple(_MEAN.round().tolist()))
+    return _centred(image, size, scale, MEAN_COLOUR)
 
 
 def _centred(
@@ -349,6 +366,8 @@ def _centred(
 
 
 _MEAN: Final = np.array(IMAGENET_MEAN, dtype=np.float32) * np.float32(255)
+MEAN_COLOUR: Final[tuple[float, ...]] = tuple(_MEAN.round().tolist())
+"""RGB of the bytes that :func:`normalise` makes 0, or nearly so."""
 _INVERSE: Final = np.float32(1) / (np.array(IMAGENET_STD, dtype=np.float32) * np.float32(255))
 _TABLE: Final = ((np.arange(256, dtype=np.float32)[:, None] - _MEAN) * _INVERSE)[None]
 """What each of a byte's 256 values becomes in each channel, (1, 256, 3)."""

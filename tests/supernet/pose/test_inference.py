@@ -121,7 +121,7 @@ def test_processes_decode_the_same(network: nn.Module, data: PoseDataset) -> Non
 def test_a_batch_is_cut_where_batches_run_side_by_side(
     network: nn.Module, data: PoseDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference_module, "_SIDE_PIXELS", 2 * 64 * 64)
+    monkeypatch.setattr(inference_module, "SIDE_PIXELS", 2 * 64 * 64)
     seen: list[tuple[int, ...]] = []
     hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
     predict(network, data, CONFIG, inference=Inference(2))
