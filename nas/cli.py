@@ -109,6 +109,17 @@ ModelJoints = Annotated[
 ]
 Resolution = Annotated[int | None, typer.Option(min=32, help="Short side, px; default: the model's own.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
+Boxes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="annotated|whole-image|FILE",
+        help="For top-down networks: where people are, such as a detector's JSON of boxes.",
+    ),
+]
+Decoding = Annotated[
+    str | None,
+    typer.Option(metavar="dark|quarter|argmax", help="For top-down networks: how heatmaps are read."),
+]
 Project = Annotated[bool, typer.Option("--project", help="Group at input resolution (slower).")]
 Scales = Annotated[
     str | None,
@@ -888,6 +899,8 @@ def evaluate(
     detections: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the people found as COCO results.")
     ] = None,
+    boxes: Boxes = None,
+    decoding: Decoding = None,
     as_json: Json = False,
 ) -> None:
     """AP of a model on a data set with its confidence interval, what goes wrong, and how long it takes.
@@ -905,7 +918,7 @@ def evaluate(
     report = evaluate_model(
         model,
         dataset,
-        EvalOptions(resolution, flip, project, protocol, limit, bootstrap, sizes),
+        EvalOptions(resolution, flip, project, protocol, limit, bootstrap, sizes, boxes, decoding),
         images=images,
         skeleton=skeleton,
         compare=compare,
@@ -949,12 +962,22 @@ def predict(
     show_times: Annotated[
         bool, typer.Option("--show-times", help="Milliseconds of reading, network, decoding, drawing.")
     ] = False,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="whole-image|FILE",
+            help="For top-down networks: each picture shows one person, or a JSON of people's boxes.",
+        ),
+    ] = None,
+    decoding: Decoding = None,
     as_json: Json = False,
 ) -> None:
     """Find the people in pictures, videos or before a camera: drawn skeletons and COCO JSON.
 
     Pictures are taken upright, as people see them. A camera is watched until Ctrl-C; there is no window, the
     drawn video shows what it saw. Stopped among pictures? The same command continues.
+
+    A top-down network needs to know where people are: --boxes whole-image, or a detector's JSON file.
 
     Example: nas predict mynet photos -o found
     """
@@ -979,6 +1002,8 @@ def predict(
         codec=codec,
         device=device,
         threads=threads,
+        boxes=boxes,
+        decoding=decoding,
     )
     summary = predict_inputs(model, inputs, output, settings)
     if as_json:

@@ -29,7 +29,7 @@ from search_spaces import SearchSpace, arch_from_json
 from search_spaces.files import write_bytes, write_json
 from supernet.checkpoint import load_network
 from supernet.pose.draw import contact_sheet, draw_people
-from supernet.pose.inference import predict_dataset
+from supernet.pose.finding import find_people
 from supernet.registry import build_supernet
 
 __all__ = ["demo_recipe", "run_demo"]
@@ -86,7 +86,7 @@ def draw_predictions(run: RunDirectory, data: Datasets, emitted: Emitted, path: 
     network, _ = load_network(emitted.folder / "model.safetensors")
     resolution = network.arch.number("resolution")
     ids = data.val.ids[:_GRID]
-    found = predict_dataset(network, data.val, run.recipe.evaluate.at(resolution), ids=ids)
+    found = find_people(network, data.val, run.recipe.evaluation(resolution), ids=ids).detections
     tiles = []
     for i, image_id in enumerate(ids):
         image = np.repeat(np.repeat(data.val.load_image(i), 2, axis=0), 2, axis=1)

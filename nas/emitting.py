@@ -16,6 +16,7 @@ from latency_tables import LatencyTable, Target
 from nas.asked import Asked, read_asked
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
+from nas.evaluation import how_measured
 from nas.known import Answer, KnownNetworks, known_networks, load_result, own_answer, search_context
 from nas.latency import (
     UpperEnd,
@@ -165,7 +166,7 @@ def emit(
                 "on": f"{len(data.val)} images of {data.val.where}",
                 "protocol": evaluator.protocol,
                 "flip": config.flip,
-                "project": config.project,
+                **how_measured(config),
                 "joints_scored": scored,
                 "stats": result.stats,
                 "interval": None if result.interval is None else result.interval.to_json(),

@@ -63,8 +63,18 @@ def _measured(report: Mapping[str, Any]) -> dict[str, str]:
     """Return how a network ran; nothing for detections that were only read."""
     if "resolution" not in report:
         return {}
-    how = [f"short side {report['resolution']} px", *(what for what in ("flip", "project") if report[what])]
-    if report["scales"] != [1.0]:
+    if "boxes" in report:
+        how = [
+            f"people {report['resolution']} px high in boxes: {report['boxes']}",
+            f"decoding {report['decoding']}",
+            *(what for what in ("flip",) if report[what]),
+        ]
+    else:
+        how = [
+            f"short side {report['resolution']} px",
+            *(what for what in ("flip", "project") if report[what]),
+        ]
+    if report.get("scales", [1.0]) != [1.0]:
         how.append("scales " + "/".join(f"{scale:g}" for scale in report["scales"]))
     return {
         "run": ", ".join(how),

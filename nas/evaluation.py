@@ -19,16 +19,27 @@ from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json
 from supernet.checkpoint import import_research, save_network
+from supernet.paradigms import BOTTOM_UP, TOP_DOWN, paradigm_of
 from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.diagnosis import diagnose
 from supernet.pose.evaluate import evaluate, scored_joints
+from supernet.pose.heatmaps import read_decoding
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
 from supernet.pose.skeleton import Skeleton, get_skeleton
+from supernet.pose.topdown import TopDownConfig
 
-__all__ = ["EvalOptions", "OnnxNetwork", "evaluate_model", "import_model", "load_model", "parse_scales"]
+__all__ = [
+    "EvalOptions",
+    "OnnxNetwork",
+    "evaluate_model",
+    "how_measured",
+    "import_model",
+    "load_model",
+    "parse_scales",
+]
 
 PROTOCOLS = ("coco", "crowdpose")
 
@@ -60,15 +71,20 @@ class OnnxNetwork(nn.Module):
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"model '{path}' is no ONNX model that ONNX Runtime can load: {line}") from None
         entry = self.session.get_inputs()[0]
-        if len(entry.shape) != 4 or len(self.session.get_outputs()) != 2:
-            raise InputError(f"model '{path}' has not the image input and two outputs of a LitePose network")
+        outputs = len(self.session.get_outputs())
+        if len(entry.shape) != 4 or outputs not in (1, 2):
+            raise InputError(
+                f"model '{path}' has not the image input and the outputs of a pose network: two of a"
+                " bottom-up one, one of a top-down one"
+            )
+        self.paradigm = (TOP_DOWN if outputs == 1 else BOTTOM_UP).name
         self.path, self.input = path, entry.name
         self.size = entry.shape[2], entry.shape[3]
         self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two output maps of images of the exported size, shape (N, 3, H, W)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the output maps of images of the exported size, shape (N, 3, H, W)."""
         if tuple(images.shape[2:]) != self.size:
             raise InputError(
                 f"model '{self.path}' takes images of {self.size[0]}x{self.size[1]} pixels, not"
@@ -79,12 +95,13 @@ class OnnxNetwork(nn.Module):
             self.session.run(None, {self.input: np.ascontiguousarray(images[i : i + step].numpy())})
             for i in range(0, len(images), step)
         ]
-        quarter, half = (torch.from_numpy(np.concatenate(maps)) for maps in zip(*rows))
-        return quarter, half
+        return tuple(torch.from_numpy(np.concatenate(maps)) for maps in zip(*rows))
 
 
 def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tuple[nn.Module, Skeleton, int]:
-    """Return a model, the joints that it predicts, and its resolution (the short side, pixels).
+    """Return a model, the joints that it predicts, and its resolution, pixels.
+
+    That is the short side of the input, and its height where the network is a top-down one.
 
     Parameters
     ----------
@@ -111,7 +128,8 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
             raise InputError(
                 f"model '{path}' does not say what it predicts; was it written by 'nas emit'?"
             ) from None
-        return network, skeleton_of(joints, metadata, skeleton), min(network.size)
+        side = network.size[0] if paradigm_of(network) is TOP_DOWN else min(network.size)
+        return network, skeleton_of(joints, metadata, skeleton), side
     plain, known = load_with_skeleton(path, skeleton)
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker on a CPU
     return plain, known, plain.arch.number("resolution")
@@ -119,19 +137,23 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
 
 def _dataset(
     text: str, images: Path | None, skeleton: Skeleton | None, pictures: bool = True
-) -> tuple[PoseDataset, EvaluateConfig | None]:
-    """Return the data set, and how AP is measured on it where a recipe says so."""
+) -> tuple[PoseDataset, EvaluateConfig | None, str | Path]:
+    """Return the data set, how AP is measured on it where a recipe says so, and where its people are."""
     path = Path(text)
     if text == "synthetic":
-        return open_source(DataSource(synthetic=SyntheticData(images=200, seed=10_001)), skeleton), None
+        return (
+            open_source(DataSource(synthetic=SyntheticData(images=200, seed=10_001)), skeleton),
+            None,
+            "annotated",
+        )
     if RunDirectory.is_run(path) or path.suffix in (".yaml", ".yml"):
         recipe = RunDirectory.open(path).recipe if path.is_dir() else load_recipe(path)
-        return open_source(recipe.data.val, skeleton), recipe.evaluate
+        return open_source(recipe.data.val, skeleton), recipe.evaluate, recipe.data.val.boxes
     if path.is_dir():
         raise InputError(f"the data set '{text}' is a folder, but no run directory; name the annotation file")
     if images is None and pictures:
         raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
-    return PoseDataset(path, images, skeleton), None
+    return PoseDataset(path, images, skeleton), None, "annotated"
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
@@ -166,6 +188,10 @@ class EvalOptions:
         Only so many of the data set's images.
     resamples
         Of the bootstrap, for intervals; 0 leaves them out.
+    boxes
+        Where a top-down network looks for people: ``annotated``, ``whole-image``, or a detector's results.
+    decoding
+        How a top-down network's heatmaps are read: ``dark``, ``quarter`` or ``argmax``.
     """
 
     resolution: int | None = None
@@ -175,14 +201,38 @@ class EvalOptions:
     limit: int | None = None
     resamples: int = 1000
     scales: tuple[float, ...] | None = None
+    boxes: str | None = None
+    decoding: str | None = None
 
     def __post_init__(self) -> None:
+        if self.decoding is not None:
+            read_decoding(self.decoding, "--decoding")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise InputError(f"--protocol: unknown '{self.protocol}'{did_you_mean(self.protocol, PROTOCOLS)}")
         if self.resolution is not None and self.resolution % 16:
             raise InputError(f"--resolution is a multiple of 16 pixels, not {self.resolution}")
         if self.resamples < 0:
             raise InputError(f"--bootstrap is a number of resamples, 0 for none, not {self.resamples}")
+
+
+def _top_down(options: EvalOptions, settings: EvaluateConfig, side: int, boxes: str | Path) -> TopDownConfig:
+    for name in ("project", "scales"):
+        if getattr(options, name):
+            raise InputError(
+                f"--{name} is for bottom-up networks; a top-down one sees one person at one scale"
+            )
+    config = settings.top_down_at(side, boxes if options.boxes is None else read_boxes_option(options.boxes))
+    return replace(
+        config,
+        flip=options.flip or config.flip,
+        decoding=config.decoding if options.decoding is None else read_decoding(options.decoding),
+        batch_size=1,
+    )
+
+
+def read_boxes_option(text: str) -> str | Path:
+    """Return what ``--boxes`` says: ``annotated``, ``whole-image``, or a file."""
+    return text if text in ("annotated", "whole-image") else Path(text)
 
 
 @dataclass(frozen=True)
@@ -207,7 +257,11 @@ class _Contender:
         return cls(str(path), None, 0, found), known
 
     def report(
-        self, data: PoseDataset, config: EvalConfig, protocol: ScoringProtocol, left_out: frozenset[int]
+        self,
+        data: PoseDataset,
+        config: EvalConfig | TopDownConfig,
+        protocol: ScoringProtocol,
+        left_out: frozenset[int],
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return stats and times, and the detections; results on images that are left out do not count."""
         scored = scored_joints(data)
@@ -238,8 +292,7 @@ class _Contender:
             "people_found": len(result.detections),
             "resolution": config.resolution,
             "flip": config.flip,
-            "scales": list(config.scales),
-            "project": config.project,
+            **how_measured(config),
             "network_ms_per_image": round(network, 2),
             "decode_ms_per_image": round(decode, 2),
             "images_per_second": round(1e3 / (network + decode), 2),
@@ -247,8 +300,31 @@ class _Contender:
         return measured, result.detections
 
 
-def _config(options: EvalOptions, settings: EvaluateConfig | None, own: int) -> EvalConfig:
-    side = options.resolution or own
+def how_measured(config: EvalConfig | TopDownConfig) -> dict[str, Any]:
+    """Return what reports tell of the settings that one paradigm alone has."""
+    if isinstance(config, EvalConfig):
+        return {"scales": list(config.scales), "project": config.project}
+    return {
+        "boxes": "annotated" if config.boxes is None else str(config.boxes),
+        "decoding": config.decoding,
+        "suppression": config.suppression,
+    }
+
+
+def _config(
+    options: EvalOptions,
+    settings: EvaluateConfig | None,
+    contender: _Contender,
+    boxes: str | Path,
+) -> EvalConfig | TopDownConfig:
+    side = options.resolution or contender.resolution or 448
+    if contender.network is not None and paradigm_of(contender.network) is TOP_DOWN:
+        return _top_down(options, settings or EvaluateConfig(), side, boxes)
+    if options.boxes is not None or options.decoding is not None:
+        raise InputError(
+            f"--boxes and --decoding are for top-down networks; '{contender.name}' is none: it looks at whole"
+            " pictures"
+        )
     config = EvalConfig(side) if settings is None else settings.at(side)
     if side % config.multiple:
         config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
@@ -308,7 +384,7 @@ def evaluate_model(
     other, others = (None, None) if compare is None else _Contender.open(compare, skeleton)
     joints = joints or others
     needed = first.network is not None or (other is not None and other.network is not None)
-    data, settings = _dataset(dataset, images, joints, needed)
+    data, settings, boxes = _dataset(dataset, images, joints, needed)
     if others is not None and others.joints != data.skeleton.joints:
         raise InputError(
             f"'{compare}' finds {', '.join(others.joints)}, but '{model}' {', '.join(data.skeleton.joints)};"
@@ -321,7 +397,7 @@ def evaluate_model(
     named = options.protocol or (settings.protocol if settings is not None else "coco")
     protocol: ScoringProtocol = "crowdpose" if named == "crowdpose" else "coco"
     truth, scored = data.ground_truth(), scored_joints(data)
-    config = _config(options, settings, first.resolution or 448)
+    config = _config(options, settings, first, boxes)
     report, found = first.report(data, config, protocol, left_out)
     sigmas, most = data.skeleton.sigmas, config.max_detections
     report |= {
@@ -338,7 +414,7 @@ def evaluate_model(
         matches = match_detections(truth, found, sigmas, scored, protocol, most)
         report["interval"] = bootstrap_ap(matches, options.resamples, np.random.default_rng(0)).to_json()
         if other is not None:
-            config = _config(options, settings, other.resolution or 448)
+            config = _config(options, settings, other, boxes)
             theirs, people = other.report(data, config, protocol, left_out)
             rivals = match_detections(truth, people, sigmas, scored, protocol, most)
             found_out = compare_ap(matches, rivals, options.resamples, np.random.default_rng(0))

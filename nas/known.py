@@ -56,6 +56,7 @@ from search_spaces import (
 )
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json
+from supernet.paradigms import TOP_DOWN
 
 __all__ = [
     "Answer",
@@ -76,9 +77,15 @@ def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
     # No AP of all images depends on them; that a study stops early is kept with the study.
     for name in ("decode_workers", "early_stop"):
         del settings[name]
+    boxes = {}
+    if run.recipe.paradigm is not TOP_DOWN:
+        del settings["top_down"]
+    elif run.recipe.data.search is not None and isinstance(run.recipe.data.search.boxes, Path):
+        boxes = {"boxes": _fingerprint(run.recipe.data.search.boxes)}
     return {
         "supernet": _fingerprint(run.best),
         "evaluation": str(settings),
+        **boxes,
         "images": f"{len(data.search)} of {data.search.where} ({data.search.fingerprint})",
         "calibration": f"{len(data.calibrate)} of {data.calibrate.where} ({data.calibrate.fingerprint})",
     }

@@ -16,14 +16,16 @@ import torch
 from nas.console import print_table
 from nas.evaluation import OnnxNetwork, load_model
 from nas.inputs import PARTIAL, PREDICTIONS, Input, find_inputs
+from nas.person_boxes import WHOLE_IMAGE, read_person_boxes
 from nas.watching import PredictSettings, Watch
 from search_spaces import InputError, UnavailableError
 from search_spaces.files import remove_leftovers, write_json
 from search_spaces.jsonl import open_lines
 from supernet.base import Subnet
 from supernet.export import fold_batchnorm
+from supernet.paradigms import TOP_DOWN, paradigm_of
 from supernet.pose.coco_json import write_dataset_json, write_results_json
-from supernet.pose.predictor import PosePredictor
+from supernet.pose.predictor import PersonPredictor, PosePredictor
 from supernet.pose.video import choose_codec, quiet_opencv
 from supernet.training import pick_device
 
@@ -53,8 +55,14 @@ def _digest(model: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _open_model(model: Path, settings: PredictSettings) -> PosePredictor:
+def _open_model(model: Path, settings: PredictSettings) -> PosePredictor | PersonPredictor:
     network, skeleton, own = load_model(model, settings.skeleton, settings.threads or 0)
+    top_down = paradigm_of(network) is TOP_DOWN
+    if not isinstance(network, OnnxNetwork) and top_down:
+        height, device = settings.resolution or own, pick_device(settings.device)
+        if isinstance(network, Subnet):
+            network = fold_batchnorm(network)
+        return PersonPredictor(network.to(device), skeleton, settings.top_down(height), device=device)
     if not isinstance(network, OnnxNetwork):
         config = settings.evaluation(settings.resolution or own)
         device = pick_device(settings.device)
@@ -68,6 +76,8 @@ def _open_model(model: Path, settings: PredictSettings) -> PosePredictor:
             f"--resolution: '{model}' was exported for {network.size[0]}x{network.size[1]} pixels only;"
             " take the .safetensors for another resolution"
         )
+    if top_down:
+        return PersonPredictor(network, skeleton, settings.top_down(own))
     return PosePredictor(network, skeleton, settings.evaluation(own), size=network.size)
 
 
@@ -82,17 +92,27 @@ def _check_output(output: Path) -> None:
             )
 
 
-def _header(model: Path, predictor: PosePredictor, settings: PredictSettings) -> dict[str, Any]:
+def _header(
+    model: Path, predictor: PosePredictor | PersonPredictor, settings: PredictSettings
+) -> dict[str, Any]:
     """Return what a journal's records hold for, as plain JSON values."""
     config = asdict(predictor.config)
     wanted = ("min_score", "draw", "labels", "every", "max_frames", "fps", "codec")
     return {
         "weights": _digest(model),
         "joints": list(predictor.skeleton.joints),
-        **config.pop("grouping"),
+        **config.pop("grouping", {}),
         **{key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
         **{name: getattr(settings, name) for name in wanted},
+        **_boxes_header(settings.boxes),
     }
+
+
+def _boxes_header(boxes: str | None) -> dict[str, Any]:
+    """Return where people were looked for: a file by what it holds."""
+    if boxes is None or boxes == WHOLE_IMAGE:
+        return {} if boxes is None else {"boxes": boxes}
+    return {"boxes": hashlib.sha256(Path(boxes).read_bytes()).hexdigest()[:16]}
 
 
 def predict_inputs(
@@ -128,12 +148,15 @@ def predict_inputs(
         inputs, root = find_inputs(arguments)
         _check_output(output)
         predictor = _open_model(model, settings)
+        boxes = None if settings.boxes is None else read_person_boxes(settings.boxes)
+        if boxes is not None:
+            boxes.check(inputs)
         codec, remark = None, None
         if settings.draw and any(each.kind != "picture" for each in inputs):
             codec, remark = choose_codec(settings.codec)
         header = _header(model, predictor, settings)
         with open_lines(output / PARTIAL, header, doing="predicting", what="prediction") as lines:
-            watch = Watch(predictor, settings, output, codec, lines)
+            watch = Watch(predictor, settings, output, codec, lines, boxes)
             if remark:
                 watch.tell(remark)
             try:
@@ -169,7 +192,7 @@ def _summary(
         "people": people,
         "resolution": header["resolution"],
         "flip": header["flip"],
-        "project": header["project"],
+        "project": header.get("project", False),
         "device": str(watch.predictor.device),
         "threads": torch.get_num_threads() if watch.settings.threads is None else watch.settings.threads,
         "ms": watch.times(),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from nas.config import apply_overrides, build, to_plain
 from search_spaces import InputError, SearchSpace, get_arch, space_from_config
 from search_spaces.files import check_keys, read_yaml
+from supernet.paradigms import TOP_DOWN, Paradigm, paradigm_of
 from supernet.pose.decode import GroupingConfig
 from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.synthetic import MAX_FIGURES
+from supernet.pose.topdown import TopDownConfig
+from supernet.registry import NETWORKS
 from supernet.training import TrainConfig
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "Recipe",
     "SearchConfig",
     "SyntheticData",
+    "TopDownSettings",
     "TrustConfig",
     "load_recipe",
     "recipe_from_mapping",
@@ -83,6 +88,10 @@ class DataSource:
     share
         How much of the images seen in training come from this source of several, in any unit. Either all
         sources have one, or every image is seen equally often.
+    boxes
+        Where a top-down network looks for people in images that are scored: ``annotated`` boxes,
+        ``whole-image`` for pictures of one person each, or a detector's: the path of a JSON file of COCO
+        results (``image_id``, ``bbox``, ``score``).
     """
 
     annotations: Path | None = None
@@ -92,6 +101,7 @@ class DataSource:
     labels: Literal["all", "none"] | tuple[str, ...] = "all"
     complete: bool = True
     share: float | None = None
+    boxes: Literal["annotated", "whole-image"] | Path = "annotated"
 
     @property
     def scorable(self) -> bool:
@@ -183,6 +193,12 @@ class DataConfig:
                 )
             if source is not None and source.share is not None:
                 raise InputError(f"data.{name}.share: only sources of data.train are mixed")
+        for name, source in self.training.items():
+            if source.boxes != "annotated":
+                raise InputError(
+                    f"data.{name}.boxes: people are learned from their annotated boxes; boxes are for"
+                    " data.search and data.val"
+                )
         if self.search is None and not any(source.scorable for source in self.training.values()):
             raise InputError(
                 "data.search is needed: no source of data.train has 'complete' annotations and reliable"
@@ -200,6 +216,35 @@ class DataConfig:
                 raise InputError(
                     f"data.{name} and data.{other} show the same images; {why}: give each its own {way}"
                 )
+
+
+@dataclass(frozen=True)
+class TopDownSettings:
+    """How a top-down network's heatmaps become people (``evaluate.top_down``).
+
+    Attributes
+    ----------
+    decoding
+        ``dark`` (a Newton step on the blurred heatmap's logarithm), ``quarter`` (a quarter cell towards the
+        higher neighbour) or ``argmax``.
+    suppression
+        What becomes of people found twice: ``oks`` drops those that are too similar to a better one, ``soft``
+        lowers their scores, ``none`` keeps all.
+    suppression_threshold
+        OKS above which two are too similar.
+    box_threshold
+        Boxes of a detector with a lower score are passed over.
+    """
+
+    decoding: Literal["dark", "quarter", "argmax"] = "dark"
+    suppression: Literal["oks", "soft", "none"] = "oks"
+    suppression_threshold: float = 0.9
+    box_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("suppression_threshold", "box_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"evaluate.top_down.{name} lies in 0..1, not at {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -222,6 +267,9 @@ class EvaluateConfig:
     decode_workers
         Processes that group people while the network runs on; null takes none on a CPU and up to 8 beside a
         GPU.
+    top_down
+        What holds for top-down networks alone. They heed ``flip``, ``batch_size``, ``max_detections``,
+        ``protocol``, ``images`` and ``calibration_images``, too; the others concern bottom-up ones.
     """
 
     flip: bool = False
@@ -236,6 +284,7 @@ class EvaluateConfig:
     calibration_images: int = 128
     early_stop: bool = False
     decode_workers: int | None = None
+    top_down: TopDownSettings = field(default_factory=TopDownSettings)
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
@@ -246,8 +295,22 @@ class EvaluateConfig:
             raise InputError(f"evaluate.decode_workers is at least 0 or null, not {self.decode_workers}")
         self.at(64)
 
+    def top_down_at(self, resolution: int, boxes: str | Path = "annotated") -> TopDownConfig:
+        """Return the settings for a top-down network whose input is ``resolution`` high."""
+        return TopDownConfig(
+            resolution=resolution,
+            flip=self.flip,
+            batch_size=self.batch_size,
+            max_detections=self.max_detections,
+            decoding=self.top_down.decoding,
+            suppression=self.top_down.suppression,
+            suppression_threshold=self.top_down.suppression_threshold,
+            boxes=None if boxes == "annotated" else Path(boxes),
+            box_threshold=self.top_down.box_threshold,
+        )
+
     def at(self, resolution: int) -> EvalConfig:
-        """Return the evaluation settings for one resolution."""
+        """Return the settings for a bottom-up network whose input's short side is ``resolution``."""
         return EvalConfig(
             resolution=resolution,
             flip=self.flip,
@@ -361,6 +424,17 @@ class Recipe:
     init: Path | None = None
     init_order: Literal["reading", "scale", "kept"] = "reading"
 
+    @cached_property
+    def paradigm(self) -> Paradigm:
+        """How the space's networks find people."""
+        return paradigm_of(NETWORKS[space_from_config(self.space).family.name])
+
+    def evaluation(self, resolution: int, source: DataSource | None = None) -> EvalConfig | TopDownConfig:
+        """Return how AP is measured at one resolution, on a source of images: by default the val images."""
+        if self.paradigm is not TOP_DOWN:
+            return self.evaluate.at(resolution)
+        return self.evaluate.top_down_at(resolution, (source or self.data.val).boxes)
+
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
             raise InputError(f"the recipe's 'name' names a folder; '{self.name}' cannot")
@@ -397,9 +471,11 @@ _ORDER = ["name", "seed", "data", "space", "init", "init_order", "train", "evalu
 
 
 def _absolute(source: DataSource, folder: Path) -> DataSource:
-    if source.annotations is None or source.images is None:
-        return source
-    return replace(source, annotations=folder / source.annotations, images=folder / source.images)
+    def there(path: Path | None) -> Path | None:
+        return None if path is None else folder / path
+
+    boxes = folder / source.boxes if isinstance(source.boxes, Path) else source.boxes
+    return replace(source, annotations=there(source.annotations), images=there(source.images), boxes=boxes)
 
 
 def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
@@ -420,7 +496,14 @@ def recipe_from_mapping(values: Any, where: str, folder: Path) -> Recipe:
         # A mistake is told before any data is read.
         sides = next(c.values for c in space_from_config(space).choices if c.name == "resolution")
         odd = [side for side in sides if int(side) % recipe.evaluate.multiple]
-        if odd:
+        scored = {"search": recipe.data.search, "val": recipe.data.val}
+        boxes = [name for name, source in scored.items() if source and source.boxes != "annotated"]
+        if boxes and recipe.paradigm is not TOP_DOWN:
+            raise InputError(
+                f"data.{boxes[0]}.boxes: networks of the space '{space.get('kind')}' look at whole pictures;"
+                " only top-down ones take boxes"
+            )
+        if odd and recipe.paradigm is not TOP_DOWN:
             raise InputError(
                 f"evaluate.multiple is {recipe.evaluate.multiple}, so the space's resolution {odd[0]}"
                 " would be evaluated larger than it costs; take a divisor of every resolution, such as 32"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from nas.data import Datasets, open_datasets
-from nas.recipe import Recipe
+from nas.recipe import DataSource, Recipe
 from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
 from supernet.base import Subnet, Supernet
@@ -193,6 +193,11 @@ def start(
     return supernet, (f"starting from '{path}': {taken.lines()[0]}", *taken.lines()[1:])
 
 
+def _search_source(recipe: Recipe) -> DataSource:
+    """Return the source of the search images; what is held out of training has annotated boxes."""
+    return recipe.data.search or next(iter(recipe.data.training.values()))
+
+
 def make_evaluator(
     run: RunDirectory,
     data: Datasets,
@@ -215,10 +220,14 @@ def make_evaluator(
     return SubnetEvaluator(
         supernet,
         CalibrationImages(
-            data.calibrate, recipe.evaluate.calibration_images, recipe.seed, recipe.train.augmentation
+            data.calibrate,
+            recipe.evaluate.calibration_images,
+            recipe.seed,
+            recipe.train.augmentation,
+            paradigm=recipe.paradigm,
         ),
         data.search if on == "search" else data.val,
-        recipe.evaluate.at(64),
+        recipe.evaluation(64, _search_source(recipe) if on == "search" else recipe.data.val),
         device,
         protocol=recipe.evaluate.protocol,
         fixed=fixed,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nas.console import note, progress_bar
 from nas.inputs import DRAWN, Input
+from nas.person_boxes import PersonBoxes
 from search_spaces import InputError
 from search_spaces.files import make_folder, remove_leftovers, write_bytes
 from search_spaces.jsonl import JsonLines, damaged
@@ -24,9 +25,11 @@ from supernet.pose.coco_json import FoundPicture
 from supernet.pose.dataset import read_image
 from supernet.pose.decode import GroupingConfig
 from supernet.pose.draw import draw_caption, draw_people
+from supernet.pose.heatmaps import read_decoding
 from supernet.pose.maps import EvalConfig
 from supernet.pose.pipeline import WriteBehind, read_ahead
-from supernet.pose.predictor import Found, PosePredictor, shown_joints
+from supernet.pose.predictor import Found, PersonPredictor, PosePredictor, shown_joints
+from supernet.pose.topdown import TopDownConfig
 from supernet.pose.video import CODECS, Camera, Frame, VideoFile, VideoSink, check_codec
 
 __all__ = ["STAGES", "PredictSettings", "Watch"]
@@ -65,6 +68,11 @@ class PredictSettings:
         Of drawn videos: frames per second (None: as filmed) and one of :data:`supernet.pose.video.CODECS`.
     device, threads
         Where the network runs (``auto``, ``cpu``, ``cuda``, ``cuda:N``), and with how many CPU threads.
+    boxes
+        Where a top-down network looks: ``whole-image``, or a JSON file (see
+        :func:`nas.person_boxes.read_person_boxes`).
+    decoding
+        How a top-down network's heatmaps are read: ``dark`` (None), ``quarter`` or ``argmax``.
     """
 
     resolution: int | None = None
@@ -83,8 +91,12 @@ class PredictSettings:
     codec: str | None = None
     device: str = "auto"
     threads: int | None = None
+    boxes: str | None = None
+    decoding: str | None = None
 
     def __post_init__(self) -> None:
+        if self.decoding is not None:
+            read_decoding(self.decoding, "--decoding")
         for name in ("threshold", "min_score"):
             if not 0 <= getattr(self, name) <= 1:
                 option = "--" + name.replace("_", "-")
@@ -94,8 +106,31 @@ class PredictSettings:
         if self.codec is not None:
             check_codec(self.codec)
 
+    def top_down(self, height: int) -> TopDownConfig:
+        """Return how people are found in their boxes by a network whose input is that many pixels high."""
+        for name in ("project", "scales"):
+            if getattr(self, name) not in (False, (1.0,)):
+                raise InputError(
+                    f"--{name} is for bottom-up networks; a top-down one sees one person at one scale"
+                )
+        if self.boxes is None:
+            raise InputError(
+                "a top-down network needs to know where people are: --boxes whole-image where each picture"
+                " shows one person, or --boxes FILE with a detector's boxes"
+            )
+        return TopDownConfig(
+            height,
+            flip=self.flip,
+            decoding=read_decoding(self.decoding or "dark"),
+            max_detections=self.max_people,
+        )
+
     def evaluation(self, side: int) -> EvalConfig:
         """Return how maps are made and grouped at a short side of that many pixels."""
+        if self.boxes is not None or self.decoding is not None:
+            raise InputError(
+                "--boxes and --decoding are for top-down networks; this one looks at whole pictures"
+            )
         if side % 16:
             raise InputError(f"--resolution is a multiple of 16 pixels, not {side}")
         grouping = GroupingConfig(detection_threshold=self.threshold)
@@ -202,6 +237,8 @@ class Watch:
         Of drawn videos; None draws none.
     lines
         Journal of what is done, and of what an interrupted run had done.
+    boxes
+        Where a top-down network looks; by default in whole images.
 
     Attributes
     ----------
@@ -221,13 +258,14 @@ class Watch:
 
     def __init__(
         self,
-        predictor: PosePredictor,
+        predictor: PosePredictor | PersonPredictor,
         settings: PredictSettings,
         output: Path,
         codec: str | None,
         lines: JsonLines,
+        boxes: PersonBoxes | None = None,
     ) -> None:
-        self.predictor, self.settings, self.output = predictor, settings, output
+        self.predictor, self.settings, self.output, self.boxes = predictor, settings, output, boxes
         self.codec, self.lines = codec, lines
         self.seen: dict[str, list[_Seen]] = {}
         self.videos: dict[str, dict[str, Any]] = {}
@@ -316,7 +354,10 @@ class Watch:
 
     def _people(self, source: Input, image: NDArray[np.uint8]) -> Found:
         try:
-            return self.predictor(image)
+            if isinstance(self.predictor, PosePredictor):
+                return self.predictor(image)
+            boxes = (self.boxes or PersonBoxes()).of(source.path, *image.shape[:2])
+            return self.predictor(image, boxes)
         except InputError as error:
             raise InputError(f"{source.kind} '{source.path}': {error}") from None
 

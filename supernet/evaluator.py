@@ -7,7 +7,7 @@ import hashlib
 import multiprocessing
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -24,14 +24,17 @@ from supernet.bn import recalibrate
 from supernet.bn_cache import StatisticsCache
 from supernet.export import fold_batchnorm
 from supernet.onnx_modules import through_onnx
+from supernet.paradigms import BOTTOM_UP, Paradigm
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import EvalResult, scored_joints
-from supernet.pose.inference import Inference, Pictures, Predictions, predict
+from supernet.pose.finding import find_people, pictures_for
+from supernet.pose.inference import Inference, Predictions
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import Matches, match_detections
 from supernet.pose.metrics import keypoint_ap
 from supernet.pose.scoring import ScoringProtocol
-from supernet.pose.transforms import Augmentation, augment, normalise
+from supernet.pose.topdown import TopDownConfig
+from supernet.pose.transforms import Augmentation, normalise
 from supernet.pose.workers import DecodeWorkers
 from supernet.racing import EarlyStop, Look, Looks, Rival, Verdict
 from supernet.shared import SharedStages
@@ -63,6 +66,8 @@ class CalibrationImages:
         the centred square of each.
     batch_pixels
         Most input pixels per forward pass; bounds the memory.
+    paradigm
+        That of the networks: what one of the images is, a whole picture or a person's part of it.
     """
 
     def __init__(
@@ -72,14 +77,17 @@ class CalibrationImages:
         seed: int,
         augmentation: Augmentation | None = None,
         batch_pixels: int = 128 * 192 * 192,
+        *,
+        paradigm: Paradigm = BOTTOM_UP,
     ) -> None:
         if count < 1 or len(dataset) == 0:
             raise InputError(
                 f"BN recalibration needs at least one training image; got {count} of {len(dataset)}"
             )
-        self.dataset, self.seed, self.batch_pixels = dataset, seed, batch_pixels
+        self.seed, self.batch_pixels, self.paradigm = seed, batch_pixels, paradigm
+        self.dataset = paradigm.examples(dataset)
         self.augmentation = augmentation or Augmentation.none()
-        order = dataset.epoch_order(np.random.default_rng([seed, len(dataset)]))
+        order = self.dataset.epoch_order(np.random.default_rng([seed, len(self.dataset)]))
         self.indices: list[int] = [int(order[i % len(order)]) for i in range(count)]
         self._images: dict[int, NDArray[np.uint8]] = {}
 
@@ -94,17 +102,16 @@ class CalibrationImages:
 
     def _at(self, resolution: int) -> NDArray[np.uint8]:
         if resolution not in self._images:
-            flip = self.dataset.skeleton.flip_index
             made = []
             for place, index in enumerate(self.indices):
                 rng = np.random.default_rng([self.seed, place, index])
-                sample = self.dataset.load(index % len(self.dataset))
-                made.append(augment(sample, resolution, self.augmentation, rng, flip)[0])
+                at = index % len(self.dataset)
+                made.append(self.paradigm.image(self.dataset, at, resolution, self.augmentation, rng))
             self._images[resolution] = np.stack(made)
         return self._images[resolution]
 
     def batches(self, resolution: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-        """Yield normalised images (N, 3, R, R), the same ones every time, in batches of equal size (+-1)."""
+        """Yield normalised images (N, 3, H, W), the same ones every time, in batches of equal size (+-1)."""
         images = self._at(resolution)
         parts = max(1, -(-images.size // 3 // self.batch_pixels))
         for part in np.array_split(images, min(parts, len(images))):
@@ -178,7 +185,7 @@ class SubnetEvaluator:
         supernet: Supernet,
         calibration: CalibrationImages,
         dataset: PoseDataset,
-        config: EvalConfig,
+        config: EvalConfig | TopDownConfig,
         device: torch.device | str = "cpu",
         protocol: ScoringProtocol = "coco",
         *,
@@ -194,7 +201,7 @@ class SubnetEvaluator:
         self.early_stop = early_stop
         self.decode_workers = _default_workers(self.device) if decode_workers is None else decode_workers
         self.statistics = statistics
-        self.pictures = Pictures(dataset)
+        self.pictures = pictures_for(config, dataset)
         self._workers: DecodeWorkers | None = None
 
     def subnet(self, arch: Arch) -> Subnet:
@@ -245,14 +252,14 @@ class SubnetEvaluator:
         with contextlib.ExitStack() as stack:
             inference = self._inference()
             if self.shared is not None:
-                entering = stack.enter_context(self.shared.inferring(network, config.input_grid))
+                entering = stack.enter_context(self.shared.inferring(network, _preparation(config)))
                 inference = replace(inference, entering=entering)
             return self._scored(network, config, inference, progress, rival)
 
     def _scored(
         self,
         network: Subnet,
-        config: EvalConfig,
+        config: EvalConfig | TopDownConfig,
         inference: Inference,
         progress: Callable[[int, int], None] | None,
         rival: Rival | None,
@@ -261,7 +268,7 @@ class SubnetEvaluator:
         found: list[Predictions] = []
         looks: dict[str, Look] = {}
         for (_, done), (name, until) in pairwise([("", 0), *self._looks.items(), ("", len(self._order))]):
-            part = predict(
+            part = find_people(
                 network,
                 self.dataset,
                 config,
@@ -333,6 +340,13 @@ class SubnetEvaluator:
     def __getstate__(self) -> dict[str, Any]:
         """Leave processes behind: where this is unpacked it starts its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_end"} | {"_workers": None}
+
+
+def _preparation(config: EvalConfig | TopDownConfig) -> Hashable:
+    """Return what tells how images become inputs."""
+    if isinstance(config, EvalConfig):
+        return config.input_grid
+    return (config.size, config.padding, config.box_source)
 
 
 def _default_workers(device: torch.device) -> int:

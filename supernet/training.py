@@ -494,15 +494,14 @@ class Trainer:
         began = time.perf_counter()
         self._begin()
         loader = BatchLoader(
-            self.dataset,
+            None,
             self._schedule(),
             self.config.augmentation,
             self.seed,
             workers=self.config.workers,
             sigma=self.config.sigma,
             device=self.device,
-            cache_bytes=self.config.cache_images_mb << 20,
-            gather=self.paradigm.gather,
+            gather=self.paradigm.gather(self.dataset, self.config.cache_images_mb << 20),
         )
         first = self.ranks.first
         columns = (*_BEFORE_TERMS, *self.distillation.terms, *_AFTER_TERMS)

@@ -348,7 +348,9 @@ def _scores(
         for draw, images in enumerate(draws_of(pool, count, draws, seed)):
             lacking = [arch for arch in archs if (arch.id, count, draw) not in found]
             if lacking:
-                evaluator.calibration = CalibrationImages(images, count, seed + 1 + draw, augmentation)
+                evaluator.calibration = CalibrationImages(
+                    images, count, seed + 1 + draw, augmentation, paradigm=evaluator.calibration.paradigm
+                )
             for arch in lacking:
                 if progress is not None:
                     progress(len(found), total)

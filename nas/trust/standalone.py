@@ -29,6 +29,7 @@ from nas.trust.scores import Score
 from search_spaces import Arch, InputError, RunError, SearchSpace, space_of
 from search_spaces.files import read_json, write_json
 from supernet.base import Supernet
+from supernet.paradigms import TOP_DOWN
 from supernet.registry import build_supernet
 from supernet.state import load_weights
 from supernet.training import Progress, TrainConfig, Trainer
@@ -47,6 +48,8 @@ SUPERNET_ONLY: Final = ("rule", "random_archs", "draw", "full_share", "largest_s
 """Settings that tell which archs a step trains and how they share weights; one arch has no use for them."""
 _NO_MATTER: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds", "validate_every")
 """Settings of a training that its result is not to depend on."""
+_UNASKED: Final = ("decode_workers", "early_stop")
+"""Settings of an evaluation that no AP depends on."""
 _POOL: Final = 20_000
 """Networks from which those that are trained are drawn, where the space holds more."""
 
@@ -144,11 +147,12 @@ def _train_identity(recipe: Recipe) -> dict[str, Any]:
 
 def standalone_identity(recipe: Recipe, data: Datasets, space: SearchSpace) -> dict[str, Any]:
     """Return what stand-alone APs rest on, but for the network and the seed; others cannot be compared."""
+    unused = () if recipe.paradigm is TOP_DOWN else ("top_down",)
     return {
         "space": space.fingerprint,
         "init": None if recipe.init is None else f"{_digest(recipe.init, 'init')} ({recipe.init_order})",
         "train": _train_identity(recipe),
-        "evaluate": _changed(recipe.evaluate, ("decode_workers", "early_stop")),
+        "evaluate": _changed(recipe.evaluate, (*_UNASKED, *unused)),
         "images": {
             "train": f"{len(data.train)} ({data.train.fingerprint})",
             "calibrate": f"{len(data.calibrate)} ({data.calibrate.fingerprint})",

@@ -12,10 +12,12 @@ from torch import nn
 
 from search_spaces.errors import InputError
 from supernet.pose.bootstrap import Interval, bootstrap_ap
-from supernet.pose.inference import EvaluationDataset, Progress, predict
+from supernet.pose.finding import find_people
+from supernet.pose.inference import EvaluationDataset, Progress
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
+from supernet.pose.topdown import TopDownConfig
 
 __all__ = ["EvalResult", "evaluate", "scored_joints"]
 
@@ -49,7 +51,7 @@ class EvalResult:
 def evaluate(
     network: nn.Module,
     dataset: EvaluationDataset,
-    config: EvalConfig,
+    config: EvalConfig | TopDownConfig,
     *,
     joints: Sequence[int] | None = None,
     protocol: ScoringProtocol = "coco",
@@ -83,7 +85,7 @@ def evaluate(
         raise InputError(f"{resamples} bootstrap resamples need a generator of random numbers (rng)")
     joints = scored_joints(dataset) if joints is None else joints
     truth = dataset.ground_truth(ids)
-    result = predict(network, dataset, config, progress=progress, device=device, ids=ids)
+    result = find_people(network, dataset, config, progress=progress, device=device, ids=ids)
     sides = truth, result.detections, dataset.skeleton.sigmas, joints, protocol, config.max_detections
     interval = None
     if resamples and rng is not None:

@@ -15,12 +15,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, did_you_mean
 from supernet.pose.decode import FloatArray, IntArray, newton_steps
 
-__all__ = ["HeatmapDecoding", "decode_heatmaps", "flip_maps"]
+__all__ = ["HeatmapDecoding", "decode_heatmaps", "flip_maps", "read_decoding"]
 
 HeatmapDecoding = Literal["argmax", "quarter", "dark"]
+
+
+def read_decoding(text: str, what: str = "decoding") -> HeatmapDecoding:
+    """Return the way to read heatmaps that a text names; ``what`` names the setting in the error.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    for known in get_args(HeatmapDecoding):
+        if text == known:
+            found: HeatmapDecoding = known
+            return found
+    raise InputError(f"{what}: unknown '{text}'{did_you_mean(text, get_args(HeatmapDecoding))}")
 
 
 def decode_heatmaps(maps: FloatArray, method: HeatmapDecoding = "dark", sigma: float = 2.0) -> FloatArray:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 import cv2
@@ -33,6 +34,7 @@ __all__ = [
     "Job",
     "RawBatch",
     "SampleCache",
+    "Undrawn",
     "collate",
     "gather",
     "map_size",
@@ -276,6 +278,9 @@ def gather(
     )
 
 
+_gather = gather
+
+
 def collate(
     dataset: PoseDataset,
     indices: Sequence[int],
@@ -289,19 +294,28 @@ def collate(
     return gather(dataset, indices, resolution, augmentation, seed, epoch).draw(sigma)
 
 
+class Undrawn(Protocol):
+    """A batch before anything is drawn, such as :class:`RawBatch`."""
+
+    def pin(self) -> Undrawn:
+        """Return it in memory from which a GPU fetches while the CPU goes on."""
+
+    def draw(self, sigma: float = 2.0, device: torch.device | str = "cpu") -> Batch:
+        """Return the batch on ``device``, normalised and drawn there."""
+
+
 class Gather(Protocol):
-    """What makes a batch, such as :func:`gather`."""
+    """What makes a batch, such as :func:`gather` of a certain source."""
 
     def __call__(
         self,
-        source: PoseDataset | SampleCache,
         indices: Sequence[int],
         resolution: int,
         augmentation: Augmentation | None,
         seed: int,
         epoch: int,
         stop: threading.Event | None = None,
-    ) -> RawBatch: ...
+    ) -> Undrawn: ...
 
 
 class BatchLoader:
@@ -314,7 +328,9 @@ class BatchLoader:
 
     Parameters
     ----------
-    dataset, augmentation, seed
+    dataset
+        Pictures; None where ``gather`` is given.
+    augmentation, seed
         As for :func:`gather`.
     schedule
         Batches to make: (positions, resolution, epoch). A generator is drawn from as far ahead as needed.
@@ -329,12 +345,12 @@ class BatchLoader:
     cache_bytes
         Most bytes of decoded pictures kept for the next epochs; see :class:`SampleCache`.
     gather
-        Makes a batch; by default :func:`gather`, of whole pictures.
+        Makes a batch; by default :func:`gather` of whole pictures, kept in a :class:`SampleCache`.
     """
 
     def __init__(
         self,
-        dataset: PoseDataset,
+        dataset: PoseDataset | None,
         schedule: Iterable[Job],
         augmentation: Augmentation | None,
         seed: int,
@@ -343,11 +359,12 @@ class BatchLoader:
         sigma: float = 2.0,
         device: torch.device | str = "cpu",
         cache_bytes: int = 0,
-        gather: Gather = gather,
+        gather: Gather | None = None,
     ) -> None:
         if workers < 0 or prefetch < 0:
             raise InputError(f"workers and prefetch must be at least 0, got {workers} and {prefetch}")
-        self.dataset = dataset
+        if gather is None and dataset is None:
+            raise InputError("a loader of batches needs a data set, or what gathers its batches")
         self.schedule = schedule
         self.augmentation = augmentation
         self.seed = seed
@@ -355,20 +372,23 @@ class BatchLoader:
         self.prefetch = prefetch
         self.sigma = sigma
         self.device = torch.device(device)
-        self._source = SampleCache(dataset, cache_bytes)
-        self._gather = gather
+        self._gather: Gather
+        if gather is not None:
+            self._gather = gather
+        elif dataset is not None:
+            self._gather = partial(_gather, SampleCache(dataset, cache_bytes))
 
-    def _prepare(self, job: Job, stop: threading.Event) -> RawBatch | Batch:
+    def _prepare(self, job: Job, stop: threading.Event) -> Undrawn | Batch:
         """Do what the threads do for a batch."""
         indices, resolution, epoch = job
-        raw = self._gather(self._source, indices, resolution, self.augmentation, self.seed, epoch, stop)
+        raw = self._gather(indices, resolution, self.augmentation, self.seed, epoch, stop)
         if self.device.type == "cpu":
             return raw.draw(self.sigma)
         return raw.pin() if self.device.type == "cuda" else raw
 
-    def _finish(self, batch: RawBatch | Batch) -> Batch:
+    def _finish(self, batch: Undrawn | Batch) -> Batch:
         """Do what is left to the thread that asks for the batch."""
-        return batch.draw(self.sigma, self.device) if isinstance(batch, RawBatch) else batch
+        return batch if isinstance(batch, Batch) else batch.draw(self.sigma, self.device)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         stop = threading.Event()
@@ -380,7 +400,7 @@ class BatchLoader:
         opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batch-loader")
-        pending: deque[Future[RawBatch | Batch]] = deque()
+        pending: deque[Future[Undrawn | Batch]] = deque()
         try:
             for job in self.schedule:
                 pending.append(pool.submit(self._prepare, job, stop))

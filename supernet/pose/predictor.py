@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from search_spaces.errors import InputError
-from supernet.pose.inference import predict
+from supernet.pose.boxes import Box, whole_image
+from supernet.pose.inference import Inference, predict
 from supernet.pose.maps import EvalConfig
 from supernet.pose.skeleton import Skeleton
+from supernet.pose.topdown import WHOLE_IMAGE, PersonPictures, TopDownConfig, predict_people
 from supernet.pose.transforms import AffineTransform, letterbox
 
-__all__ = ["LONGEST", "Found", "PosePredictor", "shown_joints"]
+__all__ = ["LONGEST", "Found", "PersonPredictor", "PosePredictor", "shown_joints"]
 
 LONGEST: Final = 16
 """Sides of a picture may differ by this factor: a longer strip would ask for unreasonable memory."""
@@ -135,6 +138,73 @@ class PosePredictor:
         whole = time.perf_counter() - start
         seconds = {"network": result.seconds_network, "decode": result.seconds_decode}
         return Found(people, scores, {"prepare": max(0.0, whole - sum(seconds.values())), **seconds})
+
+
+class _Given(PersonPictures):
+    """Crops of one picture, the boxes given."""
+
+    def __init__(self, picture: _OnePicture, boxes: Sequence[Box]) -> None:
+        super().__init__(picture, 0)
+        self._given = tuple(boxes)
+
+    def _read(self, config: TopDownConfig) -> Mapping[int, tuple[Box, ...]]:
+        return {0: self._given}
+
+
+class PersonPredictor:
+    """A top-down network that finds the joints of people whose boxes are known, one picture per call.
+
+    Parameters
+    ----------
+    network
+        Returns a tuple of heatmaps alone; it must lie on ``device``.
+    skeleton
+        The joints that it finds.
+    config
+        Resolution, flip test, decoding, suppression. Its boxes are not used: they come with each picture.
+    device
+        Where the network runs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        skeleton: Skeleton,
+        config: TopDownConfig,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.network = network.eval()
+        self.skeleton = skeleton
+        self.device = torch.device(device)
+        # Given boxes may show one person twice, as a detector's do.
+        self.config = replace(config, boxes=Path(WHOLE_IMAGE))
+
+    def __call__(self, image: NDArray[np.uint8], boxes: Sequence[Box] | None = None) -> Found:
+        """Return the people in a picture, RGB uint8 (H, W, 3); by default one, whom the whole picture shows.
+
+        Raises
+        ------
+        InputError
+            If the network's joints are not the skeleton's.
+        """
+        start = time.perf_counter()
+        if boxes is None:
+            boxes = (whole_image(*image.shape[:2]),)
+        picture = _OnePicture(image, self.skeleton)
+        inference = Inference(pictures=_Given(picture, boxes))
+        result = predict_people(
+            self.network, picture, self.config, device=self.device, ids=(0,), inference=inference
+        )
+        flat = np.array([each["keypoints"] for each in result.detections], dtype=np.float64)
+        scores = np.array([each["score"] for each in result.detections], dtype=np.float64)
+        whole = time.perf_counter() - start
+        seconds = {"network": result.seconds_network, "decode": result.seconds_decode}
+        return Found(
+            flat.reshape(-1, len(self.skeleton), 3),
+            scores,
+            {"prepare": max(0.0, whole - sum(seconds.values())), **seconds},
+        )
 
 
 def shown_joints(people: NDArray[np.float64], height: int, width: int, threshold: float) -> NDArray[np.bool_]:

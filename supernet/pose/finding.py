@@ -1,0 +1,39 @@
+"""People in a data set's images, by whatever paradigm the settings are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from supernet.pose.inference import EvaluationDataset, Inference, Pictures, Predictions, Progress, predict
+from supernet.pose.maps import EvalConfig
+from supernet.pose.topdown import PersonPictures, TopDownConfig, predict_people
+
+__all__ = ["find_people", "pictures_for"]
+
+
+def find_people(
+    network: nn.Module,
+    dataset: EvaluationDataset,
+    config: EvalConfig | TopDownConfig,
+    *,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+    ids: Sequence[int] | None = None,
+    inference: Inference | None = None,
+) -> Predictions:
+    """Find people as :func:`supernet.pose.inference.predict` (bottom-up) or
+    :func:`supernet.pose.topdown.predict_people` does; which, is told by the type of the settings.
+    """
+    if isinstance(config, TopDownConfig):
+        return predict_people(
+            network, dataset, config, progress=progress, device=device, ids=ids, inference=inference
+        )
+    return predict(network, dataset, config, progress=progress, device=device, ids=ids, inference=inference)
+
+
+def pictures_for(config: EvalConfig | TopDownConfig, dataset: EvaluationDataset) -> Pictures:
+    """Return where a data set's images, prepared by such settings, are kept from call to call."""
+    return PersonPictures(dataset) if isinstance(config, TopDownConfig) else Pictures(dataset)
