@@ -173,7 +173,7 @@ def start(
     if path is None:
         return supernet, ()
     if path.suffix == ".pth" and is_mobilenet_v2(read_pth(path, f"checkpoint '{path}'")):
-        backbone, unused = import_mobilenet_v2(path, space.joints)
+        backbone, unused = import_mobilenet_v2(path, space.joints, space.family)
         taken = start_from(supernet, backbone, layers=in_backbone, may_cut=True, by=recipe.init_order)
         return supernet, (
             f"starting from MobileNetV2 in '{path}': {taken.lines()[0]}",

@@ -147,9 +147,9 @@ def import_mobilenet_v2(
 ) -> tuple[Subnet, tuple[str, ...]]:
     """Return the network with MobileNetV2's backbone, and the features that it has no place for.
 
-    Its head is as small as can be, and all zeros; but where it reads ``features.18``, and the file has a
-    classifier, it reads each of these channels as strongly as that does, so that they can be put in the order
-    of their importance.
+    Its head is as small as can be, and all zeros; but where it reads ``features.18``, it reads each of these
+    channels as strongly as the file's classifier does (all alike if it has none), so that they can be put in
+    the order of their importance.
 
     Parameters
     ----------
@@ -206,8 +206,8 @@ def import_mobilenet_v2(
     head = {
         key: torch.zeros(value.shape) for key, value in net.state_dict().items() if key.startswith("head.")
     }
-    if form.last is not None and _CLASSIFIER in tensors:
-        _read_as(head["head.deconv0.up.weight"], tensors[_CLASSIFIER])
+    if form.last is not None:
+        head["head.deconv0.up.weight"][:, 0, 0, 0] = _strengths(tensors, arch.number("last_width"))
     fill(net, {**known, **head}, where, name_of)
     return net.eval(), tuple(dict.fromkeys(unused))
 
@@ -236,7 +236,9 @@ def _shapes(tensors: Mapping[str, Tensor], prefix: str, form: _Form, where: str)
     )
 
 
-def _read_as(weight: Tensor, classifier: Tensor) -> None:
-    """Let a transposed convolution read each channel as strongly as a classifier does: equal L1 norms."""
-    if classifier.dim() == 2 and classifier.shape[1] == len(weight):
-        weight[:, 0, 0, 0] = classifier.abs().sum(0)
+def _strengths(tensors: Mapping[str, Tensor], channels: int) -> Tensor:
+    """Return the L1 norm of what a classifier reads each channel with; ones where there is none."""
+    classifier = tensors.get(_CLASSIFIER)
+    if classifier is None or classifier.dim() != 2 or classifier.shape[1] != channels:
+        return torch.ones(channels)
+    return classifier.abs().sum(0)

@@ -101,8 +101,10 @@ def start_from(
     gone = [name for name, value in given.values if value and most[name] == 0]
     if gone and any(took(layer) for layer in net.output_layers):
         raise InputError(
-            f"this supernet lacks what the network's outputs rest on; its {' and '.join(gone)} are 0"
+            "this supernet lacks what the network's outputs rest on: "
+            + ", ".join(f"{name} = 0, not {given[name]}" for name in gone)
         )
+    convolutions = [name for name in _convolutions(net) if took(name)]
     net = cut_to(net if by == "kept" else order_channels_by_importance(net, by, images), most)
     told = ""
     if joints is not None:
@@ -127,7 +129,7 @@ def start_from(
         if (
             name == "resolution"
             or value == whole
-            or not any(took(layer) for layer in _convolutions(net) if layer.startswith(room))
+            or not any(layer.startswith(room) for layer in convolutions)
         ):
             continue
         assert isinstance(value, int) and isinstance(whole, int)

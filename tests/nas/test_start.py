@@ -9,12 +9,13 @@ import torch
 
 from nas.train import start
 from search_spaces import InputError
+from search_spaces.deconv import deconv_mbv3
 from supernet.checkpoint import save_network
 from supernet.pose.skeleton import COCO17, CROWDPOSE14
 from supernet.registry import build_network
 from tests.nas import tiny
 from tests.supernet.networks import images, randomise, relative_error
-from tests.supernet.test_transfer import imagenet
+from tests.supernet.test_transfer import encoder_space, imagenet
 
 
 @pytest.mark.parametrize("kernels", ["crop", "transform"])
@@ -55,7 +56,23 @@ def test_mobilenet(tmp_path: Path) -> None:
     _, told = start(recipe, space, COCO17)
     assert told[0].startswith("starting from MobileNetV2 in '")
     assert "stage1.width 32 to 16" in told[1]
-    assert told[-1] == "fresh: the head; no place for features.14, classifier"
+    assert told[-1] == (
+        "fresh: the head; no place for features.14, features.15, features.16, features.17, features.18,"
+        " classifier"
+    )
+
+
+def test_mobilenet_as_an_encoder(tmp_path: Path) -> None:
+    torch.save(imagenet(), tmp_path / "mobilenet.pth")
+    recipe = tiny.recipe(tmp_path, init="mobilenet.pth")
+    supernet, told = start(recipe, encoder_space(17), COCO17)
+    assert told[0].startswith("starting from MobileNetV2 in '")
+    assert "stage0.depth 1 of 2" in told[1] and "head" not in told[1]
+    assert told[-1] == "fresh: the head; no place for classifier"
+    stem = imagenet()["features.0.1.weight"].sort()[0]
+    assert torch.equal(supernet.get_parameter("stem.conv_norm.weight").detach().sort()[0], stem)
+    with pytest.raises(InputError, match="backbone of litepose and deconv-mbv2; deconv-mbv3 has another"):
+        start(recipe, deconv_mbv3(17, deconv_widths=(8,)), COCO17)
 
 
 def test_nothing_is_told_of_a_fresh_start(tmp_path: Path) -> None:

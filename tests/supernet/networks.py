@@ -37,7 +37,7 @@ SPACES: dict[str, SearchSpace] = {
         expansions=(2,),
         deconv_kernels=(2, 3),
     ),
-    # Three deconv steps; with and without a last convolution, which is narrower than what comes before it.
+    # Two or three deconv steps; with and without a last convolution, narrower than what comes before it.
     "deconv-mbv2": deconv_mbv2(
         5,
         base=deconv_arch(
@@ -49,6 +49,7 @@ SPACES: dict[str, SearchSpace] = {
         kernels=(3, 5),
         expansions=(1, 2),
         last_widths=(0, 24),
+        deconvs=(2, 3),
         deconv_widths=(32, 24, 16),
         deconv_kernels=(2, 3, 4),
     ),
@@ -92,7 +93,16 @@ def edge_archs(space: SearchSpace) -> list[Arch]:
         found += [space.arch({one: width, other: width}) for width in both]
     if 0 in offered.get("last_width", ()):
         found.append(space.arch({"last_width": 0}))
+    if "head.deconv2" in offered:
+        found.append(space.arch({"head.deconv2.width": 0, "head.deconv2.kernel": 0}))
     return list(dict.fromkeys(found))
+
+
+def with_kernels_of(arch: Arch, most: Arch) -> Arch:
+    """Return an arch with the kernels of another one, as far as it has a layer for them."""
+    return arch.replace(
+        **{name.replace(".", "__"): most[name] for name in arch if name.endswith("kernel") and arch[name]}
+    )
 
 
 def output_shapes(arch: Arch, joints: int, n: int, height: int, width: int) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ from supernet.registry import build_network, build_supernet
 from supernet.state import load_weights, save_weights
 from supernet.training import Trainer
 from tests.supernet import tiny
-from tests.supernet.networks import DECONVS, SPACES, images, randomise, relative_error
+from tests.supernet.networks import DECONVS, SPACES, images, randomise, relative_error, with_kernels_of
 
 
 def transformed(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -185,9 +185,7 @@ def test_a_plain_network_is_itself_after_it_was_taken_over(name: str, seed: int,
     arch, x = space.sample(np.random.default_rng(seed)), images(1, 45, 64)
     plain = randomise(build_network(arch, space.joints), seed % 1000).eval()
     net.load_plain(plain, around=around)
-    larger = arch.replace(
-        **{name.replace(".", "__"): value for name, value in space.largest().values if "kernel" in name}
-    )
+    larger = with_kernels_of(arch, space.largest())
     with torch.no_grad():
         assert relative_error(net(x, arch), plain(x)) < 1e-5
         if around:

@@ -15,17 +15,19 @@ from supernet.base import Subnet, crop_like
 from supernet.export import fold_batchnorm
 from supernet.onnx_modules import OnnxModule, through_onnx
 from supernet.registry import build_supernet
-from tests.supernet.networks import SPACES, images, randomise, relative_error
+from tests.supernet.networks import DECONVS, SPACES, images, randomise, relative_error, settle
 
 
 def pair(name: str, seed: int, transposed: bool = False) -> tuple[Subnet, Subnet]:
     """Return a random network, and the same one for ONNX Runtime."""
     net = randomise(build_supernet(SPACES[name])).extract(SPACES[name].sample(np.random.default_rng(seed)))
+    if name in DECONVS:
+        settle(net, images(3, 96, 96, 1))
     net.eval()
     return net, through_onnx(fold_batchnorm(net), transposed=transposed)
 
 
-@pytest.mark.parametrize("name", ["native", "extended"])
+@pytest.mark.parametrize("name", ["native", "extended", *DECONVS])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("transposed", [False, True])
 @torch.no_grad()
@@ -37,7 +39,8 @@ def test_outputs_are_torchs_at_any_size_and_batch(name: str, seed: int, transpos
         x = images(count, height, width)
         found, expected = ours(x), plain(x)
         assert [each.shape for each in found] == [each.shape for each in expected]
-        assert relative_error(found, expected) < 1e-5
+        # Top-down networks are deeper, and these of made-up weights enlarge what was rounded.
+        assert relative_error(found, expected) < (1e-4 if name in DECONVS else 1e-5)
 
 
 @torch.no_grad()
@@ -100,6 +103,17 @@ class Unknown(nn.Module):
         return torch.sigmoid(x)
 
 
+class Pooled(nn.Module):
+    """Means of a part of the picture are not known, those of all of it are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, self.size) * nn.functional.hardsigmoid(x)
+
+
 class Deciding(nn.Module):
     """What it does depends on values."""
 
@@ -120,6 +134,7 @@ def convolution(**changes: Any) -> nn.Conv2d:
         (convolution(padding_mode="reflect"), [False, True]),
         (convolution(padding="same"), [False, True]),
         (Unknown(), [False, True]),
+        (Pooled(1), [True, True]),
         (nn.BatchNorm2d(3), [False, True]),
         (nn.ConvTranspose2d(3, 3, 3, 1, 1), [False, True]),
         (Deciding(), [False, False]),
