@@ -645,7 +645,8 @@ def _build_index(
                     "iscrowd": read_crowd_flag(annotation, where),
                     "num_keypoints": int((row[:, 2] > 0).sum()),
                     "unscored": annotation.get("num_keypoints") == 0,
-                    "box_of_joints": annotation.get("bbox") is None,
+                    "box_of_joints": annotation.get("bbox") is None
+                    or annotation.get("box_of_joints") is True,
                 }
             )
         joints.flags.writeable = False

@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 
 from search_spaces import SPACES
 from search_spaces.errors import InputError
-from supernet.pose.loader import STRIDES, collate, map_size
-from supernet.pose.losses import LossWeights, associative_embedding_loss, heatmap_loss, pose_loss
+from supernet.pose.crops import RawPeople
+from supernet.pose.heatmaps import decode_heatmaps
+from supernet.pose.loader import STRIDES, Batch, collate, map_size
+from supernet.pose.losses import (
+    LossWeights,
+    associative_embedding_loss,
+    heatmap_loss,
+    heatmap_mse,
+    pose_loss,
+    teach_heatmaps,
+)
 from supernet.pose.targets import draw_heatmaps, tag_indices
 from supernet.pose.transforms import Augmentation
 from tests.supernet import tiny
@@ -444,3 +453,99 @@ def test_maps_that_are_not_square(height: int, width: int) -> None:
 
 def size_of(side: int) -> int:
     return map_size(side, STRIDES[0])
+
+
+# -- top-down networks ---------------------------------------------------------------------------------------
+
+
+def top_down_batch(count: int = 3, seed: int = 0) -> Batch:
+    generator = np.random.default_rng(seed)
+    joints = generator.uniform(10, 80, (count, 5, 3)).astype(np.float32)
+    joints[..., 2] = generator.integers(0, 3, (count, 5))
+    joints[0, 0, 2], joints[0, 1, 2] = 0, 2
+    images = torch.zeros((count, 128, 96, 3), dtype=torch.uint8)
+    return RawPeople(images, joints).draw()
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+def test_heatmap_mse_is_the_squared_error_of_labelled_joints(scale: int) -> None:
+    batch = top_down_batch()
+    maps = torch.randn(batch.heatmaps[scale].shape, generator=torch.Generator().manual_seed(0))
+    maps.requires_grad_()
+    terms = heatmap_mse((maps,), batch)
+    squares = (maps - batch.heatmaps[scale]).square().mean(dim=(2, 3))
+    each = [
+        squares[n][batch.labelled[n]].mean() if batch.labelled[n].any() else torch.zeros(())
+        for n in range(len(batch))
+    ]
+    assert set(terms) == {"heatmap", "total"}
+    assert torch.allclose(terms["total"], torch.stack(each).mean())
+    assert torch.equal(terms["heatmap"], terms["total"])
+    terms["total"].backward()
+    assert maps.grad is not None
+    assert not maps.grad[~batch.labelled].any()
+    assert maps.grad[batch.labelled].abs().sum() > 0
+    assert torch.equal(heatmap_mse(maps, batch)["total"], terms["total"])
+    heavy = heatmap_mse((maps,), batch, LossWeights(foreground=5.0))["total"]
+    assert heavy > terms["total"]
+
+
+def test_heatmap_mse_takes_one_output_of_a_known_size() -> None:
+    batch = top_down_batch()
+    with pytest.raises(InputError, match="one tensor, not 2"):
+        heatmap_mse(batch.heatmaps, batch)
+    with pytest.raises(InputError, match="shape of one of the targets"):
+        heatmap_mse(torch.zeros(3, 5, 64, 48), batch)
+
+
+def test_a_teacher_of_heatmaps_mixes_both_errors() -> None:
+    """The gradient of the loss against the lesson is that of (1 - a) MSE(truth) + a MSE(teacher)."""
+    batch, share = top_down_batch(), 0.3
+    generator = torch.Generator().manual_seed(1)
+    said = torch.rand(batch.heatmaps[0].shape, generator=generator)
+    maps = torch.randn(said.shape, generator=generator, requires_grad=True)
+    lesson = teach_heatmaps(batch, said, share)
+    assert lesson.labelled.all()
+    heatmap_mse((maps,), lesson)["total"].backward()
+    mixed = (1 - share) * (maps - batch.heatmaps[0]).square() + share * (maps - said).square()
+    alone = (maps - said).square()
+    by_joint = torch.where(batch.labelled[:, :, None, None], mixed, alone)
+    (expected,) = torch.autograd.grad(by_joint.mean(), maps)
+    assert maps.grad is not None
+    assert torch.allclose(maps.grad, expected, atol=1e-8)
+
+
+def test_a_teacher_tells_of_its_own_joints_only() -> None:
+    batch = top_down_batch()
+    said = torch.full(batch.heatmaps[0].shape, 3.0)
+    known = torch.tensor([True, False, True, True, True])
+    lesson = teach_heatmaps(batch, said, 1.0, known)
+    assert torch.equal(lesson.heatmaps[0][:, 1], batch.heatmaps[0][:, 1])
+    assert lesson.heatmaps[0][:, 0].eq(1).all()  # heatmaps lie in 0..1
+    assert (lesson.labelled == (batch.labelled | known)).all()
+    assert not lesson.heatmaps[0].requires_grad
+    none = teach_heatmaps(batch, said, 0.0, known)
+    assert torch.equal(none.heatmaps[0][batch.labelled], batch.heatmaps[0][batch.labelled])
+
+
+def test_a_teacher_of_another_size_is_resized_without_a_shift() -> None:
+    batch = top_down_batch()
+    for source, target in ((0, 1), (1, 0)):
+        said = batch.heatmaps[source]
+        lesson = teach_heatmaps(batch, said, 1.0)
+        assert [each.shape for each in lesson.heatmaps] == [each.shape for each in batch.heatmaps]
+        stride = (4, 8)[target]
+        shown = batch.labelled.numpy()
+        found = decode_heatmaps(np.ascontiguousarray(lesson.heatmaps[target].numpy()), "dark")
+        true = decode_heatmaps(np.ascontiguousarray(batch.heatmaps[target].numpy()), "dark")
+        off = (found - true)[..., :2][shown] * stride
+        assert np.abs(off).max() < 2.0
+        assert np.abs(off.mean(axis=0)).max() < 0.4
+
+
+def test_a_teacher_that_does_not_fit() -> None:
+    batch = top_down_batch()
+    with pytest.raises(InputError, match="people and joints"):
+        teach_heatmaps(batch, torch.zeros(3, 4, 32, 24), 0.5)
+    with pytest.raises(InputError, match="share"):
+        teach_heatmaps(batch, torch.zeros(3, 5, 32, 24), 1.5)
