@@ -217,6 +217,8 @@ def kind_name(piece: Piece) -> str:
 
 
 def _layer_kind(layer: Layer) -> str:
+    if layer.kind == "se":
+        return "se"
     stride = f" stride {layer.stride}" if layer.stride > 1 else ""
     return f"{layer.kind} {layer.kernel}x{layer.kernel}{stride}"
 

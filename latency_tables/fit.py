@@ -29,7 +29,7 @@ __all__ = ["FEWEST_CHECKS", "FEWEST_PIECES", "FitRecord", "Form", "PieceFit", "d
 Floats = npt.NDArray[np.float64]
 
 Form = tuple[object, ...]
-"""What pieces have in common that are compared: branches, and each layer's kind, kernel and stride.
+"""What pieces have in common that are compared: branches, each layer's kind, kernel and stride, hard-swish.
 
 Engines have kernels of their own for some of these (one takes twenty times as long for 7x7 as for 5x5), so
 nothing is inferred from one to the other."""
@@ -52,12 +52,19 @@ _FURTHEST = 0.7
 def form_of(piece: Piece) -> Form:
     """Return the form of a piece: the same for what differs in channels and sizes alone."""
     branches = piece.branches if isinstance(piece, Block) else ()
-    return (branches, *((x.kind, x.kernel, x.stride, x.groups > 1) for x in layers_of(piece)))
+    # Engines fuse ReLUs into convolutions, of hard-swish many make an operator of its own.
+    return (
+        branches,
+        *(
+            (x.kind, x.kernel, x.stride, x.groups > 1, *([x.activation] if x.activation == "hswish" else []))
+            for x in layers_of(piece)
+        ),
+    )
 
 
 def _shape(piece: Piece) -> list[float]:
     """Return the logarithms of a piece's channels and sizes."""
-    numbers = [n for x in layers_of(piece) for n in (x.c_in, x.c_out)]
+    numbers = [n for x in layers_of(piece) for n in (x.c_in, x.squeeze or x.c_out)]
     first = layers_of(piece)[0]
     return [math.log(n) for n in (*numbers, first.h_in, first.w_in)]
 

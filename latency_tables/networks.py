@@ -6,14 +6,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from latency_tables.runtimes.base import Array, Program, Step, layer_weights
+from latency_tables.runtimes.base import Array, LayerWeights, Program, Step, layer_weights
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
+from search_spaces.layers import Layer
 
-__all__ = ["Weights", "network_program"]
+__all__ = ["Weights", "network_program", "weight_names"]
 
 Weights = Mapping[str, tuple[Array, Array | None]]
-"""Weight and bias of every layer by its name, normalisation folded; shapes as in :class:`Step`."""
+"""Weight and bias by :func:`weight_names`, normalisation folded; shapes as in :class:`LayerWeights`."""
+
+
+def weight_names(layer: Layer) -> tuple[str, ...]:
+    """Return under which names a layer's constants are found: its own, or of both its convolutions."""
+    return (f"{layer.name}.reduce", f"{layer.name}.expand") if layer.kind == "se" else (layer.name,)
 
 
 def network_program(
@@ -61,12 +67,12 @@ def network_program(
         for start, chain in zip(starts, block.chains, strict=True):
             at = start
             for layer in chain:
-                weight, bias = layer_weights(layer, rng)
+                own = layer_weights(layer, rng)
                 if weights is not None:
-                    weight, bias = _given(weights, layer.name, weight, bias)
+                    own = _given(weights, layer, own)
                 # As in Block: a last layer adds the other branch, or the block's input.
                 other = None if not layer.add else (ends[0] if ends else start)
-                steps.append(Step(layer, weight, bias, at, other))
+                steps.append(Step(layer, own.weight, own.bias, at, other, own.expand))
                 at = len(steps)
             ends.append(at)
         values[block.name] = ends[-1]
@@ -75,8 +81,19 @@ def network_program(
     return Program((picture,), tuple(steps), outputs)
 
 
-def _given(weights: Weights, name: str, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
-    """Return a layer's weights, which must have the shapes of the random ones."""
+def _given(weights: Weights, layer: Layer, own: LayerWeights) -> LayerWeights:
+    """Return a layer's constants, which must have the shapes of the random ones."""
+    first, *second = weight_names(layer)
+    weight, bias = _checked(weights, first, own.weight, own.bias)
+    if own.expand is None:
+        return LayerWeights(weight, bias)
+    expand, shift = _checked(weights, second[0], *own.expand)
+    assert shift is not None  # it has the shape of the random one
+    return LayerWeights(weight, bias, (expand, shift))
+
+
+def _checked(weights: Weights, name: str, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+    """Return a convolution's constants, which must have the shapes of those."""
     if name not in weights:
         raise InputError(f"the weights lack the layer '{name}'")
     found = weights[name]

@@ -45,12 +45,16 @@ FEATURES = (
 alone; ``idle``: those (10^9) that are spent on padding when channels (of a group) are filled up to multiples
 of 16, none for depthwise layers, whose channels are the vectors; ``read``, ``weights``, ``written``:
 activations read (those of an added tensor too), weights read, activations written (10^6 values); ``layers``:
-1."""
+1. A squeeze-and-excitation counts as two pointwise layers on one pixel that read their input twice, for its
+mean and for its product, and as four layers."""
 
 _KINDS = FEATURES[:4]
 _MATRIX_KINDS = ("dense", "pointwise", "deconv")
 _ALWAYS = ("read", "weights", "written", "layers")
 """Features that no layer has 0 of."""
+
+_GATE_LAYERS = 4
+"""What a squeeze-and-excitation is made of: a mean, two convolutions, a product."""
 
 LANES = 16
 """Channels that a device is taken to compute at once."""
@@ -87,21 +91,32 @@ def _of_layers(every: Sequence[Layer]) -> Floats:
         return found
     shapes = np.array(
         [
-            (x.c_in, x.c_out, x.groups, x.h_in * x.w_in, x.h_out * x.w_out, x.macs, x.kernel**2, x.add)
+            (
+                x.c_in,
+                x.c_out,
+                x.groups,
+                x.h_in * x.w_in,
+                x.h_out * x.w_out,
+                x.macs,
+                x.kernel**2,
+                x.add,
+                x.squeeze,
+            )
             for x in every
         ],
         dtype=np.float64,
     )
-    c_in, c_out, groups, pixels_in, pixels_out, macs, taps, add = shapes.T
+    c_in, c_out, groups, pixels_in, pixels_out, macs, taps, add, squeeze = shapes.T
+    gated = squeeze > 0
     kinds = np.array([column[_kind(layer)] for layer in every])
     found[np.arange(len(every)), kinds] = macs / 1e9
-    own_in, own_out = c_in / groups, c_out / groups
+    own_in, own_out = c_in / groups, np.where(gated, squeeze, c_out) / groups
     padded = np.ceil(own_in / LANES) * np.ceil(own_out / LANES) * LANES**2 / (own_in * own_out)
     found[:, column["idle"]] = np.where(kinds == column["depthwise"], 0.0, macs * (padded - 1)) / 1e9
-    found[:, column["read"]] = (c_in * pixels_in + add * c_out * pixels_out) / 1e6
-    found[:, column["weights"]] = taps * c_in * c_out / groups / 1e6
+    found[:, column["read"]] = (c_in * pixels_in * (1 + gated) + add * c_out * pixels_out) / 1e6
+    found[:, column["weights"]] = taps * c_in * own_out * (1 + gated) / 1e6
     found[:, column["written"]] = c_out * pixels_out / 1e6
-    found[:, column["layers"]] = 1.0
+    found[:, column["layers"]] = np.where(gated, _GATE_LAYERS, 1.0)
     return found
 
 

@@ -39,7 +39,7 @@ from latency_tables.fit import FEWEST_CHECKS, FEWEST_PIECES, FitRecord
 from latency_tables.holding import held_table, settle_table
 from latency_tables.links import LinkDescription, ModelWriter, describe_device, open_bench, read_linked_target
 from latency_tables.machine import available_threads
-from latency_tables.networks import Weights, network_program
+from latency_tables.networks import Weights, network_program, weight_names
 from latency_tables.predictor import FEWEST_NETWORKS, is_fitted
 from latency_tables.published import published_for
 from latency_tables.runtimes import Program, litert_runtime, ncnn_runtime
@@ -362,12 +362,13 @@ def _layer_weights(network: Subnet) -> Weights:
     """Return the numbers of a network's layers, normalisation folded."""
     folded, found = fold_batchnorm(network), {}
     for layer in network.arch.layers(network.joints):
-        module = folded.get_submodule(layer.name)
-        weight, bias = (
-            None if value is None else cast(torch.Tensor, value).detach().float().cpu().numpy()
-            for value in (module.weight, module.bias)
-        )
-        found[layer.name] = (cast(Any, weight), bias)
+        for name in weight_names(layer):
+            module = folded.get_submodule(name)
+            weight, bias = (
+                None if value is None else cast(torch.Tensor, value).detach().float().cpu().numpy()
+                for value in (module.weight, module.bias)
+            )
+            found[name] = (cast(Any, weight), bias)
     return found
 
 

@@ -282,7 +282,13 @@ class Block:
 
     @property
     def key(self) -> str:
-        """Stable text form of all but the name: layers' keys, ``>`` in a chain, ``|`` between branches."""
+        """Stable text form of all but the name: layers' keys, ``>`` in a chain, ``|`` between branches.
+
+        A block of a single layer stands in parentheses, so that a table keeps apart what was timed as a block
+        of a network and what as a layer.
+        """
+        if len(self.layers) == 1:
+            return f"({self.layers[0].key})"
         return "|".join(">".join(layer.key for layer in chain) for chain in self.chains)
 
     @classmethod
@@ -294,6 +300,9 @@ class Block:
         InputError
             If the text is no block key, or its layers do not fit together.
         """
+        alone = key[1:-1] if key.startswith("(") and key.endswith(")") else None
+        if alone is not None:
+            return cls(name, (Layer.from_key(alone),))
         chains = [[Layer.from_key(part) for part in chain.split(">")] for chain in key.split("|")]
         layers = tuple(layer for chain in chains for layer in chain)
         return cls(name, layers, tuple(len(chain) for chain in chains))
@@ -304,14 +313,14 @@ Piece = Layer | Block
 
 
 def piece_from_key(key: str) -> Piece:
-    """Return the layer, or the block of several layers, that ``key`` describes.
+    """Return the layer or the block that ``key`` describes.
 
     Raises
     ------
     InputError
         If the text is neither's key.
     """
-    return Block.from_key(key) if ">" in key or "|" in key else Layer.from_key(key)
+    return Block.from_key(key) if key[:1] == "(" or ">" in key or "|" in key else Layer.from_key(key)
 
 
 def layers_of(piece: Piece) -> tuple[Layer, ...]:

@@ -29,17 +29,22 @@ class LayerTensors:
     x
         Input, shape (1, c_in, h_in, w_in).
     weight
-        Shape (c_out, c_in / groups, k, k); for a transposed convolution (c_in, c_out / groups, k, k).
+        Shape (c_out, c_in / groups, k, k); for a transposed convolution (c_in, c_out / groups, k, k); of a
+        squeeze-and-excitation that of its first convolution, (squeeze, c_in, 1, 1).
     bias
-        Shape (c_out,), or None. Batch normalisation is folded: a layer with ``norm`` has a bias.
+        Shape (c_out,), or None. Batch normalisation is folded: a layer with ``norm`` has a bias. Of a
+        squeeze-and-excitation (squeeze,).
     other
         What is added, shape (1, c_out, h_out, w_out), or None.
+    expand
+        See :class:`LayerWeights`.
     """
 
     x: Array
     weight: Array
     bias: Array | None
     other: Array | None
+    expand: tuple[Array, Array] | None = None
 
 
 def _unit(rng: np.random.Generator, *size: int) -> Array:
@@ -47,8 +52,31 @@ def _unit(rng: np.random.Generator, *size: int) -> Array:
     return (rng.random(size, dtype=np.float32) - np.float32(0.5)) * np.float32(12**0.5)
 
 
-def layer_weights(layer: Layer, rng: np.random.Generator) -> tuple[Array, Array | None]:
-    """Return a random weight and bias (see :class:`LayerTensors`); inputs of unit variance keep it."""
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The constants of one layer.
+
+    Attributes
+    ----------
+    weight, bias
+        As in :class:`LayerTensors`.
+    expand
+        Weight (c_out, squeeze, 1, 1) and bias (c_out,) of a squeeze-and-excitation's second convolution; None
+        for all other layers.
+    """
+
+    weight: Array
+    bias: Array | None
+    expand: tuple[Array, Array] | None = None
+
+
+def layer_weights(layer: Layer, rng: np.random.Generator) -> LayerWeights:
+    """Return random constants; a convolution's inputs of unit variance keep it."""
+    if layer.kind == "se":
+        reduce = _unit(rng, layer.squeeze, layer.c_in, 1, 1) / np.float32(np.sqrt(layer.c_in))
+        bias = _unit(rng, layer.squeeze)
+        expand = _unit(rng, layer.c_out, layer.squeeze, 1, 1) / np.float32(np.sqrt(layer.squeeze))
+        return LayerWeights(reduce, bias, (expand, _unit(rng, layer.c_out)))
     own = layer.c_in // layer.groups
     if layer.kind == "deconv":
         shape = (layer.c_in, layer.c_out // layer.groups, layer.kernel, layer.kernel)
@@ -57,15 +85,15 @@ def layer_weights(layer: Layer, rng: np.random.Generator) -> tuple[Array, Array 
         shape = (layer.c_out, own, layer.kernel, layer.kernel)
         fan = own * layer.kernel**2
     weight = _unit(rng, *shape) / np.float32(np.sqrt(max(fan, 1.0)))
-    return weight, _unit(rng, layer.c_out) if layer.bias or layer.norm else None
+    return LayerWeights(weight, _unit(rng, layer.c_out) if layer.bias or layer.norm else None)
 
 
 def layer_tensors(layer: Layer, rng: np.random.Generator) -> LayerTensors:
     """Return random tensors for ``layer``; outputs have about unit variance, so no denormals slow it down."""
     x = _unit(rng, 1, layer.c_in, layer.h_in, layer.w_in)
-    weight, bias = layer_weights(layer, rng)
+    own = layer_weights(layer, rng)
     other = _unit(rng, 1, layer.c_out, layer.h_out, layer.w_out) if layer.add else None
-    return LayerTensors(x, weight, bias, other)
+    return LayerTensors(x, own.weight, own.bias, other, own.expand)
 
 
 def conv_padding(layer: Layer) -> tuple[int, int]:
@@ -131,6 +159,8 @@ class Step:
         As in :class:`LayerTensors`.
     x, other
         Numbers of the values that it reads and adds (None: nothing is added).
+    expand
+        As in :class:`LayerWeights`.
     """
 
     layer: Layer
@@ -138,6 +168,14 @@ class Step:
     bias: Array | None
     x: int
     other: int | None
+    expand: tuple[Array, Array] | None = None
+
+    @property
+    def gate(self) -> tuple[Array, Array, Array, Array]:
+        """Weight and bias of a squeeze-and-excitation's first convolution, then those of its second."""
+        if self.expand is None or self.bias is None:
+            raise InputError(f"the step of {self.layer.key} has no squeeze-and-excitation's weights")
+        return self.weight, self.bias, *self.expand
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +210,7 @@ class Program:
             given = layer_tensors(piece, rng)
             other = 1 if given.other is not None else None
             read = (given.x,) if given.other is None else (given.x, given.other)
-            return cls(read, (Step(piece, given.weight, given.bias, 0, other),))
+            return cls(read, (Step(piece, given.weight, given.bias, 0, other, given.expand),))
         inputs: list[Array] = []
         steps: list[Step] = []
         ends: list[int] = []
@@ -184,7 +222,7 @@ class Program:
                 if place == 0:
                     inputs.append(given.x)
                 other = None if not layer.add else (ends[0] if ends else 0)
-                steps.append(Step(layer, given.weight, given.bias, source, other))
+                steps.append(Step(layer, given.weight, given.bias, source, other, given.expand))
                 source = count + len(steps) - 1
             ends.append(source)
         return cls(tuple(inputs), tuple(steps))

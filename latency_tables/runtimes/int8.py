@@ -3,7 +3,8 @@
 The scheme is the one that ONNX Runtime advises for processors, static quantisation with Q/DQ nodes:
 activations in unsigned, weights in signed 8 bits, one scale for each output channel, ranges from the least
 and the largest value seen. Transposed convolutions compute in 32-bit floats: ONNX Runtime
-has no 8-bit kernel for them.
+has no 8-bit kernel for them. So do hard-swish, and the means and products of a squeeze-and-excitation, whose
+convolutions are in 8 bits.
 """
 
 from __future__ import annotations

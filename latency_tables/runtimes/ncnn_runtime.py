@@ -46,6 +46,9 @@ _MAGIC = 7767517
 _Part = tuple[int, tuple[int, int]]
 """A value's number, and the height and width of the upper left part that is read."""
 
+_HARD = f"0={1 / 6:.9g} 1=0.5"
+"""Slope and offset of hard-sigmoid and hard-swish; ncnn's own default is another slope."""
+
 _FLOAT32 = np.zeros(1, dtype="<u4").tobytes()
 """What precedes weights that are stored as 32-bit floats."""
 
@@ -164,17 +167,21 @@ def program_network(program: Program) -> tuple[str, bytes]:
         number = len(program.inputs) + place
         y = wires.name(number)
         x = wires.take(step.x, (layer.h_in, layer.w_in))
-        if step.other is None:
-            lines.append(_convolution(step, f"conv{place}", x, y, fused=True))
+        if layer.kind == "se":
+            lines += _gate(layer, place, x, y)
+        elif step.other is None:
+            # pnnx fuses ReLUs into convolutions, and leaves hard-swish a layer of its own.
+            alone = layer.activation == "hswish"
+            lines.append(_convolution(step, f"conv{place}", x, f"z{place}" if alone else y, fused=not alone))
+            if alone:
+                lines.append(_activation(layer, place, f"z{place}", y))
         else:
             other = wires.take(step.other, (layer.h_out, layer.w_out))
             end = y if layer.activation == "none" else f"sum{place}"
             lines.append(_convolution(step, f"conv{place}", x, f"z{place}", fused=False))
             lines.append(f"BinaryOp add{place} 2 1 {other} z{place} {end} 0=0")
-            if layer.activation == "relu":
-                lines.append(f"ReLU act{place} 1 1 {end} {y}")
-            elif layer.activation == "relu6":
-                lines.append(f"Clip act{place} 1 1 {end} {y} 0=0.0 1=6.0")
+            if layer.activation != "none":
+                lines.append(_activation(layer, place, end, y))
         wires.give(number, y)
     return _text(lines), b"".join(chunk for step in program.steps for chunk in _numbers(step))
 
@@ -261,9 +268,39 @@ def _convolution(step: Step, name: str, x: str, y: str, *, fused: bool) -> str:
     return f"{operator} {name} 1 1 {x} {y} {' '.join(words)}"
 
 
+def _activation(layer: Layer, place: int, x: str, y: str) -> str:
+    """Return the line of an activation that is a layer of its own."""
+    what = {
+        "relu": ("ReLU", ""),
+        "relu6": ("Clip", " 0=0.0 1=6.0"),
+        "hswish": ("HardSwish", f" {_HARD}"),
+    }
+    operator, words = what[layer.activation]
+    return f"{operator} act{place} 1 1 {x} {y}{words}"
+
+
+def _gate(layer: Layer, place: int, x: str, y: str) -> list[str]:
+    """Return the lines of a squeeze-and-excitation, as pnnx converts torch's."""
+    name, squeeze, channels = f"se{place}", layer.squeeze, layer.c_out
+    size = squeeze * channels
+    return [
+        f"Split split_{name} 1 2 {x} {name}_x {name}_seen",
+        f"Reduction mean_{name} 1 1 {name}_seen {name}_mean 0=3 1=0 -23303=2,1,2 4=1 5=1",
+        f"Convolution reduce_{name} 1 1 {name}_mean {name}_few 0={squeeze} 1=1 5=1 6={size} 9=1",
+        f"Convolution expand_{name} 1 1 {name}_few {name}_sum 0={channels} 1=1 5=1 6={size}",
+        f"HardSigmoid act_{name} 1 1 {name}_sum {name}_gate {_HARD}",
+        f"BinaryOp mul_{name} 2 1 {name}_x {name}_gate {y} 0=2",
+    ]
+
+
 def _numbers(step: Step) -> list[bytes]:
     """Return weights and bias as ncnn stores them: output channels before input channels, group by group."""
     layer, weight = step.layer, step.weight
+    if layer.kind == "se":
+        reduce, shift, expand, rise = (
+            np.ascontiguousarray(each, dtype="<f4").tobytes() for each in step.gate
+        )
+        return [_FLOAT32, reduce, shift, _FLOAT32, expand, rise]
     if layer.kind == "deconv":
         groups = weight.reshape(layer.groups, layer.c_in // layer.groups, -1, layer.kernel**2)
         weight = groups.swapaxes(1, 2)

@@ -143,10 +143,12 @@ class _Graph:
         self._constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def node(self, operator: str, inputs: Sequence[str], *, part: str = "", **attributes: Any) -> str:
+        """Add a node; ``part`` tells two of one operator apart that belong to one layer."""
         from onnx import helper
 
-        name = f"{operator}{len(self._nodes)}" if self.scope is None else f"{self.scope}/{operator}"
+        own = f"{self.scope}/{operator}{part and '_'}{part}"
+        name = f"{operator}{len(self._nodes)}" if self.scope is None else own
         self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
@@ -238,8 +240,10 @@ def named_model(program: Program, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def _add_layer(graph: _Graph, step: Step, values: Sequence[str]) -> str:
-    """Add the nodes of one layer; return the name of its output."""
+    """Add the nodes of one layer, in the operators of torch's exporter; return the name of its output."""
     layer = step.layer
+    if layer.kind == "se":
+        return _add_gate(graph, step, values[step.x])
     operands = [values[step.x], graph.constant(step.weight)]
     if step.bias is not None:
         operands.append(graph.constant(step.bias))
@@ -263,7 +267,19 @@ def _add_layer(graph: _Graph, step: Step, values: Sequence[str]) -> str:
     elif layer.activation == "relu6":
         limits = [graph.constant(np.array(v, dtype=np.float32)) for v in (0.0, 6.0)]
         y = graph.node("Clip", [y, *limits])
+    elif layer.activation == "hswish":
+        y = graph.node("HardSwish", [y])
     return y
+
+
+def _add_gate(graph: _Graph, step: Step, x: str) -> str:
+    """Add the nodes of a squeeze-and-excitation; return the name of its output."""
+    reduce, shift, expand, rise = map(graph.constant, step.gate)
+    axes = graph.constant(np.array([2, 3], dtype=np.int64))
+    mean = graph.node("ReduceMean", [x, axes], keepdims=1)
+    squeezed = graph.node("Relu", [graph.node("Conv", [mean, reduce, shift], kernel_shape=[1, 1])])
+    excited = graph.node("Conv", [squeezed, expand, rise], kernel_shape=[1, 1], part="expand")
+    return graph.node("Mul", [x, graph.node("HardSigmoid", [excited], alpha=1 / 6, beta=0.5)])
 
 
 def _options(threads: int) -> Any:

@@ -5,8 +5,9 @@ that is the layer's: our convolutions pad ``(kernel - 1) // 2`` before, and SAME
 window needs, rounded down. Both agree at stride 1, for odd sizes and for even kernels; an odd kernel at
 stride 2 over an even size differs by one pixel, so a PAD stands before it, as converters from PyTorch write
 it. A transposed convolution is SAME where kernel minus stride is even, else it is computed whole and its
-first rows and columns are cut off. Additions and activations are fused into what they follow: the activation
-into the addition, or into the convolution where nothing is added.
+first rows and columns are cut off. Additions and ReLUs are fused into what they follow: the ReLU into the
+addition, or into the convolution where nothing is added. Hard-swish is an operator of its own; there is none
+for hard-sigmoid, which is ``relu6(x + 3) * (1 / 6)``.
 
 In int8 every value has one scale and zero point, from the range that it has in an fp32 run; weights have one
 scale per output channel, biases are int32 (the scheme of TensorFlow Lite's full-integer quantisation).
@@ -69,6 +70,11 @@ def value_name(number: int) -> str:
 def _sum_name(number: int) -> str:
     """Return the tensor's name of a step's convolution before something is added to it."""
     return f"value{number}_convolution"
+
+
+def _linear_name(number: int) -> str:
+    """Return the tensor's name of what a step's hard-swish reads."""
+    return f"value{number}_linear"
 
 
 def nhwc(array: Array) -> Array:
@@ -215,6 +221,14 @@ class _Graph:
         ints = np.clip(np.rint(shift.astype(np.float64) / both), limits.min, limits.max).astype(np.int32)
         return self.constant(stored, scales, axis), self.constant(ints, both)
 
+    def number(self, value: float) -> int:
+        """Add a constant number above 0, held as activations are."""
+        if self.quantisations is None:
+            return self.constant(np.full((1, 1, 1, 1), value, dtype=np.float32))
+        most = _INT8[1]
+        scale = np.array([value / most], dtype=np.float32)
+        return self.constant(np.full((1, 1, 1, 1), most, dtype=np.int8), scale)
+
     def options(self, kind: str, **fields: Any) -> tuple[int, Any]:
         """Return an operator's options with the number of their kind."""
         return getattr(self.schema.BuiltinOptions, kind), getattr(self.schema, f"{kind}T")(**fields)
@@ -293,18 +307,59 @@ def _add_step(graph: _Graph, step: Step, number: int, x: int, other: int | None)
     layer = step.layer
     shape = (1, layer.h_out, layer.w_out, layer.c_out)
     activations = graph.schema.ActivationFunctionType
-    activation = {"none": activations.NONE, "relu": activations.RELU, "relu6": activations.RELU6}[
-        layer.activation
-    ]
-    name = value_name(number)
+    if layer.kind == "se":
+        return _gate(graph, step, x, value_name(number))
+    fused = {"relu": activations.RELU, "relu6": activations.RELU6}
+    activation = fused.get(layer.activation, activations.NONE)
+    hard = layer.activation == "hswish"
+    name = _linear_name(number) if hard else value_name(number)
     convolve = _transposed if layer.kind == "deconv" else _convolution
     if other is None:
-        return convolve(graph, step, x, name, activation)
-    y = convolve(graph, step, x, _sum_name(number), activations.NONE)
-    out = graph.value(name, shape)
-    options = graph.options("AddOptions", fusedActivationFunction=activation)
-    graph.operator("ADD", [y, other], out, options, graph.version(1, 2))
+        y = convolve(graph, step, x, name, activation)
+    else:
+        terms = [convolve(graph, step, x, _sum_name(number), activations.NONE), other]
+        y = graph.value(name, shape)
+        options = graph.options("AddOptions", fusedActivationFunction=activation)
+        graph.operator("ADD", terms, y, options, graph.version(1, 2))
+    if not hard:
+        return y
+    out = graph.value(value_name(number), shape)
+    graph.operator("HARD_SWISH", [y], out, graph.options("HardSwishOptions"))
     return out
+
+
+def _gate(graph: _Graph, step: Step, x: int, name: str) -> int:
+    """Add the operators of a squeeze-and-excitation; return the tensor of its output."""
+    layer, activations = step.layer, graph.schema.ActivationFunctionType
+    channels, plain = (1, 1, 1, layer.c_out), activations.NONE
+
+    def convolve(x: int, weight: Array, bias: Array, name: str, activation: int) -> int:
+        constants = graph.weights(x, nhwc(weight), bias, 0)
+        y = graph.value(name, (1, 1, 1, len(bias)))
+        common = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+        options = graph.options(
+            "Conv2DOptions", padding=graph.schema.Padding.SAME, fusedActivationFunction=activation, **common
+        )
+        graph.operator("CONV_2D", [x, *constants], y, options, graph.version(1, 3))
+        return y
+
+    def combine(operator: str, terms: Sequence[int], y: int, activation: int) -> int:
+        options = graph.options(f"{operator.title()}Options", fusedActivationFunction=activation)
+        graph.operator(operator, terms, y, options, graph.version(1, 2))
+        return y
+
+    reduce, shift, expand, rise = step.gate
+    mean = graph.value(f"{name}_mean", channels)
+    axes = graph.constant(np.array([1, 2], dtype=np.int32))
+    graph.operator(
+        "MEAN", [x, axes], mean, graph.options("ReducerOptions", keepDims=True), graph.version(1, 2)
+    )
+    few = convolve(mean, reduce, shift, f"{name}_few", activations.RELU)
+    logits = convolve(few, expand, rise, f"{name}_logits", activations.NONE)
+    raised = graph.value(f"{name}_raised", channels)
+    combine("ADD", [logits, graph.number(3.0)], raised, activations.RELU6)
+    gate = combine("MUL", [raised, graph.number(1 / 6)], graph.value(f"{name}_gate", channels), plain)
+    return combine("MUL", [x, gate], graph.value(name, (1, layer.h_out, layer.w_out, layer.c_out)), plain)
 
 
 def same_is_ours(layer: Layer) -> bool:

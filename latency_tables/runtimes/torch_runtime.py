@@ -99,6 +99,15 @@ def _operation(step: Step) -> Callable[[torch.Tensor, torch.Tensor | None], torc
     from torch.nn import functional
 
     layer = step.layer
+    if layer.kind == "se":
+        reduce, shift, expand, rise = map(_channels_last, step.gate)
+
+        def gated(x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+            mean = functional.adaptive_avg_pool2d(x, 1)
+            squeezed = functional.conv2d(mean, reduce, shift).relu_()
+            return x * functional.hardsigmoid(functional.conv2d(squeezed, expand, rise))
+
+        return gated
     weight = _channels_last(step.weight)
     bias = None if step.bias is None else _channels_last(step.bias)
     stride, groups = layer.stride, layer.groups
@@ -121,6 +130,8 @@ def _operation(step: Step) -> Callable[[torch.Tensor, torch.Tensor | None], torc
             y.relu_()
         elif layer.activation == "relu6":
             y.clamp_(0.0, 6.0)
+        elif layer.activation == "hswish":
+            functional.hardswish(y, inplace=True)
         return y
 
     return operation

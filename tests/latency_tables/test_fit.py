@@ -135,6 +135,21 @@ def test_measured_pieces_are_met_better_than_by_the_roofline_alone() -> None:
     assert np.median(errors) < fit.median_error
 
 
+def test_hard_swish_and_gates_make_forms_of_their_own() -> None:
+    keys = [
+        "conv_k1_s1_g1_40x8x6_240+bn+relu6",
+        "conv_k1_s1_g1_40x8x6_240+bn+hswish",
+        "se_k1_s1_g1_q64_240x8x6_240+bias",
+        "(conv_k1_s1_g1_40x8x6_240+bn+relu6)",
+    ]
+    pieces = [piece_from_key(key) for key in keys]
+    assert len({form_of(piece) for piece in pieces}) == len(keys)
+    fused = [piece_from_key(key.replace("relu6", "relu")) for key in keys[:1]]
+    assert form_of(fused[0]) == form_of(pieces[0])
+    wider = piece_from_key(keys[2].replace("q64", "q128"))
+    assert distances([pieces[2]], [wider])[0, 0] == pytest.approx(np.log(2))
+
+
 def test_a_form_that_was_never_measured_has_no_time() -> None:
     bottlenecks = [p for p in MEASURED if "deconv" not in p.key]
     fit = PieceFit({piece: true_ms(piece) for piece in bottlenecks})

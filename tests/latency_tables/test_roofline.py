@@ -82,8 +82,26 @@ def test_features_are_what_the_layer_computes_and_moves(layer: Layer) -> None:
     assert sum(kinds) + found["idle"] == pytest.approx(filled.macs / 1e9)
 
 
-def test_a_block_is_the_sum_of_its_layers() -> None:
-    blocks = get_arch("litepose-xs").blocks(14)
+def test_a_gate_is_two_pointwise_layers_that_read_their_input_twice() -> None:
+    gate = Layer("se", 72, 72, 1, 1, 1, 32, 24, bias=True, squeeze=24)
+    found = dict(zip(FEATURES, features([gate])[0].tolist(), strict=True))
+    filled = 2 * 80 * 32 / 1e9  # both convolutions, channels filled up to multiples of 16
+    assert found == pytest.approx(
+        {
+            **dict.fromkeys(FEATURES, 0.0),
+            "pointwise": gate.macs / 1e9,
+            "idle": filled - gate.macs / 1e9,
+            "read": 2 * 72 * 32 * 24 / 1e6,
+            "weights": 2 * 72 * 24 / 1e6,
+            "written": 72 * 32 * 24 / 1e6,
+            "layers": 4.0,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["litepose-xs", "simplebaseline-mbv3"])
+def test_a_block_is_the_sum_of_its_layers(name: str) -> None:
+    blocks = get_arch(name).blocks(14)
     assert any(len(block.layers) > 1 for block in blocks)
     found = features([*blocks, LAYERS[0]])
     for row, piece in zip(found, [*blocks, LAYERS[0]], strict=True):

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces import Block, Cost, InputError, Layer, layers_of, litepose_extended, piece_from_key
+from search_spaces import (
+    Block,
+    Cost,
+    InputError,
+    Layer,
+    SearchSpace,
+    deconv_mbv2,
+    deconv_mbv3,
+    layers_of,
+    litepose_extended,
+    piece_from_key,
+)
 
 sizes = st.integers(1, 300)
 
@@ -119,8 +130,13 @@ EXPAND = "conv_k1_s1_g1_8x9x7_48+bn+relu6"
 DEPTHWISE = "dwconv_k7_s2_g48_48x9x7_48+bn+relu6"
 
 
-def test_every_block_of_a_space_is_told_by_its_key() -> None:
-    for block in litepose_extended(joints=17, resolutions=(96,)).distinct_blocks()[::7]:
+@pytest.mark.parametrize(
+    "space",
+    [litepose_extended(joints=17, resolutions=(96,)), deconv_mbv2(resolutions=(128,)), deconv_mbv3()],
+    ids=["litepose", "deconv-mbv2", "deconv-mbv3"],
+)
+def test_every_block_of_a_space_is_told_by_its_key(space: SearchSpace) -> None:
+    for block in space.distinct_blocks()[::7]:
         found = Block.from_key(block.key, block.name)
         assert (found, found.branches, found.name) == (block, block.branches, block.name)
         assert piece_from_key(block.key) == block
@@ -139,6 +155,9 @@ def test_every_block_of_a_space_is_told_by_its_key() -> None:
         ("deconv_k4_s2_g1_24x5x6_16|deconv_k4_s2_g1_32x5x6_8+add", "must add the other branch, 16x10x12"),
         (f"{EXPAND}|{EXPAND}|{EXPAND}", "one or two branches"),
         (f"{EXPAND}>", "'' is not a layer key"),
+        (f"({EXPAND}>{DEPTHWISE})", "is not a layer key"),
+        (f"({EXPAND}", "is not a layer key"),
+        ("()", "'' is not a layer key"),
         ("|", "'' is not a layer key"),
     ],
 )
@@ -146,6 +165,14 @@ def test_blocks_that_do_not_fit_together_are_refused(key: str, message: str) -> 
     with pytest.raises(InputError, match=message) as told:
         piece_from_key(key)
     assert "\n" not in str(told.value)
+
+
+def test_a_block_of_one_layer_is_told_from_the_layer() -> None:
+    layer = Layer.from_key(EXPAND)
+    block = Block("last", (layer,))
+    assert block.key == f"({EXPAND})"
+    assert piece_from_key(block.key) == block
+    assert piece_from_key(block.key) != layer
 
 
 def test_branches_hold_all_layers() -> None:
