@@ -407,9 +407,9 @@ def page(report: Mapping[str, Any], name: str) -> str:
         "What reducing the deconvolutions saves",
         f"'{report['run']}' ({report['networks_in_space']} networks that differ in the widths of three"
         f" deconvolutions; {report['input']} pixels, where MACs are a fraction of those at 256x192), trained"
-        f" for {report['steps']} steps of {report['batch']} people. {front['looked_at']} networks looked at on"
-        f" {report['images']['search']} search images; measured on {report['images']['COCO']} val images of"
-        f" COCO and {report['images']['LSPET']} of LSPET.",
+        f" for {report['steps']} steps of {report['batch']} people. {front['looked_at']} networks looked at"
+        f" on {report['images']['search']} search images; measured on {report['images']['COCO']} val images"
+        f" of COCO and {report['images']['LSPET']} of LSPET.",
         FRONT_COLUMNS,
         front_rows(front),
         after,
