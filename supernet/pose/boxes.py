@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ __all__ = [
     "crop_size",
     "crop_transform",
     "read_boxes",
+    "unlabelled_boxes",
     "whole_image",
 ]
 
@@ -48,6 +49,8 @@ JOINT_MARGIN: Final = 0.1
 0.07 on either side, 0.14 above and 0.09 below (medians of 531 people with at least ten labelled joints)."""
 _THINNEST: Final = 1.0
 """Sides of boxes below this, pixels, are no people."""
+_SMALLEST: Final = 1e-3
+"""Least sides of boxes, pixels: below it arithmetic breaks down."""
 _GRID: Final = 32
 """Input heights are multiples of it, so that maps at 1/4 and 1/8 have whole cells."""
 
@@ -79,9 +82,10 @@ class Box:
 
     def __post_init__(self) -> None:
         sides = (self.x, self.y, self.width, self.height)
-        if not all(-FARTHEST <= value <= FARTHEST for value in sides) or min(sides[2:]) <= 0:
+        if not all(-FARTHEST <= value <= FARTHEST for value in sides) or min(sides[2:]) < _SMALLEST:
             raise InputError(
-                f"a person's box needs a finite x, y and a positive width, height, got {shown(list(sides))}"
+                "a person's box needs a finite x, y and a positive width, height (at least"
+                f" {_SMALLEST} pixels), got {shown(list(sides))}"
             )
         if not 0 <= self.score < math.inf:
             raise InputError(f"a person's box needs a finite score of at least 0, got {shown(self.score)}")
@@ -147,6 +151,17 @@ def annotated_boxes(truth: Mapping[str, Any]) -> dict[int, tuple[Box, ...]]:
         joints = np.reshape(np.asarray(annotation["keypoints"], dtype=np.float64), (-1, 3))
         if not annotation["iscrowd"] and (joints[:, 2] > 0).any():
             boxes[int(annotation["image_id"])].append(_annotated_box(annotation, joints))
+    return {image_id: tuple(each) for image_id, each in boxes.items()}
+
+
+def unlabelled_boxes(truth: Mapping[str, Any]) -> dict[int, tuple[Box, ...]]:
+    """Return the annotated boxes of the people of whom no joint is labelled, crowds left out, by picture."""
+    boxes: dict[int, list[Box]] = {int(image["id"]): [] for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        nothing = not any(value > 0 for value in annotation["keypoints"][2::3])
+        if nothing and not annotation["iscrowd"] and min(width, height) >= _THINNEST:
+            boxes[int(annotation["image_id"])].append(Box(float(x), float(y), float(width), float(height)))
     return {image_id: tuple(each) for image_id, each in boxes.items()}
 
 
@@ -258,15 +273,18 @@ def _read_row(row: object, where: str, known: frozenset[int], category: int) -> 
     sides, score = row.get("bbox"), row.get("score")
     if not isinstance(sides, list) or len(sides) != 4 or not all(map(_is_number, sides)):
         raise InputError(f"{where} needs a 'bbox' of x, y, width, height in pixels, got {shown(sides)}")
-    if min(sides[2:]) <= 0:
-        raise InputError(f"{where} needs a 'bbox' of positive width and height, got {shown(sides)}")
-    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score < math.inf:
+    if min(sides[2:]) < _SMALLEST:
+        raise InputError(
+            f"{where} needs a 'bbox' of positive width and height (at least {_SMALLEST} pixels), got"
+            f" {shown(sides)}"
+        )
+    if not _is_number(score) or score < 0:
         raise InputError(f"{where} needs a 'score' that is a finite number of at least 0, got {shown(score)}")
     x, y, width, height = map(float, sides)
     return image_id, Box(x, y, width, height, float(score)), kind == category
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """Whether it is a number of a size that boxes have; NaN is not, nor is a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -FARTHEST <= value <= FARTHEST
 

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.errors import InputError, LitePoseNasError, RunError
-from supernet.pose.boxes import PADDING, Box, annotated_boxes, box_of_joints, crop_size, crop_transform
+from supernet.pose.boxes import (
+    PADDING,
+    Box,
+    annotated_boxes,
+    box_of_joints,
+    crop_size,
+    crop_transform,
+    unlabelled_boxes,
+)
 from supernet.pose.dataset import PoseDataset, repeated_order
 from supernet.pose.loader import Batch
 from supernet.pose.skeleton import Skeleton, canonical_joint
@@ -84,7 +92,9 @@ class Person:
 class PersonCrops:
     """The people of a data set, one entry per person, in the order of the images and their annotations.
 
-    People without labelled joints, and crowds, are no entries.
+    People without labelled joints, and crowds, are no entries. But in the pictures of a source that has no
+    reliable label at all everybody with a box is one: of them a network learns from a teacher
+    (:meth:`supernet.pose.dataset.PoseDataset.trainable`).
 
     Parameters
     ----------
@@ -121,8 +131,9 @@ class PersonCrops:
         self.skeleton: Skeleton = dataset.skeleton
         truth = dataset.ground_truth()
         given = annotated_boxes(truth) if boxes is None else boxes
+        unlabelled = unlabelled_boxes(truth)
         self._entries: list[tuple[int, int]] = []
-        """Position of the image, and which of its people."""
+        """Position of the image, and which of its labelled people; -1 for somebody without labels."""
         self._boxes: list[Box] = []
         for index, image_id in enumerate(dataset.ids):
             people, mine = len(dataset.joints(index)), given.get(image_id, ())
@@ -133,6 +144,9 @@ class PersonCrops:
                 )
             self._entries += [(index, person) for person in range(people)]
             self._boxes += mine
+            if not people and not dataset.labelled_joints(index).any():
+                self._entries += [(index, -1)] * len(unlabelled[image_id])
+                self._boxes += unlabelled[image_id]
         if not self._entries:
             raise InputError(f"{dataset.where} has nobody with a labelled joint to train on")
         self.left_out = sum(not each["iscrowd"] for each in truth["annotations"]) - len(self._entries)
@@ -172,6 +186,8 @@ class PersonCrops:
     def joints(self, index: int) -> NDArray[np.float32]:
         """Return the ``index``-th person's joints, float32 (J, 3), without loading the picture."""
         picture, person = self._entries[index]
+        if person < 0:
+            return np.zeros((len(self.skeleton), 3), dtype=np.float32)
         joints: NDArray[np.float32] = self.dataset.joints(picture)[person]
         return joints
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "heatmap_loss",
     "heatmap_mse",
     "pose_loss",
+    "resize_heatmaps",
     "teach_heatmaps",
 ]
 
@@ -330,7 +332,12 @@ def _only(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
 
 @torch.no_grad()
 def teach_heatmaps(
-    batch: PoseTargets, teacher_maps: Tensor, share: float, known: Tensor | None = None
+    batch: PoseTargets,
+    teacher_maps: Tensor,
+    share: float,
+    known: Tensor | None = None,
+    *,
+    sigma: float = 2.0,
 ) -> HeatmapTargets:
     """Return the targets of a batch with a teacher's heatmaps worked in (see :mod:`supernet.distillation`).
 
@@ -342,13 +349,14 @@ def teach_heatmaps(
     batch
         What the annotations tell, at one or several sizes.
     teacher_maps
-        (N, J, h, w). Where targets have another size they are resized (bilinearly, cells covering the same
-        part of the input); their Gaussians are then wider or narrower, in cells, than the annotations'. What
-        lies beyond 0..1 is cut.
+        (N, J, h, w). Where targets have another size they are resized, and their Gaussians made as wide, in
+        cells, as the targets' are; see :func:`resize_heatmaps`. What lies beyond 0..1 is cut.
     share
         Weight of the teacher, 0 to 1, where the annotations tell of the joint.
     known
         bool (J,): joints that the teacher tells of; None: all.
+    sigma
+        Standard deviation of the Gaussians in all heatmaps, in cells of theirs.
 
     Raises
     ------
@@ -367,9 +375,57 @@ def teach_heatmaps(
     said = _wide(teacher_maps)
     blends = []
     for truth in batch.heatmaps:
-        same = said.shape == truth.shape
-        sized = (
-            said if same else functional.interpolate(said, truth.shape[2:], mode="bilinear", antialias=True)
-        )
+        sized = resize_heatmaps(said, (truth.shape[2], truth.shape[3]), sigma)
         blends.append(truth.lerp(sized.to(truth.dtype).clamp(0.0, 1.0), shares.to(truth.dtype)))
     return HeatmapTargets(tuple(blends), batch.masks, batch.tags, batch.labelled | told)
+
+
+def resize_heatmaps(maps: Tensor, size: tuple[int, int], sigma: float = 2.0) -> Tensor:
+    """Return heatmaps of another size whose Gaussians are again ``sigma`` cells wide, of the new cells.
+
+    On maps of half the size a Gaussian takes half the cells, and is widened by a blur, which keeps its place;
+    heights are restored. On larger maps it takes more cells, and is narrowed by a power of the map's values
+    relative to its highest. Cells cover the same part of the input, so nothing is shifted.
+
+    Parameters
+    ----------
+    maps
+        (N, J, h, w); negative values count as 0 where the size changes.
+    size
+        Height and width wanted.
+    sigma
+        Standard deviation of the Gaussians before and after, in cells.
+
+    Raises
+    ------
+    InputError
+        If sigma is not positive.
+    """
+    if not 0 < sigma < float("inf"):
+        raise InputError(f"heatmaps have a positive sigma, not {sigma}")
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    ratio, maps = size[0] / maps.shape[2], maps.clamp(min=0.0)
+    if ratio < 1:
+        maps = _blurred(maps, sigma * (ratio**-2 - 1) ** 0.5) / ratio**2
+    resized = functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+    if ratio > 1:
+        highest = resized.amax(dim=(2, 3), keepdim=True)
+        resized = (resized / highest.clamp(min=1e-6)).pow(ratio**2) * highest
+    return resized
+
+
+def _blurred(maps: Tensor, sigma: float) -> Tensor:
+    """Blur with a Gaussian of ``sigma`` cells; what lies beyond the border is the mirror image."""
+    height, width = maps.shape[2:]
+    kernels = [_gaussian_matrix(side, sigma).to(maps) for side in (height, width)]
+    return kernels[0] @ maps @ kernels[1].T
+
+
+@lru_cache(maxsize=16)
+def _gaussian_matrix(side: int, sigma: float) -> Tensor:
+    """Return the matrix (side, side) that blurs a line of cells, mirrored at both ends."""
+    places = torch.arange(side, dtype=torch.float64)
+    offsets = [places[:, None] - other for other in (places, -1 - places, 2 * side - 1 - places)]
+    matrix = sum((torch.exp(-each.square() / (2 * sigma**2)) for each in offsets), torch.zeros(side, side))
+    return (matrix / matrix.sum(dim=1, keepdim=True)).float()

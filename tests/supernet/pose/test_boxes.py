@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ FAULTS: list[tuple[object, str]] = [
     ({**GOOD, "score": math.inf}, "'score'"),
     ({**GOOD, "score": -0.1}, "'score'"),
     ({**GOOD, "score": None}, "'score'"),
+    ({**GOOD, "score": 10**400}, "'score'"),
+    ({**GOOD, "bbox": [1, 2, 10**400, 4]}, "'bbox'"),
     ([1], "must be a mapping"),
 ]
 
@@ -160,6 +163,27 @@ def test_faults_name_file_entry_and_field(tmp_path: Path, row: object, message: 
     with pytest.raises(InputError, match=f"found.json': entry 1 .*{message}") as error:
         read_boxes(path, [7, 9])
     assert "\n" not in str(error.value)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(GOOD)), anything, st.lists(st.floats() | st.integers(), min_size=4, max_size=4))
+def test_any_row_is_read_or_refused(key: str, value: object, box: list[float]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for row in ({**GOOD, key: value}, {**GOOD, "bbox": box}, value):
+            try:
+                found = read_boxes(write(Path(folder), [row]), [7])
+            except InputError as error:
+                assert "found.json" in str(error)
+            else:
+                for each in found.by_image[7]:
+                    assert np.isfinite(crop_transform(each, (128, 96)).matrix).all()
 
 
 def test_what_is_no_file_of_boxes_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from supernet.pose.crops import (
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.heatmaps import decode_heatmaps
 from supernet.pose.loader import gather
+from supernet.pose.losses import teach_heatmaps
 from supernet.pose.skeleton import COCO17, CROWDPOSE14, Skeleton
 from supernet.pose.synthetic import SyntheticPeople, write_dataset
 from supernet.pose.transforms import MEAN_COLOUR, Augmentation
@@ -130,6 +131,23 @@ def test_shares_of_sources_are_shares_of_people() -> None:
     assert abs(first.sum() - len(people) / 2) <= 1
     batch = gather_people(people, [int(each) for each in order], 128, LIVELY, 0, 0)
     assert len(batch) == len(people)
+
+
+def test_a_source_without_labels_gives_boxes_for_a_teacher() -> None:
+    drawn = [SyntheticPeople(n, n, size=(48, 48), people=(1, 2)) for n in (3, 4)]
+    told = PersonCrops(drawn[0])
+    images = {image_id: drawn[1].load_image(index) for index, image_id in enumerate(drawn[1].ids)}
+    blank = PoseDataset.from_dict(drawn[1].ground_truth(), images, labels=[])
+    both = PersonCrops(PoseDataset.combine([drawn[0], blank]))
+    assert len(both) == len(told) + len(PersonCrops(drawn[1]))
+    assert both.left_out == 0
+    batch = gather_people(both, list(range(len(both))), 128, LIVELY, 0, 0).draw()
+    assert not batch.labelled[len(told) :].any()
+    assert batch.labelled[: len(told)].any(dim=1).all()
+    boxes = [both.box(place) for place in range(len(told), len(both))]
+    assert boxes == [PersonCrops(drawn[1]).box(place) for place in range(len(boxes))]
+    lesson = teach_heatmaps(batch, torch.rand(batch.heatmaps[0].shape), 0.5)
+    assert lesson.labelled.all()
 
 
 # -- crops ---------------------------------------------------------------------------------------------------
