@@ -20,10 +20,7 @@ from supernet.elastic import (
     ElasticLayer,
 )
 
-__all__ = ["Channels", "Paradigm", "Subnet", "Supernet", "crop_like", "param_count"]
-
-Paradigm = Literal["bottom-up", "top-down"]
-"""What a network looks at, and what it tells; see :class:`Subnet`."""
+__all__ = ["Channels", "Subnet", "Supernet", "crop_like", "param_count"]
 
 _PLAIN_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
 _ELASTIC_LAYERS = (ElasticConv2d, ElasticDepthwiseConv2d, ElasticConvTranspose2d, ElasticBatchNorm2d)
@@ -64,7 +61,7 @@ class Subnet(nn.Module, ABC):
     """
 
     output_names: ClassVar[tuple[str, ...]]
-    paradigm: ClassVar[Paradigm] = "bottom-up"
+    paradigm: ClassVar[Literal["bottom-up", "top-down"]] = "bottom-up"
 
     def __init__(self, arch: Arch, joints: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from search_spaces import Arch, Block, Family, InputError, Layer, SearchSpace
 from search_spaces.deconv import DeconvFamily
 from search_spaces.layers import Activation
-from supernet.base import Channels, Paradigm, Subnet, Supernet, crop_like
+from supernet.base import Channels, Subnet, Supernet, crop_like
 from supernet.elastic import (
     ElasticBatchNorm2d,
     ElasticConv2d,
@@ -60,7 +60,7 @@ def _activate(x: Tensor, activation: Activation) -> Tensor:
     return x
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _blocks(arch: Arch, joints: int) -> tuple[Block, ...]:
     """Return the blocks of an arch; the same ones are asked for at every step of a training."""
     return arch.blocks(joints)
@@ -168,7 +168,7 @@ class DeconvPose(Subnet):
     """
 
     output_names: ClassVar[tuple[str, ...]] = ("heatmaps",)
-    paradigm: ClassVar[Paradigm] = "top-down"
+    paradigm: ClassVar[Literal["bottom-up", "top-down"]] = "top-down"
 
     def __init__(self, arch: Arch, joints: int) -> None:
         super().__init__(arch, joints)

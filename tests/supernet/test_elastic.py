@@ -11,6 +11,7 @@ from supernet.elastic import (
     ElasticConvTranspose2d,
     ElasticDepthwiseConv2d,
     deconv,
+    first_part,
 )
 
 
@@ -29,6 +30,22 @@ def test_conv_runs_first_channels_and_kernel_centre(kernel, stride):
     x = _noise(2, 4, 11, 14)
     torch.testing.assert_close(layer(x, 5, kernel), plain(x))
     assert torch.equal(layer.parts(plain)["weight"], plain.weight)
+
+
+def test_conv_runs_first_biases():
+    layer, plain = ElasticConv2d(6, 10, bias=True), nn.Conv2d(4, 5, 1)
+    with torch.no_grad():
+        layer.bias.copy_(_noise(10))
+        for key, part in layer.parts(plain).items():
+            getattr(plain, key).copy_(part)
+        x = _noise(2, 4, 3, 3)
+        torch.testing.assert_close(layer(x, 5), plain(x))
+        torch.testing.assert_close(plain.bias, layer.bias[:5])
+        plain.weight.fill_(2), plain.bias.fill_(3)
+        before = layer.bias.clone()
+        layer.take(plain)
+    assert torch.equal(layer.bias, torch.cat([torch.full((5,), 3.0), before[5:]]))
+    assert torch.equal(layer.weight[:5, :4], plain.weight)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -77,6 +94,32 @@ def test_batch_norm_touches_active_channels_only():
     assert torch.equal(layer.running_var[4:], torch.ones(2))
     layer.eval(), plain.eval()
     torch.testing.assert_close(layer(x), plain(x))
+
+
+@pytest.mark.parametrize(("elastic", "whole", "plain"), [
+    (ElasticConv2d(6, 8, 5), nn.Conv2d(6, 8, 5, bias=False), nn.Conv2d(4, 3, 3, bias=False)),
+    (ElasticConv2d(6, 8, 1, bias=True), nn.Conv2d(6, 8, 1), nn.Conv2d(6, 3, 1)),
+    (ElasticDepthwiseConv2d(6, 7), nn.Conv2d(6, 6, 7, groups=6, bias=False),
+     nn.Conv2d(4, 4, 3, groups=4, bias=False)),
+    *((ElasticConvTranspose2d(6, 8, 4), deconv(6, 8, 4), deconv(3, 5, kernel)) for kernel in (4, 3, 2)),
+    (ElasticConvTranspose2d(6, 8, 3), deconv(6, 8, 3), deconv(3, 5, 2)),
+    (ElasticBatchNorm2d(6), nn.BatchNorm2d(6), nn.BatchNorm2d(2)),
+])  # fmt: skip
+def test_what_is_cut_from_a_plain_layer_is_what_an_elastic_one_runs(elastic, whole, plain):
+    with torch.no_grad():
+        for tensor in whole.state_dict().values():
+            if tensor.dim():
+                tensor.copy_(_noise(*tensor.shape))
+    elastic.take(whole)
+    found, expected = first_part(whole, plain), elastic.parts(plain)
+    assert set(expected) == set(found) - {"num_batches_tracked"}
+    for key, part in expected.items():
+        assert torch.equal(found[key], part)
+        assert part.shape == getattr(plain, key).shape
+    with pytest.raises(InputError, match=r"1 to \d"):
+        first_part(plain, whole)
+    with pytest.raises(InputError, match="a Identity cannot be cut from a"):
+        first_part(whole, nn.Identity())
 
 
 def test_gradients_reach_the_active_part_only():
