@@ -50,6 +50,7 @@ class LiteRuntime(Runtime):
     Depthwise kernels of more than 25 weights are slow in LiteRT 2.3.0 on x86: 96 channels at 64x64 took
     0.7 ms with 5x5 and 29 to 60 ms with 7x7, one thread of a busy machine. That is the delegate's doing
     (LiteRT's kernels without it took 10 ms), and what an application gets by default, so it is what is timed.
+    In int8 the delegate leaves hard-swish to LiteRT's own kernel.
     """
 
     name: ClassVar[str] = "litert"

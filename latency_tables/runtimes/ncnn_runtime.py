@@ -46,7 +46,7 @@ _MAGIC = 7767517
 _Part = tuple[int, tuple[int, int]]
 """A value's number, and the height and width of the upper left part that is read."""
 
-_HARD = f"0={1 / 6:.9g} 1=0.5"
+_HARD = f"0={np.float32(1 / 6):.9g} 1=0.5"
 """Slope and offset of hard-sigmoid and hard-swish; ncnn's own default is another slope."""
 
 _FLOAT32 = np.zeros(1, dtype="<u4").tobytes()
@@ -285,9 +285,9 @@ def _gate(layer: Layer, place: int, x: str, y: str) -> list[str]:
     size = squeeze * channels
     return [
         f"Split split_{name} 1 2 {x} {name}_x {name}_seen",
-        f"Reduction mean_{name} 1 1 {name}_seen {name}_mean 0=3 1=0 -23303=2,1,2 4=1 5=1",
-        f"Convolution reduce_{name} 1 1 {name}_mean {name}_few 0={squeeze} 1=1 5=1 6={size} 9=1",
-        f"Convolution expand_{name} 1 1 {name}_few {name}_sum 0={channels} 1=1 5=1 6={size}",
+        f"Reduction mean_{name} 1 1 {name}_seen {name}_mean 0=3 1=0 -23303=2,2,1 4=1 5=1",
+        f"Convolution reduce_{name} 1 1 {name}_mean {name}_few 0={squeeze} 1=1 3=1 4=0 5=1 6={size} 9=1",
+        f"Convolution expand_{name} 1 1 {name}_few {name}_sum 0={channels} 1=1 3=1 4=0 5=1 6={size}",
         f"HardSigmoid act_{name} 1 1 {name}_sum {name}_gate {_HARD}",
         f"BinaryOp mul_{name} 2 1 {name}_x {name}_gate {y} 0=2",
     ]

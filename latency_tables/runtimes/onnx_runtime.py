@@ -275,7 +275,7 @@ def _add_layer(graph: _Graph, step: Step, values: Sequence[str]) -> str:
 def _add_gate(graph: _Graph, step: Step, x: str) -> str:
     """Add the nodes of a squeeze-and-excitation; return the name of its output."""
     reduce, shift, expand, rise = map(graph.constant, step.gate)
-    axes = graph.constant(np.array([2, 3], dtype=np.int64))
+    axes = graph.constant(np.array([-1, -2], dtype=np.int64))
     mean = graph.node("ReduceMean", [x, axes], keepdims=1)
     squeezed = graph.node("Relu", [graph.node("Conv", [mean, reduce, shift], kernel_shape=[1, 1])])
     excited = graph.node("Conv", [squeezed, expand, rise], kernel_shape=[1, 1], part="expand")

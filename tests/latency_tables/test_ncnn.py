@@ -17,7 +17,7 @@ from latency_tables.networks import network_program
 from latency_tables.runtimes import Program, Step, ncnn_runtime, onnx_runtime
 from search_spaces import InputError, Layer, UnavailableError, piece_from_key
 from supernet.registry import build_network
-from tests.latency_tables.test_litert import SMALL, weights_of
+from tests.latency_tables.test_litert import SMALL, SMALL_DECONV, stirred, weights_of
 from tests.latency_tables.test_runtimes import BLOCKS, layer_reference, needs, save_doubler
 
 NCNN = RUNTIMES["ncnn"]
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(NCNN.unavailable() is not None, reason="ncnn is 
 def test_blocks_are_the_layers_that_its_converter_writes(tmp_path: Path) -> None:
     """Operators and parameters of a block alone are those of the same block within a converted network."""
     needs("pnnx")
-    for key in (BLOCKS[0], BLOCKS[1], BLOCKS[3]):
+    for key in (BLOCKS[0], BLOCKS[1], BLOCKS[3], *BLOCKS[5:]):
         program = Program.of(piece_from_key(key))
         built, numbers = ncnn_runtime.program_network(program)
         path = tmp_path / "network.onnx"
@@ -97,6 +97,19 @@ def test_the_written_network_is_the_torch_network(
     assert [y.shape for y in outputs] == [y.shape for y in wanted]
     for y, expected in zip(outputs, wanted, strict=True):
         np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", list(SMALL_DECONV))
+def test_deconv_networks_are_written_as_torch_computes_them(tmp_path: Path, name: str) -> None:
+    arch = SMALL_DECONV[name]
+    net = stirred(arch)
+    program = network_program(arch, 5, weights=weights_of(net, arch))
+    path = ncnn_runtime.write_network(program, tmp_path / "network.param")
+    with NCNN.prepare_model(path, arch.size, 1) as prepared:
+        (y,) = prepared.outputs()
+    with torch.no_grad():
+        (wanted,) = (y.numpy() for y in net(torch.from_numpy(program.inputs[0])))
+    np.testing.assert_allclose(y, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_a_part_that_several_read_is_cropped_once() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,16 @@ import pytest
 
 from latency_tables import LatencyPredictor, LatencyTable, Row, Target, calibrate
 from latency_tables.table import Provenance
-from search_spaces import InputError, Layer, MissingLayerError, litepose_native
+from search_spaces import (
+    Block,
+    InputError,
+    Layer,
+    MissingLayerError,
+    SearchSpace,
+    deconv_mbv2,
+    deconv_mbv3,
+    litepose_native,
+)
 
 SPACE = litepose_native(joints=14, resolutions=(64, 96))
 PI = Target("raspberry-pi-4", "Cortex-A72", "ncnn", threads=4)
@@ -184,3 +195,37 @@ def test_the_provenance_is_that_of_the_rows_used() -> None:
 def test_a_network_without_layers_is_refused() -> None:
     with pytest.raises(InputError, match="at least one layer"):
         LatencyPredictor(TABLE).predict([])
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        deconv_mbv2(5, resolutions=(64, 96), deconvs=[2, 3], kernels=(3,), expansions=(6,)),
+        deconv_mbv3(5, resolutions=(64,), kernels=(3, 5), multipliers=(1, 0.5)),
+    ],
+    ids=["mbv2", "mbv3"],
+)
+def test_tables_of_deconv_spaces_price_their_networks(space: SearchSpace, tmp_path: Path) -> None:
+    """Gates, blocks of one layer (with rows of their own), heads of either depth, read from disk again."""
+
+    def ms(block: Block) -> float:
+        return round(0.05 + sum(map(layer_ms, block.layers)), 6)
+
+    rows = {
+        block: Row(ms(block), 0.9 * ms(block), 1.2 * ms(block), 9, "measured-here", "x")
+        for block in space.distinct_blocks()
+    }
+    assert any(len(block.layers) == 1 for block in space.distinct_blocks())
+    path = tmp_path / "table.csv"
+    LatencyTable(PI, rows).save(path)
+    predictor = LatencyPredictor(LatencyTable.load(path), strict=True)
+    genotypes = space.sample_genotypes(np.random.default_rng(0), 50)
+    found = predictor.predict_genotypes(space, genotypes)
+    for genes, total in zip(genotypes, found.ms, strict=True):
+        blocks = space.blocks(space.decode(genes))
+        assert total == pytest.approx(sum(map(ms, blocks)))
+        assert predictor.predict(blocks).ms == pytest.approx(total)
+    lacking = next(block for block in rows if block.name == "head.deconv0")
+    table = LatencyTable(PI, {block: row for block, row in rows.items() if block != lacking})
+    with pytest.raises(MissingLayerError, match=re.escape(lacking.key)):
+        LatencyPredictor(table, strict=True).predict([lacking])

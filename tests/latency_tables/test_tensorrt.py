@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from latency_tables import LatencyTable, Target, validate_table
+from latency_tables import LatencyTable, Target, tensorrt, validate_table
 from latency_tables.networks import network_program
 from latency_tables.runtimes import Program
 from latency_tables.runtimes.onnx_runtime import named_model
@@ -34,6 +34,7 @@ from latency_tables.tensorrt import (
 )
 from search_spaces import InputError, piece_from_key
 from search_spaces.litepose import litepose_arch
+from tests.latency_tables.test_litert import SMALL_DECONV
 from tests.latency_tables.test_runtimes import BLOCKS, reference
 
 ARCH = litepose_arch(64, 8, (16, 16, 24, 24), (16, 8, 8), depths=(2, 1, 1, 1), kernels=3)
@@ -115,6 +116,22 @@ def test_a_network_of_odd_size_is_a_sound_model() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     outputs = session.run(None, {"x0": program.inputs[0]})
     assert [y.shape for y in outputs] == [(1, 10, 19, 23), (1, 5, 38, 45)]
+
+
+def test_every_node_of_a_network_with_gates_tells_its_layer() -> None:
+    arch = SMALL_DECONV["mbv3"]
+    job = tensorrt._Job.of_network(arch, 5)
+    program = job.program()
+    model = named_model(program, job.layers)
+    assert len(job.layers) == len(program.steps)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    found = [tensorrt._NODE.search(name) for name in names]
+    assert {f"{match[1]}/{match[2]}" for match in found if match} == set(job.layers)
+    assert all(match and match[0] == name for match, name in zip(found, names, strict=True))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (y,) = session.run(None, {"x0": program.inputs[0]})
+    assert y.shape == (1, 5, 24, 18)
 
 
 def test_the_script_runs_each_model_and_resumes(written: Path, tmp_path: Path) -> None:
