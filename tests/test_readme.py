@@ -18,13 +18,22 @@ import yaml
 from latency_tables.links import LinkDescription, read_linked_target
 from nas.cli import app
 from nas.config import to_plain
-from nas.recipe import DataConfig, EvaluateConfig, Recipe, SearchConfig, TrustConfig, recipe_from_mapping
+from nas.recipe import (
+    DataConfig,
+    EvaluateConfig,
+    Recipe,
+    SearchConfig,
+    TopDownSettings,
+    TrustConfig,
+    recipe_from_mapping,
+)
 from nas.search import BudgetText, parse_budget, parse_constraints
-from search_spaces import SPACES, get_arch, litepose_extended, litepose_native
+from search_spaces import SPACES, get_arch, litepose_extended, litepose_native, named_archs
+from search_spaces.deconv import deconv_space
 from search_spaces.files import write_yaml
 from supernet.distillation import DistillConfig
 from supernet.pose.losses import LossWeights
-from supernet.pose.skeleton import Skeleton
+from supernet.pose.skeleton import COCO17, Skeleton
 from supernet.pose.transforms import Augmentation
 from supernet.training import TrainConfig
 
@@ -195,12 +204,25 @@ def test_operations_are_those_of_the_code() -> None:
     assert f"{litepose_native().count():,} networks" in README
 
 
+def test_operations_of_top_down_networks_are_those_of_the_code() -> None:
+    rows = table("top-down network")
+    assert {row[0] for row in rows} == {
+        name for name, arch in named_archs().items() if arch.family.name.startswith("deconv")
+    }
+    for name, size, params, macs in rows:
+        arch = get_arch(name)
+        cost = arch.cost(joints=17)
+        assert size == "x".join(map(str, arch.size))
+        assert (params, macs) == (f"{cost.params:,}", f"{cost.macs / 1e9:.4f} G")
+
+
 FIELDS: Mapping[str, type[Any]] = {
     "train": TrainConfig,
     "train.augmentation": Augmentation,
     "train.loss": LossWeights,
     "train.distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "evaluate.top_down": TopDownSettings,
     "search": SearchConfig,
     "trust": TrustConfig,
 }
@@ -243,12 +265,22 @@ def test_fields_of_spaces_are_those_of_the_code() -> None:
     extended = inspect.signature(litepose_extended).parameters
     native = set(inspect.signature(litepose_native).parameters)
     assert set(rows) == {"kind", *extended} - {"joints"}
-    assert all(kind in rows["kind"][2] for kind in SPACES)
+    assert all(kind in rows["kind"][2] for kind in SPACES if kind.startswith("litepose"))
     for name, (_, cell, meaning) in rows.items():
         if cell.startswith("`"):
             assert yaml.safe_load(cell.strip("`")) == list(extended[name].default), name
         if name != "kind":
             assert ("extended only" in meaning) == (name not in native), name
+
+
+def test_fields_of_deconv_spaces_are_those_of_the_code() -> None:
+    rows = {row[0].strip("`"): row for row in table("`space` of `deconv-mbv2`, `deconv-mbv3`")}
+    parameters = inspect.signature(deconv_space).parameters
+    assert set(rows) == set(parameters) - {"family", "joints"}
+    for name, (_, cell, _) in rows.items():
+        if cell.startswith("`"):
+            default = parameters[name].default
+            assert yaml.safe_load(cell.strip("`")) == (default if isinstance(default, int) else list(default))
 
 
 # -- snippets ------------------------------------------------------------------------------------------------
@@ -272,7 +304,12 @@ def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
         target, link = read_linked_target(tmp_path / name)
         assert link is not None
         assert target.name == "kitchen-pi-onnxruntime-fp32-4t" or name == "phone.yaml"
-    assert len(fences(README, "yaml")) == 5
+    people = recipe_from_mapping(
+        {"name": "people", **yaml_block("people.yaml")}, "the README's top-down recipe", tmp_path
+    )
+    assert get_arch("deconv-reduced") in people.build_space(COCO17)
+    assert people.data.val.boxes == tmp_path / "detector.json"
+    assert len(fences(README, "yaml")) == 6
 
 
 def test_fields_of_links_are_those_of_the_code() -> None:
