@@ -110,6 +110,7 @@ def test_exported_equals_supernet(name, seed, size, tmp_path, capfd):
     assert b".py" not in path.read_bytes()  # no trace of the machine that it was made on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deconv-reduced", "simplebaseline-mbv3"])
 def test_named_top_down_networks_are_exported_for_any_batch(name, tmp_path):
     arch = get_arch(name).replace(resolution=64)
