@@ -129,10 +129,11 @@ def emit(
         ) from None
     try:
         weights, skeleton = building / "model.safetensors", data.skeleton.to_json()
+        told = {"skeleton": skeleton, "sigma": run.recipe.train.sigma}
         network = evaluator.subnet(arch).to("cpu")
-        save_network(weights, network, {"skeleton": skeleton, "recipe": run.recipe.name})
+        save_network(weights, network, {**told, "recipe": run.recipe.name})
         reloaded, _ = load_network(weights)
-        export = export_onnx(reloaded, building / "model.onnx", metadata={"skeleton": skeleton})
+        export = export_onnx(reloaded, building / "model.onnx", metadata=told)
         config = replace(evaluator.config, resolution=arch.number("resolution"))
         result = evaluate(
             reloaded.to(device=evaluator.device, memory_format=torch.channels_last),  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from nas.train import load_with_skeleton, skeleton_of
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json
-from supernet.checkpoint import import_research, save_network
+from supernet.base import DEFAULT_SIGMA
+from supernet.checkpoint import import_research, read_sigma, save_network
 from supernet.paradigms import BOTTOM_UP, TOP_DOWN, paradigm_of
 from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
@@ -35,6 +37,7 @@ __all__ = [
     "EvalOptions",
     "OnnxNetwork",
     "evaluate_model",
+    "heatmap_sigma",
     "how_measured",
     "import_model",
     "load_model",
@@ -82,6 +85,11 @@ class OnnxNetwork(nn.Module):
         self.size = entry.shape[2], entry.shape[3]
         self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        try:
+            told = float(self.metadata.get("sigma", DEFAULT_SIGMA))
+        except ValueError:
+            told = math.nan
+        self.sigma = read_sigma(told, f"model '{path}'")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the output maps of images of the exported size, shape (N, 3, H, W)."""
@@ -215,19 +223,27 @@ class EvalOptions:
             raise InputError(f"--bootstrap is a number of resamples, 0 for none, not {self.resamples}")
 
 
-def _top_down(options: EvalOptions, settings: EvaluateConfig, side: int, boxes: str | Path) -> TopDownConfig:
+def _top_down(
+    options: EvalOptions, settings: EvaluateConfig, side: int, boxes: str | Path, sigma: float
+) -> TopDownConfig:
     for name in ("project", "scales"):
         if getattr(options, name):
             raise InputError(
                 f"--{name} is for bottom-up networks; a top-down one sees one person at one scale"
             )
-    config = settings.top_down_at(side, boxes if options.boxes is None else read_boxes_option(options.boxes))
+    chosen = boxes if options.boxes is None else read_boxes_option(options.boxes)
+    config = settings.top_down_at(side, chosen, sigma)
     return replace(
         config,
         flip=options.flip or config.flip,
         decoding=config.decoding if options.decoding is None else read_decoding(options.decoding),
         batch_size=1,
     )
+
+
+def heatmap_sigma(network: nn.Module | None) -> float:
+    """Return the standard deviation of the Gaussians that a network gives, in cells."""
+    return float(getattr(network, "sigma", DEFAULT_SIGMA))
 
 
 def read_boxes_option(text: str) -> str | Path:
@@ -243,6 +259,11 @@ class _Contender:
     network: nn.Module | None
     resolution: int
     found: list[dict[str, Any]]
+
+    @property
+    def sigma(self) -> float:
+        """Of the Gaussians that the network gives, in cells."""
+        return heatmap_sigma(self.network)
 
     @classmethod
     def open(cls, path: Path, wanted: str | None) -> tuple[_Contender, Skeleton | None]:
@@ -319,7 +340,7 @@ def _config(
 ) -> EvalConfig | TopDownConfig:
     side = options.resolution or contender.resolution or 448
     if contender.network is not None and paradigm_of(contender.network) is TOP_DOWN:
-        return _top_down(options, settings or EvaluateConfig(), side, boxes)
+        return _top_down(options, settings or EvaluateConfig(), side, boxes, contender.sigma)
     if options.boxes is not None or options.decoding is not None:
         raise InputError(
             f"--boxes and --decoding are for top-down networks; '{contender.name}' is none: it looks at whole"

@@ -14,7 +14,7 @@ import cv2
 import torch
 
 from nas.console import print_table
-from nas.evaluation import OnnxNetwork, load_model
+from nas.evaluation import OnnxNetwork, heatmap_sigma, load_model
 from nas.inputs import PARTIAL, PREDICTIONS, Input, find_inputs
 from nas.person_boxes import WHOLE_IMAGE, read_person_boxes
 from nas.watching import PredictSettings, Watch
@@ -62,7 +62,9 @@ def _open_model(model: Path, settings: PredictSettings) -> PosePredictor | Perso
         height, device = settings.resolution or own, pick_device(settings.device)
         if isinstance(network, Subnet):
             network = fold_batchnorm(network)
-        return PersonPredictor(network.to(device), skeleton, settings.top_down(height), device=device)
+        return PersonPredictor(
+            network.to(device), skeleton, settings.top_down(height, heatmap_sigma(network)), device=device
+        )
     if not isinstance(network, OnnxNetwork):
         config = settings.evaluation(settings.resolution or own)
         device = pick_device(settings.device)
@@ -77,7 +79,7 @@ def _open_model(model: Path, settings: PredictSettings) -> PosePredictor | Perso
             " take the .safetensors for another resolution"
         )
     if top_down:
-        return PersonPredictor(network, skeleton, settings.top_down(own))
+        return PersonPredictor(network, skeleton, settings.top_down(own, heatmap_sigma(network)))
     return PosePredictor(network, skeleton, settings.evaluation(own), size=network.size)
 
 

@@ -295,8 +295,13 @@ class EvaluateConfig:
             raise InputError(f"evaluate.decode_workers is at least 0 or null, not {self.decode_workers}")
         self.at(64)
 
-    def top_down_at(self, resolution: int, boxes: str | Path = "annotated") -> TopDownConfig:
-        """Return the settings for a top-down network whose input is ``resolution`` high."""
+    def top_down_at(
+        self, resolution: int, boxes: str | Path = "annotated", sigma: float = 2.0
+    ) -> TopDownConfig:
+        """Return the settings for a top-down network whose input is ``resolution`` high.
+
+        ``sigma`` is the standard deviation of the Gaussians that it was trained with, in cells.
+        """
         return TopDownConfig(
             resolution=resolution,
             flip=self.flip,
@@ -307,6 +312,7 @@ class EvaluateConfig:
             suppression_threshold=self.top_down.suppression_threshold,
             boxes=None if boxes == "annotated" else Path(boxes),
             box_threshold=self.top_down.box_threshold,
+            sigma=sigma,
         )
 
     def at(self, resolution: int) -> EvalConfig:
@@ -433,7 +439,7 @@ class Recipe:
         """Return how AP is measured at one resolution, on a source of images: by default the val images."""
         if self.paradigm is not TOP_DOWN:
             return self.evaluate.at(resolution)
-        return self.evaluate.top_down_at(resolution, (source or self.data.val).boxes)
+        return self.evaluate.top_down_at(resolution, (source or self.data.val).boxes, self.train.sigma)
 
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):

@@ -106,8 +106,11 @@ class PredictSettings:
         if self.codec is not None:
             check_codec(self.codec)
 
-    def top_down(self, height: int) -> TopDownConfig:
-        """Return how people are found in their boxes by a network whose input is that many pixels high."""
+    def top_down(self, height: int, sigma: float) -> TopDownConfig:
+        """Return how people are found in their boxes by a network whose input is that many pixels high.
+
+        ``sigma`` is the standard deviation of its Gaussians, in cells.
+        """
         for name in ("project", "scales"):
             if getattr(self, name) not in (False, (1.0,)):
                 raise InputError(
@@ -123,6 +126,7 @@ class PredictSettings:
             flip=self.flip,
             decoding=read_decoding(self.decoding or "dark"),
             max_detections=self.max_people,
+            sigma=sigma,
         )
 
     def evaluation(self, side: int) -> EvalConfig:

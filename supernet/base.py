@@ -26,6 +26,10 @@ _PLAIN_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
 _ELASTIC_LAYERS = (ElasticConv2d, ElasticDepthwiseConv2d, ElasticConvTranspose2d, ElasticBatchNorm2d)
 
 
+DEFAULT_SIGMA = 2.0
+"""Of the Gaussians in heatmaps, where nothing else is said: LitePose's and SimpleBaseline's."""
+
+
 class Channels(NamedTuple):
     """One set of channels of a network, and every layer that it passes through.
 
@@ -58,6 +62,9 @@ class Subnet(nn.Module, ABC):
     paradigm
         ``bottom-up``: everybody in a picture at once, to be told apart afterwards. ``top-down``: one person's
         crop in, that person's joints out.
+    sigma
+        Standard deviation, in cells, of the Gaussians that it was trained to give; reading heatmaps finely
+        rests on it. Files of networks keep it as ``sigma`` in their metadata.
     """
 
     output_names: ClassVar[tuple[str, ...]]
@@ -67,6 +74,7 @@ class Subnet(nn.Module, ABC):
         super().__init__()
         self.arch = arch
         self.joints = joints
+        self.sigma = DEFAULT_SIGMA
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

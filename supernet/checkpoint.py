@@ -20,12 +20,20 @@ from torch import Tensor, nn
 from search_spaces import Arch, InputError, arch_from_json, litepose_arch, named_archs
 from search_spaces.errors import did_you_mean
 from search_spaces.litepose import DECONVS, STAGES
-from supernet.base import Subnet
+from supernet.base import DEFAULT_SIGMA, Subnet
 from supernet.litepose import OUTPUTS, LitePose
 from supernet.registry import NETWORKS
 from supernet.state import read_tensors, write_tensors
 
-__all__ = ["export_research", "fill", "import_research", "load_network", "read_pth", "save_network"]
+__all__ = [
+    "export_research",
+    "fill",
+    "import_research",
+    "load_network",
+    "read_pth",
+    "read_sigma",
+    "save_network",
+]
 
 _KIND = "network"
 _COUNTER = ".num_batches_tracked"
@@ -87,7 +95,21 @@ def load_network(path: str | Path) -> tuple[Subnet, dict[str, Any]]:
     with torch.device("meta"):  # shapes are checked before any memory is taken for them
         net = NETWORKS[arch.family.name](arch, joints)
     fill(net, tensors, where)
+    net.sigma = read_sigma(metadata.get("sigma", DEFAULT_SIGMA), where)
     return net.eval(), metadata
+
+
+def read_sigma(value: object, where: str) -> float:
+    """Return the standard deviation of a network's Gaussians, in cells, from a file's metadata.
+
+    Raises
+    ------
+    InputError
+        If it is no number above 0 and at most 100.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 100:
+        raise InputError(f"{where}: 'sigma' is a number of cells above 0 and at most 100, not {value!r}")
+    return float(value)
 
 
 def fill(

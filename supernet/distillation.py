@@ -177,6 +177,8 @@ class Distillation:
         The external teacher, where they ask for one.
     paradigm
         That of the networks that learn.
+    sigma
+        Standard deviation of the targets' Gaussians, in cells.
 
     Raises
     ------
@@ -189,8 +191,10 @@ class Distillation:
         config: DistillConfig | None = None,
         teacher: Teacher | None = None,
         paradigm: Paradigm = BOTTOM_UP,
+        sigma: float = 2.0,
     ) -> None:
-        self.config, self.teacher, self.paradigm = config or DistillConfig(), teacher, paradigm
+        self.config, self.teacher = config or DistillConfig(), teacher
+        self.paradigm, self.sigma = paradigm, sigma
         if (self.config.source == "teacher") != (teacher is not None):
             given = "none was given" if teacher is None else "one was given"
             raise InputError(f"train.distill.source is {self.config.source}, but as a teacher {given}")
@@ -217,19 +221,20 @@ class Distillation:
 
     def at(self, done: float) -> Distillation:
         """Return what holds when this share of the run's steps is done: before the start, no teacher."""
-        return self if done >= self.config.start else Distillation(paradigm=self.paradigm)
+        return self if done >= self.config.start else Distillation(paradigm=self.paradigm, sigma=self.sigma)
 
     def targets(self, batch: PoseTargets, images: Tensor) -> PoseTargets:
         """Return what the step's first arch learns from: the teacher's lesson, or the batch as it is."""
         if self.teacher is None:
             return batch
-        return self.paradigm.teach(batch, self.teacher(images), self.config.share, self.teacher.known)
+        said, known = self.teacher(images), self.teacher.known
+        return self.paradigm.teach(batch, said, self.config.share, known, sigma=self.sigma)
 
     def later_targets(self, batch: PoseTargets, first: PoseTargets, outputs: Outputs) -> PoseTargets:
         """Return what the step's other archs learn from, given the outputs of the first, the largest one."""
         if self.config.source != "largest":
             return first
-        return self.paradigm.teach(batch, outputs, self.config.share)
+        return self.paradigm.teach(batch, outputs, self.config.share, sigma=self.sigma)
 
     def loss(self, outputs: Outputs, targets: PoseTargets, weights: LossWeights) -> dict[str, Tensor]:
         """Return the terms of the paradigm's loss, and ``distill``: what the teacher adds as a term.

@@ -66,11 +66,18 @@ class Paradigm(ABC):
 
     @abstractmethod
     def teach(
-        self, batch: PoseTargets, outputs: Outputs, share: float, known: Tensor | None = None
+        self,
+        batch: PoseTargets,
+        outputs: Outputs,
+        share: float,
+        known: Tensor | None = None,
+        *,
+        sigma: float = 2.0,
     ) -> PoseTargets:
         """Return a batch's targets with a teacher's outputs worked in.
 
-        ``share`` is the weight of its heatmaps, ``known``, bool (J,), the joints that it tells of.
+        ``share`` is the weight of its heatmaps, ``known``, bool (J,), the joints that it tells of, ``sigma``
+        the standard deviation of the targets' Gaussians, in cells.
         """
 
     @abstractmethod
@@ -109,7 +116,13 @@ class BottomUp(Paradigm):
         return pose_loss((quarter, half), targets, weights)
 
     def teach(
-        self, batch: PoseTargets, outputs: Outputs, share: float, known: Tensor | None = None
+        self,
+        batch: PoseTargets,
+        outputs: Outputs,
+        share: float,
+        known: Tensor | None = None,
+        *,
+        sigma: float = 2.0,
     ) -> PoseTargets:
         """Return the lesson of :func:`supernet.pose.lessons.teach`."""
         quarter, half = outputs
@@ -154,11 +167,17 @@ class TopDown(Paradigm):
         return heatmap_mse(outputs, targets, weights)
 
     def teach(
-        self, batch: PoseTargets, outputs: Outputs, share: float, known: Tensor | None = None
+        self,
+        batch: PoseTargets,
+        outputs: Outputs,
+        share: float,
+        known: Tensor | None = None,
+        *,
+        sigma: float = 2.0,
     ) -> PoseTargets:
         """Return the targets of :func:`supernet.pose.losses.teach_heatmaps`."""
         (maps,) = outputs
-        return teach_heatmaps(batch, maps, share, known)
+        return teach_heatmaps(batch, maps, share, known, sigma=sigma)
 
     def lesson_distance(self, outputs: Outputs, targets: PoseTargets) -> Tensor | None:
         """Return None: all that a teacher tells is in the targets."""

@@ -341,7 +341,7 @@ class Trainer:
         self.average = Average(self.network, config.ema)
         if teacher is not None:
             teacher.to(self.device, PRECISIONS[config.precision])
-        self.distillation = Distillation(config.distill, teacher, self.paradigm)
+        self.distillation = Distillation(config.distill, teacher, self.paradigm, config.sigma)
         self._shards = Shards(self.network, ranks.shards(config.shards), self.distillation, self.precision)
         self._statistics = [b for b in self.network.buffers() if b.is_floating_point()]
         self._before = [b.clone() for b in self._statistics]

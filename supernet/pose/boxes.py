@@ -183,15 +183,16 @@ class FoundBoxes:
     ----------
     by_image
         Boxes of each image by falling score; images of which the file tells nothing are there, without any.
-    other_category, below_threshold, beyond_most
-        How many entries of the file were left out: boxes of other categories, with too low a score, and those
-        beyond the most that are taken per image.
+    other_category, below_threshold, beyond_most, of_other_images
+        How many entries of the file were left out: boxes of other categories, with too low a score, those
+        beyond the most that are taken per image, and those of images that the data set lacks.
     """
 
     by_image: Mapping[int, tuple[Box, ...]]
     other_category: int
     below_threshold: int
     beyond_most: int
+    of_other_images: int = 0
 
 
 def read_boxes(
@@ -201,6 +202,7 @@ def read_boxes(
     category: int = 1,
     threshold: float = 0.0,
     most: int | None = None,
+    subset: bool = False,
 ) -> FoundBoxes:
     """Read people's boxes from a file of COCO results: a list of ``image_id``, ``bbox``, ``score``.
 
@@ -216,6 +218,9 @@ def read_boxes(
         Least score of a box that is taken.
     most
         Most boxes taken per image, by score; by default all.
+    subset
+        Whether the data set may be a part of what the detector saw: boxes of other images are then left out,
+        as long as there are some of these.
 
     Raises
     ------
@@ -236,16 +241,24 @@ def read_boxes(
         )
     known = frozenset(ids)
     found: dict[int, list[Box]] = {image_id: [] for image_id in known}
-    other = low = 0
+    other = low = elsewhere = 0
     for place, row in enumerate(rows):
-        image_id, box, of_people = _read_row(row, f"{where}: entry {place}", known, category)
-        if not of_people:
+        at = f"{where}: entry {place}"
+        image_id, box, of_people = _read_row(row, at, category)
+        if image_id not in known:
+            elsewhere += 1
+            if not subset or elsewhere == len(rows):
+                raise InputError(
+                    f"{at} is of image_id {image_id}, which the data set lacks; "
+                    "take the detections of this data set, or leave out those of other images"
+                )
+        elif not of_people:
             other += 1
         elif box.score < threshold:
             low += 1
         else:
             found[image_id].append(box)
-    if rows and other == len(rows):
+    if other and other + elsewhere == len(rows):
         raise InputError(
             f"{where} has no box of category_id {category}, which are the data set's people; "
             f"all {other} are of other categories"
@@ -253,10 +266,10 @@ def read_boxes(
     sorted_ = {i: tuple(sorted(each, key=lambda box: -box.score)) for i, each in found.items()}
     kept = {image_id: each[:most] for image_id, each in sorted_.items()}
     beyond = sum(map(len, sorted_.values())) - sum(map(len, kept.values()))
-    return FoundBoxes(kept, other, low, beyond)
+    return FoundBoxes(kept, other, low, beyond, elsewhere)
 
 
-def _read_row(row: object, where: str, known: frozenset[int], category: int) -> tuple[int, Box, bool]:
+def _read_row(row: object, where: str, category: int) -> tuple[int, Box, bool]:
     """Return the image, the box, and whether it is of the category."""
     if not isinstance(row, dict):
         raise InputError(f"{where} must be a mapping with image_id, bbox and score, got {shown(row)}")
@@ -265,11 +278,6 @@ def _read_row(row: object, where: str, known: frozenset[int], category: int) -> 
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(f"{where} needs an integer '{key}', got {shown(value)}")
     assert isinstance(image_id, int)
-    if image_id not in known:
-        raise InputError(
-            f"{where} is of image_id {image_id}, which the data set lacks; "
-            "take the detections of this data set, or leave out those of other images"
-        )
     sides, score = row.get("bbox"), row.get("score")
     if not isinstance(sides, list) or len(sides) != 4 or not all(map(_is_number, sides)):
         raise InputError(f"{where} needs a 'bbox' of x, y, width, height in pixels, got {shown(sides)}")

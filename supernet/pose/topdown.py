@@ -205,6 +205,7 @@ class PersonPictures(Pictures):
             category=int(truth["categories"][0]["id"]),
             threshold=config.box_threshold,
             most=config.max_boxes,
+            subset=True,
         ).by_image
 
     def crops(self, image_id: int, config: TopDownConfig) -> Iterator[Crop]:

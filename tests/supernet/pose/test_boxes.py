@@ -158,6 +158,17 @@ FAULTS: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize(("row", "message"), FAULTS)
+def test_a_part_of_the_images_takes_its_part_of_the_file(tmp_path: Path) -> None:
+    """A detector looks at a whole set; searches and --limit take some of its images."""
+    rows = [GOOD, {**GOOD, "image_id": 8}]
+    found = read_boxes(write(tmp_path, rows), [7], subset=True)
+    assert (set(found.by_image), len(found.by_image[7]), found.of_other_images) == ({7}, 1, 1)
+    with pytest.raises(InputError, match="entry 1 is of image_id 8, which the data set lacks"):
+        read_boxes(write(tmp_path, rows), [7])
+    with pytest.raises(InputError, match="entry 1 is of image_id 8, which the data set lacks"):
+        read_boxes(write(tmp_path, rows), [9], subset=True)
+
+
 def test_faults_name_file_entry_and_field(tmp_path: Path, row: object, message: str) -> None:
     path = write(tmp_path, [GOOD, row])
     with pytest.raises(InputError, match=f"found.json': entry 1 .*{message}") as error:
