@@ -56,6 +56,7 @@ from search_spaces import (
     get_arch,
     litepose_extended,
     litepose_native,
+    space_from_config,
 )
 from tests.full_disk import room_for
 from tests.nas.problems import Analytic, MacsPricer, Staged, analytic_ap, small_space
@@ -63,6 +64,11 @@ from tests.nas.problems import Analytic, MacsPricer, Staged, analytic_ap, small_
 SPACE = small_space()
 EVERYTHING = SPACE.genotypes()
 BUDGET = Constraint(MACS, 0.7e9)
+HEADS = {
+    **{"kind": "deconv-mbv2", "base": "deconv-reduced", "joints": 14, "resolutions": [128]},
+    **{"multipliers": [1], "depths": "base", "kernels": "base", "expansions": "base", "last_widths": "base"},
+    **{"deconvs": [2, 3], "deconv_widths": [64, 32], "deconv_kernels": [2, 4]},
+}
 
 
 def run(storage: Path, evaluator: Any = None, **options: Any) -> SearchResult:
@@ -408,6 +414,23 @@ class TestEverySampler:
         resumed = run(tmp_path / "cut.journal", Staged(), **settings)
         assert course(resumed) == course(whole)
         assert len(resumed.evaluated) + len(resumed.partial) == 33
+
+    def test_heads_of_two_and_of_three_deconv_steps_are_one_space(self, sampler: str, tmp_path: Path) -> None:
+        """A gene that sets two values of an arch goes through proposals, the journal and back."""
+        space = space_from_config(HEADS)
+        bound = Constraint(MACS, float(np.median(space.costs(space.genotypes()).macs)))
+        affordable = {arch.id for arch in space if space.cost(arch).macs <= bound.upper}
+        settings: dict[str, Any] = {"trials": 1000, "population": 8, "constraints": [bound], "seed": 3}
+        evaluator = Analytic()
+        storage, whole = tmp_path / "a.journal", {"sampler": sampler, **settings}
+        result = search(space, evaluator, storage=storage, **whole)
+        assert result.stopped == "exhausted"
+        assert Counter(evaluator.asked) == Counter(affordable)
+        steps = Counter(record.arch["head.deconv2.width"] == 0 for record in result.evaluated)
+        assert steps[True] > 0 < steps[False]
+        again = Analytic()
+        assert search(space, again, storage=storage, **whole).evaluated == result.evaluated
+        assert not again.asked
 
     def test_one_objective_and_a_space_too_large_to_be_priced_whole(
         self, sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
