@@ -157,7 +157,6 @@ FAULTS: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("row", "message"), FAULTS)
 def test_a_part_of_the_images_takes_its_part_of_the_file(tmp_path: Path) -> None:
     """A detector looks at a whole set; searches and --limit take some of its images."""
     rows = [GOOD, {**GOOD, "image_id": 8}]
@@ -169,6 +168,7 @@ def test_a_part_of_the_images_takes_its_part_of_the_file(tmp_path: Path) -> None
         read_boxes(write(tmp_path, rows), [9], subset=True)
 
 
+@pytest.mark.parametrize(("row", "message"), FAULTS)
 def test_faults_name_file_entry_and_field(tmp_path: Path, row: object, message: str) -> None:
     path = write(tmp_path, [GOOD, row])
     with pytest.raises(InputError, match=f"found.json': entry 1 .*{message}") as error:
