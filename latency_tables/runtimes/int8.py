@@ -60,6 +60,41 @@ class Scale:
         )
 
 
+@lru_cache(maxsize=1)
+def sums_overflow() -> bool:
+    """Return whether this processor's sums of 8-bit products overflow in ONNX Runtime, found by trying.
+
+    x86 processors without VNNI add pairs of products of unsigned and signed bytes in 16 bits, which do not
+    hold the largest. Networks run there as fast as they would, but what they find is less exact than 8 bits
+    allow, and less than on the processors that they are made for.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    channels, largest = 32, 200
+    constants = {
+        "x_step": np.float32(1),
+        "x_zero": np.uint8(0),
+        "w": np.full((8, channels, 1, 1), 127, dtype=np.int8),
+        "w_step": np.float32(1),
+        "w_zero": np.int8(0),
+        "y_step": np.float32(channels * 255 * 127 / largest),
+        "y_zero": np.uint8(0),
+    }
+    names = ["x", "x_step", "x_zero", "w", "w_step", "w_zero", "y_step", "y_zero"]
+    graph = helper.make_graph(
+        [helper.make_node("QLinearConv", names, ["y"])],
+        "sums",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, (1, channels, 4, 4))],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, (1, 8, 4, 4))],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": np.full((1, channels, 4, 4), 255, dtype=np.uint8)})
+    return bool((np.abs(y.astype(np.int64) - largest) > 1).any())
+
+
 def observed_ranges(model: onnx.ModelProto, inputs: Sequence[Array]) -> dict[str, Range]:
     """Return the range of every tensor of a model when it runs on ``inputs``, by the tensors' names."""
     import onnxruntime
