@@ -470,7 +470,7 @@ class _Rounding:
                 if q is not None:
                     pair(q)
                     rounded[name.removesuffix(_WRITTEN)] = self._dq_of[q.output[0]].output[0]
-        return self._model(model, nodes)
+        return self._model(model, _guarded(nodes))
 
     def _model(self, model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
         copy = _copied(model)
@@ -486,6 +486,44 @@ class _Rounding:
         return copy
 
 
+def _guarded(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return the nodes with a LeakyRelu of slope 1 after each float convolution between rounded tensors.
+
+    It changes nothing, and ONNX Runtime computes it with the convolution. Without it ONNX Runtime (1.31)
+    takes such a convolution for one that was to be quantised: it rounds its weights by itself, with one scale
+    for all channels, and computes it in 8 bits (its optimiser "WeightBiasQuantization"). LitePose-M with its
+    depthwise layers in float and all 1x1 convolutions in 8 bits then finds nobody.
+    """
+    from onnx import helper
+
+    rounded = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def is_rounded(name: str) -> bool:
+        """Return whether a tensor is rounded, at once or after an activation."""
+        return any(
+            node.op_type == "QuantizeLinear"
+            or (node.op_type in ("Relu", "Clip") and is_rounded(node.output[0]))
+            for node in readers.get(name, [])
+        )
+
+    guarded: list[onnx.NodeProto] = []
+    for node in nodes:
+        float_weights = node.op_type in _CONVOLUTIONS and node.input[1] not in rounded
+        if not (float_weights and node.input[0] in rounded and is_rounded(node.output[0])):
+            guarded.append(node)
+            continue
+        own = _copied(node)
+        (end,) = own.output
+        own.output[0] = f"{end}.float"
+        guard = helper.make_node("LeakyRelu", [own.output[0]], [end], name=f"{node.name}.float", alpha=1.0)
+        guarded += [own, guard]
+    return guarded
+
+
 def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with weights and arithmetic in 16-bit floats; its inputs and outputs stay 32-bit.
 
@@ -499,6 +537,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     from onnx import TensorProto, numpy_helper
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     most = float(np.finfo(np.float16).max)
     for constant in model.graph.initializer:
@@ -511,33 +550,40 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
                 )
     with _unwarned():  # of weights that become 0, which the measured AP tells better
         found: onnx.ModelProto = convert_float_to_float16(_copied(model), keep_io_types=True)
+        OnnxModel(found).topological_sort()  # the casts of the inputs are appended at the end
     return found
 
 
 Execution = Literal["int8", "float"]
 
 
-def executed_in(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execution]:
+def executed_in(model: onnx.ModelProto, layers: Mapping[str, LayerNodes]) -> dict[str, Execution]:
     """Return in what ONNX Runtime's CPU kernels compute each layer of an int8 model.
 
-    Read off the graph that ONNX Runtime makes of it: a layer whose weights go into QLinearConv or ConvInteger
-    computes in 8 bits. Any other has its weights converted back and computes in float, whatever Q/DQ nodes
-    stand around it.
+    Read off the graph that ONNX Runtime makes of it: a layer whose convolution became QLinearConv or
+    ConvInteger computes in 8 bits. Any other has its weights converted back and computes in float, whatever
+    Q/DQ nodes stand around it.
+
+    Parameters
+    ----------
+    model
+        From :meth:`Quantiser.int8`.
+    layers
+        Of that quantiser.
     """
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
-        # Not the layouts that come last: they rename the weights.
+        # The last level only changes layouts, and with them names.
         _session(model.SerializeToString(), 1, path, "ORT_ENABLE_EXTENDED")
         optimised = onnx.load(path)
-    whole: dict[str, Execution] = {}
-    for node in optimised.graph.node:
-        if node.op_type in ("QLinearConv", "ConvInteger"):
-            for name in node.input:
-                if ".weight" in name:
-                    whole[name.rpartition(".weight")[0]] = "int8"
-    return {layer: whole.get(layer, "float") for layer in layers}
+    whole = {
+        node.name.partition("_token_")[0]
+        for node in optimised.graph.node
+        if node.op_type in ("QLinearConv", "ConvInteger")
+    }
+    return {name: "int8" if layer.nodes[0] in whole else "float" for name, layer in layers.items()}
 
 
 def saturates() -> bool:

@@ -187,8 +187,12 @@ def test_any_layers_can_be_kept(quantiser, data):
     expected = set(quantiser.layers).difference(kept, DECONVS)
     assert {layer for layer, kind in kinds.items() if kind == "int8"} == expected
     (image,) = pictures(1, seed=6)
-    for ours, theirs in zip(outputs(quantiser.fp32, image), outputs(model, image), strict=True):
+    found = outputs(model, image)
+    for ours, theirs in zip(outputs(quantiser.fp32, image), found, strict=True):
         assert snr(ours, theirs) > 10
+    # ONNX Runtime rounds nothing by itself.
+    for ours, theirs in zip(outputs(model, image, True), found, strict=True):
+        assert snr(ours, theirs) > 25
 
 
 def test_one_layer_alone_rounds_what_it_reads_for_itself_only(quantiser):
@@ -199,7 +203,7 @@ def test_one_layer_alone_rounds_what_it_reads_for_itself_only(quantiser):
     (quarter, half), (same, other) = outputs(quantiser.fp32, image), outputs(model, image)
     np.testing.assert_array_equal(quarter, same)
     assert 15 < snr(half, other) < math.inf
-    assert executed_in(model, [layer]) == {layer: "int8"}
+    assert executed_in(model, quantiser.layers)[layer] == "int8"
 
 
 def test_rounding_less_errs_less(quantiser):
