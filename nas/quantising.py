@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -26,13 +27,16 @@ from search_spaces.files import atomic_path, make_folder, write_json
 from search_spaces.jsonl import JsonLines, open_lines
 from supernet.base import Subnet
 from supernet.export import export_onnx
+from supernet.paradigms import TOP_DOWN, paradigm_of
 from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import scored_joints
-from supernet.pose.inference import Inference, Pictures, predict
+from supernet.pose.finding import find_people, pictures_for
+from supernet.pose.inference import Inference, Pictures
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import Matches, match_detections
 from supernet.pose.skeleton import Skeleton
+from supernet.pose.topdown import PersonPictures, TopDownConfig
 from supernet.pose.transforms import normalise, resize_for_eval
 from supernet.quantise import (
     METHODS,
@@ -97,7 +101,7 @@ class QuantiseSettings:
     deconvs
         ``convolution`` (see :mod:`supernet.subpixel`), or ``transposed`` as they are.
     calibration_images, probe_images
-        Training images for ranges, and for the error of each layer.
+        Training images for ranges, and for the error of each layer (of a top-down network: people in them).
     search_images, val_images
         Most images that AP is measured on to choose, and to report; None: all.
     resamples
@@ -157,6 +161,7 @@ class _Images:
     val: PoseDataset
     settings: EvaluateConfig
     where: str
+    val_boxes: str | Path = "annotated"
 
     @property
     def fingerprint(self) -> str:
@@ -174,11 +179,12 @@ def _open_images(
 ) -> _Images:
     """Return the images of a recipe or run; of a COCO file, three parts of it."""
     path = Path(text)
+    val_boxes: str | Path = "annotated"
     if RunDirectory.is_run(path) or path.suffix in (".yaml", ".yml"):
         recipe = RunDirectory.open(path).recipe if path.is_dir() else load_recipe(path, sets)
         data: Datasets = open_datasets(recipe)
         parts = data.calibrate, data.search, data.val
-        how, where = recipe.evaluate, f"recipe {recipe.name}"
+        how, where, val_boxes = recipe.evaluate, f"recipe {recipe.name}", recipe.data.val.boxes
     else:
         if images is None:
             raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
@@ -199,6 +205,7 @@ def _open_images(
         _limited(val, settings.val_images),
         how,
         where,
+        val_boxes,
     )
 
 
@@ -215,20 +222,20 @@ class _Scorer:
     """
 
     dataset: PoseDataset
-    config: EvalConfig
+    config: EvalConfig | TopDownConfig
     protocol: Literal["coco", "crowdpose"]
     simulated: bool
     pictures: Pictures = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pictures = Pictures(self.dataset)
+        self.pictures = pictures_for(self.config, self.dataset)
 
     def matches(self, model: onnx.ModelProto, progress: Callable[[int, int], None] | None = None) -> Matches:
         """Return a model's detections matched to people."""
         network = OnnxMaps(free_shapes(model), 1, self.simulated)
         inference = Inference(side_by_side=max(2, torch.get_num_threads()), pictures=self.pictures)
         config = replace(self.config, batch_size=1)
-        found = predict(network, self.dataset, config, inference=inference, progress=progress)
+        found = find_people(network, self.dataset, config, inference=inference, progress=progress)
         return match_detections(
             self.dataset.ground_truth(),
             found.detections,
@@ -243,13 +250,18 @@ class _Scorer:
         return float(self.matches(model).values("AP")[0])
 
 
-def _tensors(dataset: PoseDataset, config: EvalConfig) -> list[Array]:
-    """Return a data set's pictures as networks see them, batches of one."""
-    every = []
-    for index in range(len(dataset)):
-        picture, _ = resize_for_eval(dataset.load_image(index), config.resolution, config.multiple)
-        every.append(np.ascontiguousarray(normalise(picture[None]).numpy()))
-    return every
+def _tensors(dataset: PoseDataset, config: EvalConfig | TopDownConfig, most: int) -> list[Array]:
+    """Return a data set's pictures, or the people in them, as networks see them: batches of one."""
+    pictures: Iterator[NDArray[np.uint8]]
+    if isinstance(config, TopDownConfig):
+        people = PersonPictures(dataset, 0)
+        pictures = (crop.image for i in dataset.ids for crop in people.crops(i, config))
+    else:
+        grid = config.resolution, config.multiple
+        pictures = (resize_for_eval(dataset.load_image(i), *grid)[0] for i in range(len(dataset)))
+    return [
+        np.ascontiguousarray(normalise(picture[None]).numpy()) for picture in itertools.islice(pictures, most)
+    ]
 
 
 def time_models(
@@ -306,18 +318,19 @@ class _Job:
     settings: QuantiseSettings
     simulated: bool
 
-    @property
-    def config(self) -> EvalConfig:
-        """How AP is measured at the network's resolution."""
-        side = self.network.arch.number("resolution")
-        config = self.images.settings.at(side)
+    def config(self, boxes: str | Path = "annotated") -> EvalConfig | TopDownConfig:
+        """Return how AP is measured at the network's resolution."""
+        side, settings = self.network.arch.number("resolution"), self.images.settings
+        if paradigm_of(self.network) is TOP_DOWN:
+            return settings.top_down_at(side, boxes)
+        config = settings.at(side)
         if side % config.multiple:
             config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
         return config
 
-    def scorer(self, dataset: PoseDataset) -> _Scorer:
+    def scorer(self, dataset: PoseDataset, boxes: str | Path = "annotated") -> _Scorer:
         """Return what measures AP on a part of the images."""
-        return _Scorer(dataset, self.config, self.images.settings.protocol, self.simulated)
+        return _Scorer(dataset, self.config(boxes), self.images.settings.protocol, self.simulated)
 
 
 def quantise_model(
@@ -363,11 +376,6 @@ def quantise_model(
     """
     settings = settings or QuantiseSettings()
     network, joints = load_with_skeleton(network_file(model), skeleton)
-    if settings.score == "ap" and len(network.output_names) != 2:
-        raise InputError(
-            f"'{model}' is a {network.arch.family.name} network, whose AP this command cannot measure yet;"
-            " --score heatmap holds its outputs against those in fp32"
-        )
     opened = _open_images(data, images, joints, settings, sets)
     cut_off = settings.precision == "int8" and settings.weight_bits == 8 and saturates()
     if cut_off:
@@ -445,8 +453,7 @@ def _int8(job: _Job, fp32: Path, folder: Path) -> dict[str, Any]:
     header = {"network": digest, "images": job.images.fingerprint, "simulated": job.simulated, **asked}
     doing = {"doing": "quantising", "what": "quantisation"}
     with open_lines(folder / "measured.jsonl", header, **doing) as lines:
-        config = job.config
-        pictures = _tensors(job.images.calibrate, config)
+        pictures = _tensors(job.images.calibrate, job.config(), settings.calibration_images)
         ranges = _ranges(lines, free_shapes(model), pictures, settings.method)
         quantiser = Quantiser(model, ranges, settings.weight_bits)
         keep = _kept_layers(settings.keep, list(quantiser.layers))
@@ -530,12 +537,12 @@ def _certified(job: _Job, fp32: Path, file: Path, beside: dict[str, onnx.ModelPr
     reference, model = onnx.load(fp32), onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     if settings.score == "heatmap":
-        parts = _tensors(_limited(job.images.val, settings.probe_images), job.config)
+        parts = _tensors(job.images.val, job.config(job.images.val_boxes), settings.probe_images)
         noises = Probe(reference, parts, job.simulated).noise(model)
         loss = float(np.sqrt(np.mean(list(noises.values()))))
         figures: dict[str, Any] = {"val": {"snr_db": {name: decibels(n) for name, n in noises.items()}}}
     else:
-        scorer = job.scorer(job.images.val)
+        scorer = job.scorer(job.images.val, job.images.val_boxes)
         matched: dict[str, Matches] = {}
         for name, each in {"fp32": reference, settings.precision: model, **beside}.items():
             with progress_bar(f"evaluating {name}", len(job.images.val)) as bar:
@@ -554,7 +561,7 @@ def _certified(job: _Job, fp32: Path, file: Path, beside: dict[str, onnx.ModelPr
             },
             "difference": {name: each.to_json() for name, each in differences.items()},
         }
-    pictures = _tensors(_limited(job.images.calibrate, settings.probe_images), job.config)
+    pictures = _tensors(job.images.calibrate, job.config(), settings.probe_images)
     threads = torch.get_num_threads()
     timed = time_models(
         {"fp32": reference, settings.precision: model, **beside}, job.network.arch.size, threads

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 
 from nas import quantising
 from nas.quantising import QuantiseSettings, quantise_model, time_models
@@ -225,3 +226,25 @@ def test_models_are_timed_in_turn(shop: Path) -> None:
     assert set(found) == {"a", "b"}
     for told in found.values():
         assert 0 < told["least_ms"] <= told["median_ms"] <= told["most_ms"]
+
+
+def test_a_top_down_network(tmp_path: Path) -> None:
+    """Ranges and error from people cut out of training pictures, AP from those in the val pictures."""
+    from search_spaces.deconv import DECONV_MBV3, deconv_arch
+    from tests.nas import top_down
+
+    arch = deconv_arch(
+        *(DECONV_MBV3, 128, (16, 8)),
+        **{"stem": 8, "stages": (8, 8, 16, 16, 16, 16), "depths": 1, "last": 32, "deconv_kernels": (4, 2)},
+    )
+    network = randomise(build_network(arch, 17, torch.Generator().manual_seed(0)))
+    save_network(tmp_path / "net.safetensors", network, {"skeleton": COCO17.to_json()})
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(top_down.RECIPE))
+    data = str(tmp_path / "people.yaml")
+    settings = QuantiseSettings(
+        tolerance=1, calibration_images=2, probe_images=1, search_images=1, val_images=2, resamples=20
+    )
+    report = quantise_model(tmp_path / "net.safetensors", data, tmp_path / "int8", settings)
+    assert set(report["executed"].values()) == {"int8"}
+    assert report["search"]["snr_int8_everywhere_db"].keys() == {"heatmaps"}
+    assert report["difference"]["int8"]["value"] == pytest.approx(-report["loss"])
