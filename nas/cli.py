@@ -1086,6 +1086,98 @@ def time_(
             note(f"wrote {path}")
 
 
+@app.command()
+def quantise(
+    model: Annotated[Path, typer.Argument(help="An emitted folder or a .safetensors.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE|RUN|JSON",
+            help="Images: a recipe or run; or a COCO-format .json, which is split into parts to calibrate,"
+            " to choose and to report.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the ONNX file and its figures.")],
+    precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
+    tolerance: Annotated[float, typer.Option(help="Most AP that may be lost.")] = 0.005,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="A layer or block that stays in float in any case: head.deconv0. Repeatable.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="Ranges of activations: minmax, percentile (99.999%) or entropy.")
+    ] = "minmax",
+    weight_bits: Annotated[
+        int,
+        typer.Option(
+            help="7: computed alike by all processors; 8: a little more exact, but x86 without VNNI cuts sums"
+            " off."
+        ),
+    ] = 7,
+    by: Annotated[str, typer.Option(help="What is kept in float: single layers, or blocks.")] = "block",
+    score: Annotated[
+        str, typer.Option(help="ap; or heatmap: the outputs' error, relative to their spread.")
+    ] = "ap",
+    unit_scores: Annotated[
+        bool,
+        typer.Option("--unit-scores", help="Also the AP of each layer or block, alone and left out (slow)."),
+    ] = False,
+    deconvs: Annotated[
+        str,
+        typer.Option(help="convolution: deconvs as equal convolutions, which run in 8 bits; or transposed."),
+    ] = "convolution",
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for a .json.")] = None,
+    skeleton: ModelJoints = None,
+    calibration_images: Annotated[int, typer.Option(min=1, help="For the ranges.")] = 32,
+    probe_images: Annotated[int, typer.Option(min=1, help="For the error of each layer.")] = 4,
+    search_images: Annotated[
+        int | None, typer.Option(min=1, help="Most images to choose by; default: all.")
+    ] = None,
+    val_images: Annotated[
+        int | None, typer.Option(min=1, help="Most images to report on; default: all.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, metavar="N", help="Resamples for the intervals.")] = 1000,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """A network in 8-bit integers or 16-bit floats as ONNX, with its AP measured.
+
+    int8: ranges come from training images. Which blocks stay in float is chosen by what each one's rounding
+    does, measured, until AP on the search images is within the tolerance; what is reported is AP on the val
+    images. A file that misses the tolerance there is not kept. Stopped? The same command continues.
+
+    Example: nas quantise mynet --data recipe.yaml --precision int8 --tolerance 0.01 -o mynet-int8
+    """
+    from nas.console import print_json
+    from nas.quantise_report import print_quantisation
+    from nas.quantising import QuantiseSettings, quantise_model
+
+    settings = QuantiseSettings(
+        precision=precision,
+        tolerance=tolerance,
+        keep=tuple(keep or ()),
+        method=method,
+        weight_bits=weight_bits,
+        by=by,
+        score=score,
+        unit_scores=unit_scores,
+        deconvs=deconvs,
+        calibration_images=calibration_images,
+        probe_images=probe_images,
+        search_images=search_images,
+        val_images=val_images,
+        resamples=bootstrap,
+    )
+    report = quantise_model(model, data, output, settings, images=images, skeleton=skeleton, sets=sets)
+    if as_json:
+        print_json(report)
+    else:
+        print_quantisation(report)
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A LitePose checkpoint of the research code (.pth).")],
