@@ -147,7 +147,7 @@ def main() -> None:
         "machine": machine(),
         "threads": threads,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python experiments/benchmarks/quantised.py --work FOLDER --rounds {given.rounds} --record",
+        "command": f"{options.prog} --work FOLDER --rounds {given.rounds} --record",
     }
     page = record_page(
         "LitePose-M in fewer bits",
