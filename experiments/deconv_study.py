@@ -332,7 +332,7 @@ def front_rows(front: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def draw(front: Mapping[str, Any], path: Path) -> None:
-    """Draw AP on val images over MACs, with intervals."""
+    """Draw what each network loses against the uncut head on val images, with the difference's interval."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -341,25 +341,35 @@ def draw(front: Mapping[str, Any], path: Path) -> None:
         for axes, name in zip(figure.subplots(1, 2), ("COCO", "LSPET"), strict=True):
             axes.grid(color=GRID, linewidth=0.8)
             axes.set_axisbelow(True)
-            low, high = ends(uncut[name])
-            axes.axhspan(low, high, color="#eef3f8", zorder=0)
+            axes.axhline(0, color=FAINT, linewidth=1)
+            labelled = -math.inf
             for row in front["rows"]:
-                low, high = ends(row[name])
-                ap, macs = row[name]["AP"], row["macs"] / 1e6
+                value, low, high = (0.0, 0.0, 0.0) if row is uncut else difference(row[name], uncut[name])
+                share = 100 * row["macs"] / uncut["macs"]
                 colour = "#b45309" if row is uncut else "#1d6fa5"
-                axes.errorbar(
-                    macs, ap, [[ap - low], [high - ap]], fmt="o", color=colour, ecolor=FAINT, capsize=2.5
-                )
+                bar = [[value - low], [high - value]]
+                axes.errorbar(share, value, bar, fmt="o", color=colour, ecolor=FAINT, capsize=2.5)
+                if row is not uncut and share - labelled < 6.5:
+                    continue  # the table has them all
+                labelled = share
                 axes.annotate(
                     row["head"].partition(" ")[0],
-                    (macs, ap),
-                    xytext=(4, -11 if row is uncut else 5),
+                    (share, low),
+                    xytext=(0, -4),
                     textcoords="offset points",
                     fontsize=7.5,
+                    rotation=90,
+                    ha="center",
+                    va="top",
                     color=INK if row is uncut else MUTED,
                 )
-            axes.set(title=f"{name} val", xlabel="true MACs (millions)", ylabel="AP")
-        figure.suptitle("Deconv widths against the uncut 256-256-256 head (bars: 95%)", x=0.01, ha="left")
+            lower, upper = axes.get_ylim()
+            axes.set_ylim(lower - 0.3 * (upper - lower), upper)
+            axes.set(
+                title=f"{name} val: the uncut head has {uncut[name]['AP']:.3f} AP",
+                xlabel="MACs, % of the uncut network's",
+                ylabel="difference in AP (bars: 95%)",
+            )
         save_figure(figure, (path,))
 
 
@@ -372,7 +382,7 @@ def page(report: Mapping[str, Any], name: str) -> str:
         " on the same resamples of the val images, with its 95% interval. *PCK*: joints within"
         f" {uncut['LSPET']['pck_reference']} of their place. Boxes are the annotated ones, no mirrored"
         " picture, DARK decoding.",
-        f"![AP over MACs]({name}.png)",
+        f"![difference in AP over MACs]({name}.png)",
     ]
 
     def table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
