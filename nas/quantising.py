@@ -44,9 +44,9 @@ from supernet.quantise import (
     Quantiser,
     calibrate,
     executed_in,
-    free_shapes,
     half_precision,
     layer_macs,
+    open_shapes,
     saturates,
 )
 from supernet.sensitivity import (
@@ -232,7 +232,7 @@ class _Scorer:
 
     def matches(self, model: onnx.ModelProto, progress: Callable[[int, int], None] | None = None) -> Matches:
         """Return a model's detections matched to people."""
-        network = OnnxMaps(free_shapes(model), 1, self.simulated)
+        network = OnnxMaps(open_shapes(model), 1, self.simulated)
         inference = Inference(side_by_side=max(2, torch.get_num_threads()), pictures=self.pictures)
         config = replace(self.config, batch_size=1)
         found = find_people(network, self.dataset, config, inference=inference, progress=progress)
@@ -454,7 +454,7 @@ def _int8(job: _Job, fp32: Path, folder: Path) -> dict[str, Any]:
     doing = {"doing": "quantising", "what": "quantisation"}
     with open_lines(folder / "measured.jsonl", header, **doing) as lines:
         pictures = _tensors(job.images.calibrate, job.config(), settings.calibration_images)
-        ranges = _ranges(lines, free_shapes(model), pictures, settings.method)
+        ranges = _ranges(lines, open_shapes(model), pictures, settings.method)
         quantiser = Quantiser(model, ranges, settings.weight_bits)
         keep = _kept_layers(settings.keep, list(quantiser.layers))
         probe = Probe(original, pictures[: settings.probe_images], job.simulated)
@@ -579,7 +579,7 @@ def _max_error(
     reference: onnx.ModelProto, model: onnx.ModelProto, pictures: Sequence[Array]
 ) -> dict[str, float]:
     """Return the largest error of each output over its largest value."""
-    networks = [OnnxMaps(free_shapes(each)) for each in (reference, model)]
+    networks = [OnnxMaps(open_shapes(each)) for each in (reference, model)]
     names = [info.name for info in reference.graph.output]
     error, most = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for picture in pictures:
