@@ -178,7 +178,7 @@ def start(
         return supernet, (
             f"starting from MobileNetV2 in '{path}': {taken.lines()[0]}",
             *taken.lines()[1:],
-            f"fresh: the head; no place for {', '.join(unused) or 'nothing'}",
+            "fresh: the head" + (f"; no place for {', '.join(unused)}" if unused else ""),
         )
     # Any resolution of the space will do: weights do not depend on it.
     network, metadata = _load_plain(path, space.largest().number("resolution"))
