@@ -61,8 +61,8 @@ class Prediction:
         How many measured networks the interval rests on: with n, its coverage is no better known than to
         1 / (n + 1). None without a calibration.
     beyond
-        What to know where the network is much faster or slower than all of those: then nothing supports the
-        interval's width. Else empty.
+        What to know where the network is much faster or slower than all of those, or computes what a table of
+        estimates has no row of: then nothing supports the interval's width. Else empty.
     """
 
     ms: float
@@ -178,7 +178,7 @@ class LatencyPredictor:
         ]
         found = self._intervals(*sums)
         calibration = self.table.calibration
-        beyond = self.beyond(float(found.ms[0]))
+        beyond = "; ".join(filter(None, (self.unseen(wanted), self.beyond(float(found.ms[0])))))
         return Prediction(
             ms=float(found.ms[0]),
             low_ms=float(found.low_ms[0]),
@@ -200,6 +200,22 @@ class LatencyPredictor:
             f"beyond the {calibration.networks} networks of {calibration.least_ms:.3g} to"
             f" {calibration.most_ms:.3g} ms that the interval rests on: nothing supports its width"
         )
+
+    def unseen(self, pieces: Iterable[Piece]) -> str:
+        """Return what to know of pieces with operators of which a table of estimates has no row; else empty.
+
+        A table of measurements refuses such pieces. A roofline prices whatever has a shape, gates and
+        hard-swish too, but what it was fitted on may say nothing of them.
+        """
+        if self.table.roofline is None:
+            return ""
+        names = dict.fromkeys(name for piece in pieces for name in _operators(piece))
+        new = [name for name in names if name not in self._operators]
+        return f"no row of the table has {' or '.join(new)}: nothing supports the estimate" if new else ""
+
+    @cached_property
+    def _operators(self) -> frozenset[str]:
+        return frozenset(name for piece in self.table.rows for name in _operators(piece))
 
     def predict_genotypes(self, space: SearchSpace, genotypes: npt.ArrayLike) -> Predictions:
         """Return predictions for many networks of a space at once.
@@ -338,6 +354,17 @@ class LatencyPredictor:
             width += excess * (fit.half_width if fit is not None else 0.0)
         factor = np.exp(width)
         return Predictions(ms, ms / factor, ms * factor)
+
+
+def _operators(piece: Piece) -> list[str]:
+    """Return what a piece's layers compute: their kinds, and hard-swish, which many engines do not fuse."""
+    kinds = {"se": "squeeze-and-excitation"}
+    return [
+        word
+        for layer in layers_of(piece)
+        for word in (kinds.get(layer.kind, layer.kind), "hard-swish" if layer.activation == "hswish" else "")
+        if word
+    ]
 
 
 def _guessed(rows: Sequence[Row]) -> bool:

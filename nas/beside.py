@@ -138,13 +138,21 @@ def published_data(joints: int) -> PublishedData | None:
     return None if name is None else PublishedData(**held["data"][name], source=held["source"])
 
 
+def _published_archs(result: SearchResult) -> dict[str, Arch]:
+    """Return the published networks of the family that was searched, by name."""
+    families = {record.arch.family.name for record in result.records[:1]}
+    names = next(iter(_published()["data"].values()))["ap"]
+    return {name: arch for name in names if (arch := get_arch(name)).family.name in families}
+
+
 def same_images(recipe: Recipe, result: SearchResult) -> bool:
     """Return whether a search measured its APs on all images of the published ones, by their protocol.
 
-    That is told by the name of the annotation file and the number of its images.
+    That is told by the name of the annotation file and the number of its images. Networks of another family
+    never do: those that see one person at a time are shown where people are.
     """
     data, source = published_data(result.joints), recipe.data.search
-    if data is None or source is None or source.annotations is None:
+    if data is None or source is None or source.annotations is None or not _published_archs(result):
         return False
     return (
         source.annotations.name == data.file
@@ -190,12 +198,9 @@ def landmarks(
     network is left out.
     """
     data = published_data(result.joints)
-    families = {record.arch.family.name for record in result.records[:1]}
     found = []
-    for name in next(iter(_published()["data"].values()))["ap"]:
-        arch, ap = get_arch(name), None if data is None else data.ap[name]
-        if arch.family.name not in families:
-            continue
+    for name, arch in _published_archs(result).items():
+        ap = None if data is None else data.ap[name]
         cost = arch.cost(result.joints)
         exact = {MACS: cost.macs, PARAMS: cost.params, SIZE: cost.params * BYTES_PER_PARAMETER}
         if objective in exact:
@@ -234,7 +239,7 @@ def beside(
     Raises
     ------
     InputError
-        If ``reference`` is another word, or nothing was published for so many joints.
+        If ``reference`` is another word, or nothing was published for so many joints, or of this family.
     """
     kinds = get_args(ReferenceKind)
     if reference not in kinds:
@@ -248,6 +253,11 @@ def beside(
     if reference == "published" and data is None:
         raise InputError(
             f"--reference published: APs of LitePose were published for 14 and 17 joints, not {result.joints}"
+        )
+    if reference == "published" and result.records and not _published_archs(result):
+        raise InputError(
+            "--reference published: APs of LitePose's networks were published, and this search is of"
+            f" {result.records[0].arch.family.name}, whose APs mean something else; leave --reference out"
         )
     same = same_images(recipe, result)
     axes = (MACS, PARAMS, *(Objective("latency", target) for target in result.targets))

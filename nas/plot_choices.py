@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nas.plot import FRONT, require_evaluated
 from nas.plot_style import FAINT, GRID, INK, MUTED, STYLE, picture_files, save_figure
-from nas.search.importance import FEWEST, Importance, importances
+from nas.search.importance import FEWEST, Importance, different_values, importances
 from search_spaces import RunError
 
 if TYPE_CHECKING:
@@ -100,12 +100,8 @@ def choice_marginals(
     fronts = np.array([record.arch in on_front for record in records])
     told = importances(records)
     found = []
-    for name in records[0].arch:
-        values = np.array([record.arch[name] for record in records])
-        different = np.unique(values)
-        if len(different) < 2:
-            continue
-        of = {value.item(): values == value for value in different}
+    for name, different in different_values(records).items():
+        of = {value: np.array([record.arch[name] == value for record in records]) for value in different}
         found.append(
             Marginal(
                 name,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
+from nas.evaluation import heatmap_sigma
 from nas.recipe import EvaluateConfig, load_recipe
 from nas.run import RunDirectory, environment
 from nas.train import load_with_skeleton, network_file
@@ -44,9 +45,9 @@ from supernet.quantise import (
     Quantiser,
     calibrate,
     executed_in,
-    free_shapes,
     half_precision,
     layer_macs,
+    open_shapes,
     saturates,
 )
 from supernet.sensitivity import (
@@ -232,7 +233,7 @@ class _Scorer:
 
     def matches(self, model: onnx.ModelProto, progress: Callable[[int, int], None] | None = None) -> Matches:
         """Return a model's detections matched to people."""
-        network = OnnxMaps(free_shapes(model), 1, self.simulated)
+        network = OnnxMaps(open_shapes(model), 1, self.simulated)
         inference = Inference(side_by_side=max(2, torch.get_num_threads()), pictures=self.pictures)
         config = replace(self.config, batch_size=1)
         found = find_people(network, self.dataset, config, inference=inference, progress=progress)
@@ -322,7 +323,7 @@ class _Job:
         """Return how AP is measured at the network's resolution."""
         side, settings = self.network.arch.number("resolution"), self.images.settings
         if paradigm_of(self.network) is TOP_DOWN:
-            return settings.top_down_at(side, boxes)
+            return settings.top_down_at(side, boxes, heatmap_sigma(self.network))
         config = settings.at(side)
         if side % config.multiple:
             config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
@@ -386,7 +387,8 @@ def quantise_model(
     job = _Job(network.eval(), joints, opened, settings, cut_off)
     make_folder(output)
     fp32_file = output / "fp32.onnx"
-    export_onnx(network, fp32_file, metadata={"skeleton": joints.to_json()})
+    told = {"skeleton": joints.to_json(), "sigma": heatmap_sigma(network)}
+    export_onnx(network, fp32_file, metadata=told)
     report = _half(job, fp32_file) if settings.precision == "fp16" else _int8(job, fp32_file, output)
     target = output / f"{settings.precision}.onnx"
     report_file = output / f"quantisation-{settings.precision}.json"
@@ -394,6 +396,7 @@ def quantise_model(
     with atomic_path(target) as temporary:
         temporary.write_bytes(_described(made, report, settings).SerializeToString())
         report |= _certified(job, fp32_file, temporary, beside)
+        _doubted(report, settings)
         report |= {
             "model": str(model),
             "file": target.name,
@@ -416,6 +419,16 @@ def quantise_model(
                 " measured): allow more with --tolerance, choose by more images, or --keep further layers"
             )
     return report
+
+
+def _doubted(report: dict[str, Any], settings: QuantiseSettings) -> None:
+    """Say where a loss within the tolerance is no news: nothing more could have been lost."""
+    best = None if settings.score == "heatmap" else report["val"]["fp32"]["value"]
+    if best is not None and best <= settings.tolerance:
+        note(
+            f"the AP of the network in float is {best:.4f} on the val images, no more than the tolerance: any"
+            " model keeps that; --score heatmap tells the error of the outputs"
+        )
 
 
 def _described(model: onnx.ModelProto, report: dict[str, Any], settings: QuantiseSettings) -> onnx.ModelProto:
@@ -454,7 +467,7 @@ def _int8(job: _Job, fp32: Path, folder: Path) -> dict[str, Any]:
     doing = {"doing": "quantising", "what": "quantisation"}
     with open_lines(folder / "measured.jsonl", header, **doing) as lines:
         pictures = _tensors(job.images.calibrate, job.config(), settings.calibration_images)
-        ranges = _ranges(lines, free_shapes(model), pictures, settings.method)
+        ranges = _ranges(lines, open_shapes(model), pictures, settings.method)
         quantiser = Quantiser(model, ranges, settings.weight_bits)
         keep = _kept_layers(settings.keep, list(quantiser.layers))
         probe = Probe(original, pictures[: settings.probe_images], job.simulated)
@@ -579,7 +592,7 @@ def _max_error(
     reference: onnx.ModelProto, model: onnx.ModelProto, pictures: Sequence[Array]
 ) -> dict[str, float]:
     """Return the largest error of each output over its largest value."""
-    networks = [OnnxMaps(free_shapes(each)) for each in (reference, model)]
+    networks = [OnnxMaps(open_shapes(each)) for each in (reference, model)]
     names = [info.name for info in reference.graph.output]
     error, most = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for picture in pictures:

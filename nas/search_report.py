@@ -145,8 +145,11 @@ def out_of_reach(
     if target is None:
         return None
     predictor, space = predictors[target], pricing.space
-    largest = predictor.predict(space.largest().blocks(space.joints))
+    blocks = space.largest().blocks(space.joints)
+    largest = predictor.predict(blocks)
     beyond = predictor.beyond(largest.ms * min(constraint.upper / largest.high_ms, 1.0))
+    if unseen := predictor.unseen(blocks):
+        return f"latencies on {target} are guesses: {unseen}"
     return f"networks that use up {constraint.upper:.4g} ms on {target} are {beyond}" if beyond else None
 
 

@@ -339,10 +339,10 @@ def _bounds(stages: Sequence[EncoderStage], expansion: tuple[int, int, str], fix
         found[f"stage{i}.depth"] = (1, _MAX_DEPTH, "a number of blocks")
         found[f"stage{i}.kernel"] = (1, _MAX_KERNEL, "an odd kernel size")
         found[f"stage{i}.expansion"] = expansion if stage.expands else own
-    found["last_width"] = (0, _MAX_CHANNELS, f"{_CHANNELS}, 0 for none")
+    found["last_width"] = (0, _MAX_CHANNELS, f"{_CHANNELS} (0 for none)")
     for i in range(DECONVS):
         optional = i >= FEWEST_DECONVS
-        told = ", 0 for none" if optional else ""
+        told = " (0 for none)" if optional else ""
         found[f"head.deconv{i}.width"] = (0 if optional else 1, _MAX_CHANNELS, _CHANNELS + told)
         found[f"head.deconv{i}.kernel"] = (0 if optional else 2, 4, f"a kernel size{told}")
     return found
@@ -493,7 +493,8 @@ class DeconvSpace(SearchSpace):
     depths, kernels, expansions
         Options of each stage.
     last_widths
-        Channels of the encoder's last convolution; 0 is a network without one.
+        Channels of the encoder's last convolution; 0 is a network without one. Where it is narrower than the
+        last stage, a network without it costs more: :meth:`largest` is then the widest, not the dearest.
     deconvs
         How many deconv steps the head has: 2, 3, or either. In the last case one choice, ``head.deconv2``,
         sets width and kernel of the third step: 0 both (``none``), or any pair of those offered.
@@ -532,14 +533,14 @@ class DeconvSpace(SearchSpace):
         for i in range(len(self._family.stages)):
             source = "stem_width" if i == 0 else f"stage{i - 1}.width"
             for c_in in offered[source]:
-                # Two that agree in the first block may differ in a further one, if there always is one.
-                found: dict[tuple[int, ...], Value] = {}
+                # Two that agree in the first block may differ in a further one, but there need not be one.
+                found: dict[int, Value] = {}
                 for expansion in offered[f"stage{i}.expansion"]:
-                    channels = (self._family.hidden_channels(i, 0, int(c_in), int(expansion)),)
+                    channels = self._family.hidden_channels(i, 0, int(c_in), int(expansion))
                     if channels in found:
                         raise InputError(
                             f"'stage{i}.expansion' {found[channels]} and {expansion} both make"
-                            f" {channels[0]} channels of {c_in}: leave one out, or have wider stages"
+                            f" {channels} channels of {c_in}: leave one out, or have wider stages"
                         )
                     found[channels] = expansion
 
@@ -713,15 +714,20 @@ def _steps(given: int | Sequence[int]) -> tuple[int, ...]:
     listed = [given] if isinstance(given, int) else given
     if (
         isinstance(listed, str)
-        or not listed
+        or not _listed(listed)
         or any(isinstance(n, bool) or n not in (FEWEST_DECONVS, DECONVS) for n in listed)
     ):
         raise InputError(f"'deconvs' is {FEWEST_DECONVS}, {DECONVS} or the list of both, not {given!r}")
     return tuple(sorted(set(listed)))
 
 
+def _listed(given: object) -> bool:
+    """Return whether it is a sequence with something in it: recipes may hold anything."""
+    return isinstance(given, Sequence) and len(given) > 0
+
+
 def _last_widths(given: Sequence[int] | str) -> tuple[int, ...]:
-    if isinstance(given, str) or not given:
+    if isinstance(given, str) or not _listed(given):
         raise InputError(f"'last_widths' is a list of numbers of channels, 0 for none, not {given!r}")
     wide = [width for width in given if isinstance(width, bool) or width != 0]
     known = whole_numbers(wide, "last_widths") if wide else ()
@@ -773,5 +779,7 @@ def encoder_from_config(family: DeconvFamily, value: object, where: str) -> Arch
     given = check_keys(value, _BASE_KEYS, where)
     try:
         return deconv_arch(family, 256, (256,) * DECONVS, **given)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except TypeError:
         raise InputError(f"{where} holds something else than numbers and lists of numbers: {given}") from None

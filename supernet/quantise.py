@@ -49,6 +49,7 @@ __all__ = [
     "half_precision",
     "layer_macs",
     "layer_nodes",
+    "open_shapes",
     "saturates",
 ]
 
@@ -202,6 +203,18 @@ def free_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def open_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that takes images of any number and size, or of its own size where that is in the graph.
+
+    The latter are top-down networks whose picture has odd sizes on the way (192x144): all their images have
+    one size anyhow.
+    """
+    try:
+        return free_shapes(model)
+    except InputError:
+        return _copied(model)
+
+
 class OnnxMaps(nn.Module):
     """An ONNX model in memory, called like the torch network that it came from.
 
@@ -219,16 +232,25 @@ class OnnxMaps(nn.Module):
     ------
     RunError
         If ONNX Runtime cannot run the model.
+    InputError
+        When called, if the images are not of the size that the model is made for.
     """
 
     def __init__(self, model: onnx.ModelProto, threads: int = 0, simulated: bool = False) -> None:
         super().__init__()
         level = "ORT_DISABLE_ALL" if simulated else "ORT_ENABLE_ALL"
         self.session = _session(model.SerializeToString(), threads, level=level)
-        self.input: str = self.session.get_inputs()[0].name
+        (entry,) = self.session.get_inputs()
+        self.input: str = entry.name
+        self._shape: tuple[object, ...] = tuple(entry.shape)  # numbers, and names where any number will do
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the output maps of images (N, 3, H, W)."""
+        if any(isinstance(w, int) and w != n for w, n in zip(self._shape, images.shape, strict=True)):
+            raise InputError(
+                f"the ONNX model is made for images {'x'.join(map(str, self._shape))} (N, C, H, W), not"
+                f" {'x'.join(map(str, images.shape))}; give the resolution that it was exported for"
+            )
         found = self.session.run(None, {self.input: np.ascontiguousarray(images.numpy())})
         return tuple(torch.from_numpy(maps) for maps in found)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
 from search_spaces.jsonl import JsonLines
-from supernet.quantise import LayerNodes, OnnxMaps, Quantiser, free_shapes
+from supernet.quantise import LayerNodes, OnnxMaps, Quantiser, open_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -109,7 +109,7 @@ class Probe:
         self._reference = self._outputs(reference)
 
     def _outputs(self, model: onnx.ModelProto) -> list[list[Array]]:
-        network = OnnxMaps(free_shapes(model), torch.get_num_threads(), self._simulated)
+        network = OnnxMaps(open_shapes(model), torch.get_num_threads(), self._simulated)
         return [[maps.numpy() for maps in network(batch)] for batch in self._images]
 
     def noise(self, model: onnx.ModelProto) -> dict[str, float]:

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nas.search.result import Record
+from search_spaces.arch import Value
 
-__all__ = ["FEWEST", "Importance", "Importances", "importances"]
+__all__ = ["FEWEST", "Importance", "Importances", "different_values", "importances"]
 
 FEWEST: Final = 20
 """Fewer networks say nothing about some ten choices."""
@@ -94,14 +95,10 @@ def importances(records: Sequence[Record]) -> Importances | None:
     if len(records) < FEWEST:
         return None
     ap = np.array([record.require_ap() for record in records])
-    values = {name: sorted({record.arch[name] for record in records}) for name in records[0].arch}
-    values = {name: found for name, found in values.items() if len(found) > 1}
+    values = different_values(records)
     if not values or np.ptp(ap) == 0:
         return None
-    columns = [
-        [record.arch[name] == value for record in records] for name in values for value in values[name]
-    ]
-    design = np.array(columns, dtype=np.float64).T
+    design = np.concatenate([_columns(records, name, found) for name, found in values.items()], axis=1)
     groups = np.repeat(np.arange(len(values)), [len(found) for found in values.values()])
     error, ridge = min((_left_out(design, ap, ridge), ridge) for ridge in _RIDGES)
     effects = _centred(_fit(design, ap, ridge)[0], groups)
@@ -122,6 +119,43 @@ def importances(records: Sequence[Record]) -> Importances | None:
     return Importances(
         float(1.0 - error / ap.var()), dict(sorted(found.items(), key=lambda item: -item[1].share))
     )
+
+
+def different_values(records: Sequence[Record]) -> dict[str, list[Value]]:
+    """Return by name the values in which networks differ, ascending, of those with more than one.
+
+    A part that some networks lack has all its values 0 there. That is told once, by the first of them: the
+    others' values are those of the networks that have the part.
+    """
+    found: dict[str, list[Value]] = {}
+    lacking: set[tuple[str, tuple[int, ...]]] = set()
+    for name in records[0].arch:
+        every = [record.arch[name] for record in records]
+        values = sorted(set(every))
+        part = name.rpartition(".")[0]
+        absent = (part, tuple(place for place, value in enumerate(every) if value == 0))
+        if part and values[0] == 0 and absent in lacking:
+            values = values[1:]
+        elif part and values[0] == 0:
+            lacking.add(absent)
+        if len(values) > 1:
+            found[name] = values
+    return found
+
+
+def _columns(records: Sequence[Record], name: str, values: Sequence[Value]) -> Floats:
+    """Return which network has which value of a choice, shape (n, values).
+
+    Networks without the part that it is a choice of have none. Of those that have it, the columns add up to
+    0, so that they tell nothing of whether it is there.
+    """
+    found = np.array(
+        [[record.arch[name] == value for value in values] for record in records], dtype=np.float64
+    )
+    there = found.any(axis=1)
+    if not there.all():
+        found[there] -= 1.0 / len(values)
+    return found
 
 
 def _fit(design: Floats, ap: Floats, ridge: float) -> tuple[Floats, Floats]:

@@ -25,6 +25,7 @@ from latency_tables.published import Published, published_for, published_text, r
 from latency_tables.roofline import Roofline
 from latency_tables.table import device_table, is_packaged
 from search_spaces import InputError, MissingLayerError, get_arch, litepose_native, named_archs
+from search_spaces.deconv import DECONV_MBV2, DECONV_MBV3, deconv_arch
 
 DEVICES = ("jetson-nano", "raspberry-pi-4", "snapdragon-855")
 LITEPOSES = [arch for name, arch in named_archs().items() if name.startswith("litepose")]
@@ -215,3 +216,15 @@ def test_a_predictor_prices_what_has_no_row_by_the_roofline(table: LatencyTable)
     assert found.provenance == "calibrated-estimate"
     with pytest.raises(MissingLayerError, match="lacks"):
         LatencyPredictor(table, strict=True).predict(blocks)
+
+
+def test_operators_that_no_row_has_are_said_to_be_guesses(table: LatencyTable) -> None:
+    """The rows are LitePose's: they know nothing of gates and hard-swish, however long the network takes."""
+    predictor = LatencyPredictor(table)
+    large = deconv_arch(DECONV_MBV3, 1024, (256,) * 3).blocks(17)
+    found = predictor.predict(large)
+    assert "no row of the table has hard-swish or squeeze-and-excitation" in found.beyond
+    assert found.coverage is None and found.fitted == pytest.approx(1.0)
+    plain = deconv_arch(DECONV_MBV2, 1024, (256,) * 3).blocks(17)
+    assert "no row" not in predictor.predict(plain).beyond
+    assert predictor.unseen(get_arch("litepose-s").blocks(17)) == ""

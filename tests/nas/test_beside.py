@@ -13,7 +13,7 @@ from nas.beside import Beside, beside, landmarks, latency_spans, published_data,
 from nas.latency import UpperEnd, load_predictors
 from nas.recipe import DataSource, Recipe
 from nas.search import MACS, PARAMS, SIZE, SearchResult, latency, search
-from search_spaces import InputError, get_arch
+from search_spaces import InputError, get_arch, space_from_config
 from tests.nas import tiny
 from tests.nas.problems import Noisy, small_space
 
@@ -127,3 +127,28 @@ def test_what_is_asked_for_is_shown(result: SearchResult, recipe: Recipe) -> Non
         beside(result, recipe, predictors, "cost")
     with pytest.raises(InputError, match="published for 14 and 17 joints, not 16"):
         beside(replace(result, joints=16, records=()), recipe, {}, "published")
+
+
+def test_litepose_is_not_drawn_among_networks_of_another_family(recipe: Recipe, tmp_path: Path) -> None:
+    """They see whole pictures, those of the deconv families one person whose place is told."""
+    space = space_from_config(
+        {
+            "kind": "deconv-mbv2",
+            "base": "deconv-reduced",
+            "resolutions": [128],
+            "multipliers": [1],
+            "joints": 17,
+        }
+        | {"depths": "base", "kernels": "base", "expansions": "base", "last_widths": "base"}
+    )
+    found = search(space, Noisy(), storage=tmp_path / "a.journal", trials=4, population=2, sampler="random")
+    source = DataSource(annotations=Path("person_keypoints_val2017.json"), images=Path("images"))
+    coco = replace(recipe, data=replace(recipe.data, search=source))
+    there = replace(found, context={"images": "5000 of annotation file 'person_keypoints_val2017.json'"})
+    assert not same_images(coco, there)
+    around, _ = beside(there, coco, {})
+    assert not around.landmarks and around.data is None and not around.comparable
+    with pytest.raises(
+        InputError, match="LitePose's networks were published, and this search is of deconv-mbv2"
+    ):
+        beside(there, coco, {}, "published")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latency_tables import Calibration, LatencyPredictor, LatencyTable, Target
-from latency_tables.table import Row
+from latency_tables.table import Row, find_table
 from nas.latency import UpperEnd
 from nas.search import (
     AP,
@@ -37,6 +37,7 @@ from nas.search.budgets import parse_like, parse_min_ap
 from nas.search.result import Record
 from nas.search_report import error_bar, neighbours, out_of_reach
 from search_spaces import BudgetError, InputError, get_arch, write_arch
+from search_spaces.deconv import deconv_mbv2, deconv_mbv3
 from tests.nas.problems import MacsPricer, small_space
 
 SPACE = small_space()
@@ -341,6 +342,21 @@ def test_a_budget_beyond_the_measured_networks_is_flagged(
     if found is not None:
         assert found.startswith(f"networks that use up {budget.upper:.4g} ms on {PHONE.name} are beyond the ")
     assert out_of_reach(Constraint(MACS, 1e9), Pricing(SPACE), {}) is None
+
+
+def test_a_table_that_has_not_seen_the_operators_is_flagged() -> None:
+    """Rows of LitePose tell nothing of gates and hard-swish, also where the latency lies among theirs."""
+    known = LatencyPredictor(find_table("raspberry-pi-4"))
+    options: dict[str, Any] = {"resolutions": [384], "multipliers": [1], "depths": "base", "kernels": "base"}
+    options |= {"expansions": "base", "last_widths": "base", "deconv_widths": [32, 256]}
+    for space, told in ((deconv_mbv3(**options), True), (deconv_mbv2(**options), False)):
+        latencies = known.predict(space.largest().blocks(17))
+        budget = Constraint(latency(known.name), latencies.ms)
+        assert known.beyond(latencies.ms) == ""
+        found = out_of_reach(budget, Pricing(space, [budget], [UpperEnd(known)]), {known.name: known})
+        assert (found is not None) == told
+        if found is not None:
+            assert found.startswith(f"latencies on {known.name} are guesses: no row of the table has hard")
 
 
 def test_a_sharp_table_flags_only_what_is_close() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from nas.plot_choices import choice_marginals, cost_residuals, plot_choices
 from nas.search import MACS, PARAMS, Constraint, SearchResult, search
-from nas.search.importance import FEWEST
-from search_spaces import Arch, InputError, RunError, get_arch, litepose_native
+from nas.search.importance import FEWEST, importances
+from search_spaces import Arch, InputError, RunError, get_arch, litepose_native, space_from_config
 from tests.nas.problems import Analytic, small_space
 
 SPACE = small_space()
@@ -105,3 +105,29 @@ def test_the_native_space_is_readable(tmp_path: Path) -> None:
         assert fixed not in shown
     (again,) = plot_choices(found, tmp_path / "again.svg", title="mine")
     assert again.read_bytes() == svg.read_bytes()
+
+
+def test_a_part_that_may_be_absent_counts_once(tmp_path: Path) -> None:
+    """Of a third deconv step, which has neither width nor kernel where absent, the kernel is worth nothing.
+
+    Its absence shows in both values, but is a matter of the first alone.
+    """
+    space = space_from_config(
+        {"kind": "deconv-mbv2", "base": "deconv-reduced", "resolutions": [128, 192], "multipliers": [1]}
+        | {"depths": "base", "kernels": "base", "expansions": "base", "last_widths": "base"}
+        | {"deconvs": [2, 3], "deconv_widths": [32, 64], "deconv_kernels": [2, 4]}
+    )
+    options = {"storage": tmp_path / "a.journal", "trials": 60, "population": 10, "sampler": "random"}
+    found = search(space, Analytic(), **options)  # by widths and resolution
+    told = importances(found.evaluated)
+    assert told is not None
+    assert list(told.choices["head.deconv2.width"].effects) == [0, 32, 64]
+    assert list(told.choices["head.deconv2.kernel"].effects) == [2, 4]
+    assert told.choices["head.deconv2.kernel"].share < 0.01 < 0.2 < told.choices["head.deconv2.width"].share
+    shown = {each.name: each for each in choice_marginals(found)}
+    assert list(shown["head.deconv2.kernel"].residuals) == [2, 4]
+    absent = sum(record.arch["head.deconv2.width"] == 0 for record in found.evaluated)
+    assert len(shown["head.deconv2.width"].residuals[0]) == absent > 0
+    assert sum(map(len, shown["head.deconv2.kernel"].residuals.values())) == 60 - absent
+    (path,) = plot_choices(found, tmp_path / "choices.png")
+    assert path.is_file()

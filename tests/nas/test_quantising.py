@@ -14,9 +14,11 @@ import torch
 import yaml
 
 from nas import quantising
+from nas.evaluation import OnnxNetwork
 from nas.quantising import QuantiseSettings, quantise_model, time_models
 from search_spaces import InputError, RunError
 from supernet.checkpoint import save_network
+from supernet.pose.finding import find_people
 from supernet.pose.skeleton import COCO17
 from supernet.pose.synthetic import write_dataset
 from supernet.quantise import OnnxMaps
@@ -228,23 +230,38 @@ def test_models_are_timed_in_turn(shop: Path) -> None:
         assert 0 < told["least_ms"] <= told["median_ms"] <= told["most_ms"]
 
 
-def test_a_top_down_network(tmp_path: Path) -> None:
-    """Ranges and error from people cut out of training pictures, AP from those in the val pictures."""
+@pytest.mark.parametrize("height", [128, 192])
+def test_a_top_down_network(
+    height: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranges and error from people cut out of training pictures, AP from those in the val pictures.
+
+    192x144 is 6x5 where the encoder ends: a deconv step's output is cut, so the file is for this size alone.
+    """
     from search_spaces.deconv import DECONV_MBV3, deconv_arch
     from tests.nas import top_down
 
     arch = deconv_arch(
-        *(DECONV_MBV3, 128, (16, 8)),
+        *(DECONV_MBV3, height, (16, 8)),
         **{"stem": 8, "stages": (8, 8, 16, 16, 16, 16), "depths": 1, "last": 32, "deconv_kernels": (4, 2)},
     )
     network = randomise(build_network(arch, 17, torch.Generator().manual_seed(0)))
-    save_network(tmp_path / "net.safetensors", network, {"skeleton": COCO17.to_json()})
+    save_network(tmp_path / "net.safetensors", network, {"skeleton": COCO17.to_json(), "sigma": 1.25})
     (tmp_path / "people.yaml").write_text(yaml.safe_dump(top_down.RECIPE))
     data = str(tmp_path / "people.yaml")
     settings = QuantiseSettings(
         tolerance=1, calibration_images=2, probe_images=1, search_images=1, val_images=2, resamples=20
     )
+    seen = []
+    monkeypatch.setattr(
+        quantising, "find_people", lambda *a, **o: seen.append(a[2].sigma) or find_people(*a, **o)
+    )
     report = quantise_model(tmp_path / "net.safetensors", data, tmp_path / "int8", settings)
+    for name in ("fp32", "int8"):
+        assert OnnxNetwork(tmp_path / "int8" / f"{name}.onnx", 1).sigma == 1.25
+    assert set(seen) == {1.25}  # heatmaps are read as Gaussians of the width that they were trained with
+    assert report["val"]["fp32"]["value"] == 0.0
+    assert "AP of the network in float is 0.0000 on the val images" in capsys.readouterr().err
     assert set(report["executed"].values()) == {"int8"}
     assert report["search"]["snr_int8_everywhere_db"].keys() == {"heatmaps"}
     assert report["difference"]["int8"]["value"] == pytest.approx(-report["loss"])

@@ -252,6 +252,7 @@ def test_expansions_that_round_to_one_network_are_refused():
         ({"deconvs": []}, "'deconvs'"),
         ({"deconvs": True}, "'deconvs'"),
         ({"deconvs": "3"}, "'deconvs'"),
+        ({"deconvs": 2.0}, r"'deconvs' is 2, 3 or the list of both, not 2\.0"),
         ({"deconv_widths": [0]}, "'deconv_widths' is a list of positive numbers"),
         ({"deconv_widths": [[64], [64]]}, "each of the 3 parts"),
         ({"deconv_kernels": [5]}, r"head\.deconv0\.kernel"),
@@ -260,6 +261,7 @@ def test_expansions_that_round_to_one_network_are_refused():
         ({"resolutions": [128, 200, 256]}, "multiple of 32"),
         ({"last_widths": "none"}, "'last_widths'"),
         ({"last_widths": [-5]}, "'last_widths'"),
+        ({"last_widths": 64}, "'last_widths' is a list of numbers of channels, 0 for none, not 64"),
         ({"last_widths": [True]}, "'last_widths'"),
         ({"expansions": [[6]] * 7}, r"stage0\.expansion.*always 1 here"),
         ({"kernels": "bass"}, "'kernels' is a list of options"),
@@ -267,6 +269,10 @@ def test_expansions_that_round_to_one_network_are_refused():
         ({"base": "litepose-s"}, "deconv-mbv2 arch, not litepose"),
         ({"base": "simplebaseline-mbv3"}, "deconv-mbv2 arch, not deconv-mbv3"),
         ({"base": {"stages": [8]}}, r"7 values 'stage\{i\}\.width'"),
+        (
+            {"base": {"last": -3}},
+            r"^space\.base: .*'last_width' is a number of channels \(0 for none\)",
+        ),
         ({"base": {"stages": 5, "deconvs": [8]}}, "unknown key 'deconvs'"),
         ({"deconv_width": [64]}, "did you mean 'deconv_widths'"),
         ({"joints": 0}, "joints"),
@@ -275,6 +281,19 @@ def test_expansions_that_round_to_one_network_are_refused():
 def test_bad_space_configs_name_the_culprit(changes, culprit):
     with pytest.raises(InputError, match=culprit):
         space_from_config({**ONLY_HEAD, **changes})
+
+
+def test_a_last_convolution_may_be_narrower_than_the_last_stage():
+    """Then the largest network is the widest of each part, as supernets need it, and not the dearest."""
+    space = deconv_mbv2(
+        **{"base": get_arch("deconv-reduced"), "resolutions": [256], "multipliers": [1], "depths": "base"},
+        **{"kernels": "base", "expansions": "base", "last_widths": [0, 64], "deconv_widths": [64, 256]},
+    )
+    assert space.largest()["last_width"] == 64 and space.smallest()["last_width"] == 0
+    dearest = space.arch({"last_width": 0})
+    assert space.cost(dearest).macs > space.cost(space.largest()).macs
+    found = space.costs(space.genotypes()).macs
+    assert found.max() == space.cost(dearest).macs
 
 
 def test_bases_of_the_wrong_family_are_refused():

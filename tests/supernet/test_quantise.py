@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from search_spaces import InputError, litepose_arch
+from search_spaces.deconv import DECONV_MBV2, deconv_arch
 from supernet.export import export_onnx
 from supernet.quantise import (
     METHODS,
@@ -24,6 +25,7 @@ from supernet.quantise import (
     half_precision,
     layer_macs,
     layer_nodes,
+    open_shapes,
     saturates,
 )
 from supernet.registry import build_network
@@ -125,6 +127,25 @@ def test_a_graph_made_for_one_size_is_refused():
     model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [shape]))
     with pytest.raises(InputError, match=r"'fixed' \(Reshape\) is made for one size"):
         free_shapes(model)
+
+
+def test_a_network_whose_sizes_are_odd_on_the_way_takes_its_own_size(fp32, tmp_path):
+    """Of 192x144 the encoder makes 6x5, so that a deconv step's output is cut to a size that is written."""
+    widths = {"stem": 8, "stages": [8] * 7, "depths": 1, "last": 0}
+    network = randomise(build_network(deconv_arch(DECONV_MBV2, 192, (8, 8, 8), **widths), JOINTS)).eval()
+    export_onnx(network, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    with pytest.raises(InputError, match=r"\(Slice\) is made for one size"):
+        free_shapes(model)
+    (image,) = pictures(1, (192, 144))
+    maps = OnnxMaps(open_shapes(model), 1)
+    with torch.no_grad():
+        (expected,) = network(torch.from_numpy(image))
+    np.testing.assert_allclose(maps(torch.from_numpy(image))[0].numpy(), expected.numpy(), atol=1e-5)
+    with pytest.raises(InputError, match=r"made for images .*3x192x144 \(N, C, H, W\), not 1x3x256x192"):
+        maps(torch.zeros(1, 3, 256, 192))
+    (other,) = pictures(1, (96, 128))  # where nothing is cut, any size will do
+    assert OnnxMaps(open_shapes(fp32), 1)(torch.from_numpy(other))[0].shape[2:] == (24, 32)
 
 
 def test_the_range_of_minmax_is_what_was_seen(fp32):
