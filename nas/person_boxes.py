@@ -11,6 +11,7 @@ from nas.inputs import Input
 from search_spaces import InputError
 from search_spaces.errors import shown
 from search_spaces.files import read_json
+from supernet.pose.annotations import FARTHEST
 from supernet.pose.boxes import Box, whole_image
 
 __all__ = ["WHOLE_IMAGE", "PersonBoxes", "read_person_boxes"]
@@ -77,7 +78,9 @@ def read_person_boxes(text: str, threshold: float = 0.0) -> PersonBoxes:
     ----------
     text
         The option's value. The file is a list of ``file_name``, ``bbox`` and ``score``, or a COCO data set
-        with the boxes of its ``annotations`` (without a ``score`` they are certain).
+        with the boxes of its ``annotations`` (without a ``score`` they are certain). Of a data set crowds are
+        left out and, where it has several categories, everything but people: those with keypoints or
+        the name "person".
     threshold
         Boxes with a lower score are left out.
 
@@ -96,12 +99,16 @@ def read_person_boxes(text: str, threshold: float = 0.0) -> PersonBoxes:
         names, rows = {}, content
     else:
         raise InputError(f"{where} must be {_FORMS}, not {type(content).__name__}")
+    kinds = _people(content, where) if isinstance(content, dict) else None
     found: dict[str, list[Box]] = {name: [] for name in names.values()}
     for place, row in enumerate(rows):
         at = f"{where}: entry {place}"
         if not isinstance(row, dict):
             raise InputError(f"{at} must be a mapping, got {shown(row)}; the file is {_FORMS}")
-        name = names.get(row.get("image_id")) if names else row.get("file_name")
+        if names and (row.get("iscrowd") or (kinds is not None and row.get("category_id") not in kinds)):
+            continue
+        image = row.get("image_id")
+        name = (names.get(image) if isinstance(image, int) else None) if names else row.get("file_name")
         if not isinstance(name, str) or not name:
             field = "image_id" if names else "file_name"
             raise InputError(f"{at} has the {field} {shown(row.get(field))}, which is no picture's")
@@ -129,6 +136,21 @@ def _of_dataset(content: Mapping[str, Any], where: str) -> tuple[dict[Any, str],
     return names, rows
 
 
+def _people(content: Mapping[str, Any], where: str) -> list[int] | None:
+    """Return the ids of the categories that are people; None where there are not several categories."""
+    categories = content.get("categories")
+    if not isinstance(categories, list) or len(categories) < 2:
+        return None
+    known = [each for each in categories if isinstance(each, dict) and isinstance(each.get("id"), int)]
+    people = [each["id"] for each in known if each.get("keypoints") or each.get("name") == "person"]
+    if not people:
+        raise InputError(
+            f"{where} has {len(categories)} categories, of which none has keypoints or the name 'person';"
+            " leave only people in it"
+        )
+    return people
+
+
 def _box(row: Mapping[str, Any], at: str) -> Box:
     sides, score = row.get("bbox"), row.get("score", 1.0)
     if not isinstance(sides, list) or len(sides) != 4 or not all(map(_is_number, [*sides, score])):
@@ -144,4 +166,6 @@ def _box(row: Mapping[str, Any], at: str) -> Box:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or -FARTHEST <= value <= FARTHEST  # no float holds the largest integers

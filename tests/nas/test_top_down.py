@@ -16,11 +16,13 @@ import yaml
 
 from nas.data import open_datasets
 from nas.known import search_context
+from nas.person_boxes import read_person_boxes
 from nas.recipe import load_recipe, recipe_from_mapping
 from nas.run import RunDirectory
 from nas.train import make_evaluator, open_supernet
 from search_spaces import InputError, read_arch
 from supernet.paradigms import TOP_DOWN
+from supernet.pose.boxes import Box
 from supernet.pose.topdown import TopDownConfig
 from tests.nas.test_workflow import Outcome, call
 from tests.nas.top_down import RECIPE
@@ -203,6 +205,29 @@ def test_predict_takes_boxes_of_a_data_set(trained: Path, emitted: Path, tmp_pat
     assert found[0] == found[1]
 
 
+def _in_dataset(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """Return the boxes as a COCO data set whose first annotation has other values."""
+    whole = dataset_form(rows)
+    return whole | {"annotations": [whole["annotations"][0] | changes, *whole["annotations"][1:]]}
+
+
+def test_crowds_and_dogs_are_no_boxes_of_people(tmp_path: Path) -> None:
+    """As in COCO's own files of instances, whose categories are many."""
+    of = {"bbox": [1, 2, 30, 40], "image_id": 5}
+    content = {
+        "images": [{"id": 5, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
+        "annotations": [
+            {**of, "category_id": 1, "iscrowd": 1},
+            {**of, "category_id": 18, "iscrowd": 0},
+            {**of, "category_id": 1, "iscrowd": 0, "bbox": [3, 4, 50, 60]},
+        ],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    found = read_person_boxes(str(tmp_path / "boxes.json")).of(Path("photos/a.jpg"), 100, 100)
+    assert found == (Box(3.0, 4.0, 50.0, 60.0),)
+
+
 BOXES: list[tuple[Callable[[list[dict[str, Any]]], Any], str]] = [
     (lambda rows: "text", "must be a list"),
     (lambda rows: [1], "entry 0 must be a mapping"),
@@ -212,6 +237,10 @@ BOXES: list[tuple[Callable[[list[dict[str, Any]]], Any], str]] = [
     (lambda rows: [{**rows[0], "bbox": [0, 0, float("nan"), 5]}], "entry 0: "),
     (lambda rows: [{**rows[0], "score": "high"}], "entry 0 needs a 'bbox'"),
     (lambda rows: [{**rows[0], "file_name": "elsewhere.png"}], "none of the pictures is in"),
+    (lambda rows: [{**rows[0], "bbox": [0, 0, 10**400, 5]}], "entry 0 needs a 'bbox' of"),
+    (lambda rows: [{**rows[0], "score": 10**400}], "entry 0 needs a 'bbox' of x"),
+    (lambda rows: _in_dataset(rows, image_id=[1]), "entry 0 has the image_id [1]"),
+    (lambda rows: {**dataset_form(rows), "categories": [{"id": 1}, {"id": 2}]}, "has 2 categories"),
     (lambda rows: {"images": []}, "lacks a list of images or annotations"),
     (lambda rows: {"images": [{"id": 1}], "annotations": []}, "image 0 needs"),
 ]
