@@ -245,6 +245,11 @@ class TopDownSettings:
         for name in ("suppression_threshold", "box_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"evaluate.top_down.{name} lies in 0..1, not at {getattr(self, name)}")
+        if not self.suppression_threshold:
+            raise InputError(
+                "evaluate.top_down.suppression_threshold lies above 0 (at 0 a picture would keep one person);"
+                " suppression: none keeps everybody"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nas.recipe import Recipe, SearchConfig, load_recipe, recipe_from_mapping
+from nas.recipe import Recipe, SearchConfig, TopDownSettings, load_recipe, recipe_from_mapping
 from nas.search import SAMPLERS
 from search_spaces import InputError, get_arch, write_arch
 from supernet.pose.skeleton import get_skeleton
@@ -281,3 +281,8 @@ def test_any_value_anywhere_is_a_recipe_or_one_clear_line(name: str, value: Any)
         assert isinstance(recipe, Recipe)
         plain = yaml.safe_load(yaml.safe_dump(recipe.to_plain(), allow_unicode=True).encode())
         assert recipe_from_mapping(plain, "again", Path("/nowhere")) == recipe
+
+
+def test_a_threshold_at_which_one_person_would_remain_is_refused_with_the_recipe() -> None:
+    with pytest.raises(InputError, match="suppression_threshold lies above 0"):
+        TopDownSettings(suppression_threshold=0)
