@@ -40,6 +40,7 @@ from nas.train import load_with_skeleton
 from search_spaces import Arch, InputError, UnavailableError, arch_from_json, get_arch, named_archs
 from search_spaces.errors import did_you_mean
 from supernet.base import Subnet
+from supernet.paradigms import TOP_DOWN, paradigm_of
 from supernet.pose.crowd import crowd_maps, draw_crowd, network_outputs
 from supernet.pose.dataset import read_image
 from supernet.pose.decode import FloatArray, GroupingConfig
@@ -50,6 +51,7 @@ from supernet.pose.skeleton import Skeleton, get_skeleton
 from supernet.pose.synthetic import render
 from supernet.pose.transforms import AffineTransform, letterbox, normalise, resize_for_eval
 from supernet.pose.workers import Decoded, decode_maps
+from supernet.registry import NETWORKS
 
 __all__ = ["PEOPLE", "STAGES", "FrameTimes", "PhotoTimes", "TimeReport", "TimeSettings", "measure_frames"]
 
@@ -246,6 +248,15 @@ def _is_arch(name: str) -> bool:
     return name in named_archs() or Path(name).suffix == ".json"
 
 
+def _check_paradigm(arch: Arch, name: str) -> None:
+    """Raise :class:`InputError` for networks whose frames are not timed here."""
+    if paradigm_of(NETWORKS[arch.family.name]) is TOP_DOWN:
+        raise InputError(
+            f"'{name}' is a top-down network: it sees people whom a detector has found, and 'nas time' times"
+            " frames of bottom-up networks alone; 'nas predict' tells its milliseconds per picture"
+        )
+
+
 @dataclass(frozen=True)
 class _Model:
     """A network in its runtime's form."""
@@ -258,10 +269,17 @@ class _Model:
 
     @classmethod
     def open(cls, name: str, settings: TimeSettings, scratch: Path) -> Self:
-        """Return the model called so; what must be exported first goes to ``scratch``."""
+        """Return the model called so; what must be exported first goes to ``scratch``.
+
+        Raises
+        ------
+        InputError
+            If there is none, or it is a top-down one, whose stages are others: people are found beforehand.
+        """
         path, runtime = Path(name), settings.runtime
         if _is_arch(name):
             arch = get_arch(name)
+            _check_paradigm(arch, name)
             skeleton = get_skeleton(settings.skeleton or "crowdpose14")
             return cls._exported(random_network(arch, len(skeleton)), skeleton, settings, scratch, False)
         if RunDirectory.is_run(path):
@@ -281,6 +299,7 @@ class _Model:
             if settings.size in (None, model.size):
                 return model
         network, skeleton = load_with_skeleton(path, settings.skeleton)
+        _check_paradigm(network.arch, name)
         return cls._exported(network, skeleton, settings, scratch, True)
 
     @classmethod
@@ -293,6 +312,7 @@ class _Model:
         except ValueError:
             told = None
         arch = arch_from_json(told, f"model '{path}': its metadata 'arch'")
+        _check_paradigm(arch, str(path))
         if settings.size not in (None, network.size) and not any_size:
             raise InputError(
                 f"--size: '{path}' was exported for {network.size[0]}x{network.size[1]} pixels only; take the"

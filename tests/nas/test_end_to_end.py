@@ -21,12 +21,14 @@ from latency_tables.timing import Samples
 from nas import end_to_end
 from nas.end_to_end import STAGES, FrameTimes, TimeSettings, measure_frames
 from search_spaces import InputError, UnavailableError
+from search_spaces.deconv import DECONV_MBV3, deconv_arch
 from supernet.base import Subnet
 from supernet.checkpoint import load_network, save_network
 from supernet.export import export_onnx
 from supernet.pose.dataset import read_image
 from supernet.pose.skeleton import COCO17
 from supernet.pose.synthetic import render
+from supernet.registry import build_network
 from tests.nas.conftest import Outcome
 from tests.supernet import tiny
 
@@ -291,3 +293,18 @@ def test_a_runtime_that_is_not_installed(shop: Path, nas_: Callable[..., Outcome
 def test_no_numbers_of_people_are_refused() -> None:
     with pytest.raises(InputError, match="at least one number"):
         TimeSettings(people=())
+
+
+def test_top_down_networks_are_refused(tmp_path: Path) -> None:
+    """By name, as weights and as ONNX: none has tags that could be grouped."""
+    arch = deconv_arch(
+        *(DECONV_MBV3, 64, (8, 8)),
+        **{"stem": 8, "stages": (8, 8, 8, 8, 8, 8), "depths": 1, "last": 16, "deconv_kernels": (4, 2)},
+    )
+    network = build_network(arch, 17, torch.Generator().manual_seed(0)).eval()
+    told = {"skeleton": COCO17.to_json()}
+    save_network(tmp_path / "net.safetensors", network, told)
+    export_onnx(network, tmp_path / "net.onnx", metadata=told)
+    for name in ("simplebaseline-mbv2", str(tmp_path / "net.safetensors"), str(tmp_path / "net.onnx")):
+        with pytest.raises(InputError, match="is a top-down network"):
+            measure_frames(name, replace(QUICK, size=None))
