@@ -381,7 +381,8 @@ def page(report: Mapping[str, Any], name: str) -> str:
         "*AP search*: on the search images, by which the front was found. *less than uncut*: difference in AP"
         " on the same resamples of the val images, with its 95% interval. *PCK*: joints within"
         f" {uncut['LSPET']['pck_reference']} of their place. Boxes are the annotated ones, no mirrored"
-        " picture, DARK decoding.",
+        " picture, DARK decoding. AP is low: the networks saw few pictures, at 128 pixels, with LSPET's noisy"
+        " annotations; what can be read off is how the heads compare.",
         f"![difference in AP over MACs]({name}.png)",
     ]
 
@@ -495,7 +496,7 @@ def main() -> None:
         },
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": "python experiments/deconv_study.py RUN --record",
+        "command": f"python experiments/deconv_study.py RUN --epochs {given.epochs} --record",
         "front": study.front(),
     }
     print_table("front", FRONT_COLUMNS, front_rows(report["front"]))
