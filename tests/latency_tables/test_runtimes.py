@@ -194,8 +194,7 @@ def test_several_pieces_are_held_ready_at_once(runtime: Runtime, network: Path, 
         (y,) = prepared.outputs()
         assert decibels(reference(programs[number]), y) > fewest
 
-    # Where sums of bytes overflow, 8 bits are worth less; what is disturbed would be worth nothing.
-    fewest = 10.0 if precision == "int8" and int8.sums_overflow() else _FEWEST_DECIBELS
+    fewest = _fewest(precision)
     former = torch.get_num_threads()
     with runtime.prepare(programs[0], 1, precision) as first:
         with runtime.prepare(programs[1], 1, precision) as second:
@@ -431,6 +430,11 @@ _FEWEST_DECIBELS = 35.0
 """8 bits give about 6 dB each, less what rounding costs at every layer and the peaks that set the ranges."""
 
 
+def _fewest(precision: str) -> float:
+    """Where sums of bytes overflow, 8 bits are worth less; what is disturbed would be worth nothing."""
+    return 10.0 if precision == "int8" and int8.sums_overflow() else _FEWEST_DECIBELS
+
+
 @pytest.mark.parametrize("key", [*KEYS, *BLOCKS])
 def test_int8_is_close_to_what_was_asked(quantising: Runtime, key: str) -> None:
     if quantising.name in ("onnxruntime", "openvino") and int8.sums_overflow() and key[:6] != "dwconv":
@@ -528,7 +532,7 @@ def test_quantised_networks_run(quantising: Runtime, tmp_path: Path) -> None:
     for precision in ("fp32", "int8"):
         with quantising.prepare_model(path, (16, 24), 1, precision) as prepared:
             found += prepared.outputs()
-    assert _FEWEST_DECIBELS < decibels(found[0].astype(np.float64), found[1]) < 60
+    assert _fewest("int8") < decibels(found[0].astype(np.float64), found[1]) < 60
     with pytest.raises(InputError, match="17x24"), quantising.prepare_model(path, (17, 24), 1, "int8"):
         pass  # pragma: no cover
 

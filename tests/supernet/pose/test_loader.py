@@ -31,6 +31,13 @@ def people() -> SyntheticPeople:
     return SyntheticPeople(12, seed=5, size=(96, 128))
 
 
+def cache_of(loader: BatchLoader) -> SampleCache:
+    """Return where a loader's pictures are kept."""
+    (cache,) = loader._gather.args  # type: ignore[attr-defined]
+    assert isinstance(cache, SampleCache)
+    return cache
+
+
 def tensors(batch: Batch) -> list[torch.Tensor]:
     return [batch.images, *batch.heatmaps, *batch.masks, batch.tags, batch.labelled]
 
@@ -337,7 +344,7 @@ def test_the_cache_saves_reading_and_changes_nothing(
     first, second = list(loader), list(loader)
     assert all(same(a, b) for several in (first, second) for a, b in zip(plain, several, strict=True))
     assert len(reads) == {0: 24, 2: 6 + 3 * 4, 6: 6}[room]
-    assert loader._source.held <= limit
+    assert cache_of(loader).held <= limit
 
 
 def test_the_cache_is_shared_by_threads_within_its_bound(on_disk: PoseDataset) -> None:
@@ -346,9 +353,9 @@ def test_the_cache_is_shared_by_threads_within_its_bound(on_disk: PoseDataset) -
     plain = list(BatchLoader(on_disk, jobs, Augmentation(), 0))
     loader = BatchLoader(on_disk, jobs, Augmentation(), 0, workers=4, cache_bytes=3 * size)
     assert all(same(a, b) for a, b in zip(plain, loader, strict=True))
-    held = loader._source._samples
-    assert loader._source.held <= 3 * size
-    assert loader._source.held == sum(
+    held = cache_of(loader)._samples
+    assert cache_of(loader).held <= 3 * size
+    assert cache_of(loader).held == sum(
         each.image.nbytes + each.mask.nbytes + each.joints.nbytes for each in held.values()
     )
     assert len(held) == 3
