@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,11 @@ __all__ = [
     "in_picture",
     "predict",
     "predict_dataset",
+    "side_by_side",
 ]
+
+B = TypeVar("B")
+R = TypeVar("R")
 
 PICTURE_BYTES: Final = 2**30
 """Most resized images that are kept by default, bytes: 3,600 of 256 x 384 pixels."""
@@ -215,6 +219,31 @@ class Inference:
             raise InputError(f"at least 1 batch runs through the network at a time, not {self.side_by_side}")
 
 
+def side_by_side(
+    batches: Iterable[B], run: Callable[[B], R], count: int
+) -> Generator[tuple[B, R], None, None]:
+    """Run every batch, ``count`` at a time in threads of their own, and yield them in order with what came.
+
+    ``run`` may set torch's number of threads; it is set back. On an error, or when iteration stops early,
+    those not yet begun are dropped.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "inference")
+    pending: deque[tuple[B, Future[R]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, pool.submit(run, batch)))
+            if len(pending) > 2 * count:
+                first, job = pending.popleft()
+                yield first, job.result()
+        while pending:
+            first, job = pending.popleft()
+            yield first, job.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class _Ran:
     """A batch that has been through the network."""
@@ -284,21 +313,7 @@ class _Run:
                     yield behind.popleft()
             yield from behind
             return
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(count, "inference")
-        pending: deque[tuple[_Batch, Future[_Ran]]] = deque()
-        try:
-            for batch in batches:
-                pending.append((batch, pool.submit(self.alone, batch)))
-                if len(pending) > 2 * count:
-                    first, job = pending.popleft()
-                    yield first, job.result()
-            while pending:
-                first, job = pending.popleft()
-                yield first, job.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
+        yield from side_by_side(batches, self.alone, count)
 
 
 def predict(

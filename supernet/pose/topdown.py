@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -39,6 +37,7 @@ from supernet.pose.inference import (
     Pictures,
     Predictions,
     Progress,
+    side_by_side,
 )
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.suppression import oks_nms, person_scores, soft_oks_nms
@@ -382,21 +381,7 @@ class _Run:
             for batch in batches:
                 yield batch, self(batch)
             return
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(count, "inference")
-        pending: deque[tuple[_Batch, Future[_Found]]] = deque()
-        try:
-            for batch in batches:
-                pending.append((batch, pool.submit(self.alone, batch)))
-                if len(pending) > 2 * count:
-                    first, job = pending.popleft()
-                    yield first, job.result()
-            while pending:
-                first, job = pending.popleft()
-                yield first, job.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
+        yield from side_by_side(batches, self.alone, count)
 
 
 def _remaining(

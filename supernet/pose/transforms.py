@@ -6,7 +6,7 @@ Pixel centres sit at integer coordinates, as the research code reads COCO files.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 import cv2
@@ -125,6 +125,13 @@ class Augmentation:
     hue: float = 0.0
     gray: float = 0.0
     half_body: float = 0.0
+
+    def __repr__(self) -> str:
+        """Say nothing of half bodies where there are none: what was noted before they came stays the same."""
+        told = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if not self.half_body:
+            del told["half_body"]
+        return f"Augmentation({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,7 +22,7 @@ from nas.known import search_context
 from nas.person_boxes import read_person_boxes
 from nas.recipe import load_recipe, recipe_from_mapping
 from nas.run import RunDirectory
-from nas.train import make_evaluator, open_supernet
+from nas.train import make_evaluator, open_supernet, train
 from search_spaces import InputError, read_arch
 from supernet.paradigms import TOP_DOWN
 from supernet.pose.boxes import Box
@@ -82,8 +85,16 @@ def test_an_epoch_sees_every_person_once(trained: Path) -> None:
 
 
 def test_a_resumed_training_ends_as_one_straight_through(trained: Path, tmp_path: Path) -> None:
-    recipe = write(tmp_path)
-    outcome = call("train", recipe, "-o", tmp_path / "run", "--set", "train.epochs=2")
+    run = RunDirectory.create(tmp_path / "run", load_recipe(write(tmp_path)))
+
+    def interrupt(step: int, steps: int, row: object) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with run.locked(), pytest.raises(KeyboardInterrupt):
+        train(run, progress=interrupt)
+    assert not run.trained
+    outcome = call("train", tmp_path / "recipe.yaml", "-o", run.folder, "--resume")
     assert outcome.code == 0, outcome.err
     first = (trained / "checkpoints" / "last.safetensors").read_bytes()
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes() == first
@@ -295,6 +306,13 @@ def test_a_detectors_boxes_belong_to_what_an_ap_rests_on(trained: Path, tmp_path
     config = recipe.evaluation(64)
     assert isinstance(config, TopDownConfig)
     assert (config.decoding, config.boxes) == ("quarter", tmp_path / "found.json")
+    synthetic = {"images": 4, "seed": 3, "size": [96, 96]}
+    contexts = []
+    for content in ("[]", "[ ]"):
+        (tmp_path / "boxes.json").write_text(content)
+        searched = load_recipe(write(tmp_path, data__search={"synthetic": synthetic, "boxes": "boxes.json"}))
+        contexts.append(search_context(SimpleNamespace(recipe=searched, best=run.best), data))  # type: ignore[arg-type]
+    assert contexts[0]["boxes"] != contexts[1]["boxes"]
 
 
 def test_trust_trains_networks_alone(trained: Path, tmp_path: Path) -> None:
@@ -303,7 +321,7 @@ def test_trust_trains_networks_alone(trained: Path, tmp_path: Path) -> None:
 
 
 def test_distillation(tmp_path: Path, emitted: Path) -> None:
-    """In place from the largest, and from an emitted network; a LitePose network is no teacher."""
+    """In place from the largest, and from an emitted network."""
     for name, settings in (
         ("largest", {"train__rule": "sandwich", "train__distill": {"source": "largest"}}),
         ("teacher", {"train__distill": {"source": "teacher", "teacher": str(emitted)}}),

@@ -361,3 +361,10 @@ def test_normalise() -> None:
         tensor = torch.from_numpy(each)
         assert torch.equal(normalise(each), _normalise_there(tensor))  # what a GPU computes
         assert torch.equal(normalise(each), normalise(tensor))
+
+
+def test_what_was_noted_before_half_bodies_came_stays_the_same() -> None:
+    """Trainings, and files of statistics, are known by what their augmentation is called."""
+    assert "half_body" not in repr(Augmentation())
+    assert repr(Augmentation(half_body=0.3)).endswith("half_body=0.3)")
+    assert repr(Augmentation(rotation=5)) != repr(Augmentation())
