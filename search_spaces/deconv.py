@@ -36,10 +36,11 @@ from search_spaces.layers import Activation, Block, Layer
 from search_spaces.options import (
     Bounds,
     check_bounds,
-    half,
+    halved,
     make_divisible,
     per_part,
     positive_numbers,
+    stage_dependencies,
     whole_numbers,
 )
 from search_spaces.space import Choice, SearchSpace
@@ -169,22 +170,11 @@ class DeconvFamily(Family):
     @staticmethod
     def feature_sizes(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """Return the (height, width) at 1/2, 1/4, 1/8, 1/16 and 1/32 of an input of that size, rounded up."""
-        sizes = []
-        for _ in range(_SIZES):
-            size = (half(size[0]), half(size[1]))
-            sizes.append(size)
-        return tuple(sizes)
+        return halved(size, _SIZES)
 
     def block_dependencies(self, most: Mapping[str, Value]) -> tuple[tuple[str, tuple[str, ...]], ...]:
         found: list[tuple[str, tuple[str, ...]]] = [("stem", ("resolution", "stem_width"))]
-        for i in range(len(self.stages)):
-            own = (f"stage{i}.width", f"stage{i}.kernel", f"stage{i}.expansion")
-            source = "stem_width" if i == 0 else f"stage{i - 1}.width"
-            found.append((f"stage{i}.block0", ("resolution", source, *own)))
-            found.extend(
-                (f"stage{i}.block{j}", ("resolution", *own, f"stage{i}.depth"))
-                for j in range(1, int(most[f"stage{i}.depth"]))
-            )
+        found += stage_dependencies(len(self.stages), most)
         encoded = (f"stage{len(self.stages) - 1}.width", "last_width")
         found.append(("last", ("resolution", *encoded)))
         for i in range(DECONVS):

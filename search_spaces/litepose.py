@@ -24,10 +24,11 @@ from search_spaces.layers import Activation, Block, Layer
 from search_spaces.options import (
     Bounds,
     check_bounds,
-    half,
+    halved,
     make_divisible,
     per_part,
     positive_numbers,
+    stage_dependencies,
     whole_numbers,
 )
 from search_spaces.space import Choice, SearchSpace
@@ -68,14 +69,7 @@ class LitePoseFamily(Family):
 
     def block_dependencies(self, most: Mapping[str, Value]) -> tuple[tuple[str, tuple[str, ...]], ...]:
         found: list[tuple[str, tuple[str, ...]]] = [("stem", ("resolution", "stem_width"))]
-        for i in range(STAGES):
-            own = (f"stage{i}.width", f"stage{i}.kernel", f"stage{i}.expansion")
-            source = "stem_width" if i == 0 else f"stage{i - 1}.width"
-            found.append((f"stage{i}.block0", ("resolution", source, *own)))
-            found.extend(
-                (f"stage{i}.block{j}", ("resolution", *own, f"stage{i}.depth"))
-                for j in range(1, int(most[f"stage{i}.depth"]))
-            )
+        found += stage_dependencies(STAGES, most)
         for i in range(DECONVS):
             width, sources = f"head.deconv{i}.width", (self.refined_source(i), self.raw_source(i))
             found.append((f"head.deconv{i}", ("resolution", *sources, width, f"head.deconv{i}.kernel")))
@@ -120,11 +114,7 @@ class LitePoseFamily(Family):
 
         Where a size is odd, the head's doubled maps are cropped to the backbone's.
         """
-        sizes = []
-        for _ in range(4):
-            size = (half(size[0]), half(size[1]))
-            sizes.append(size)
-        return tuple(sizes)
+        return halved(size, 4)
 
     def block(
         self, name: str, values: Mapping[str, Value], joints: int, size: tuple[int, int] | None = None

@@ -11,9 +11,11 @@ __all__ = [
     "Bounds",
     "check_bounds",
     "half",
+    "halved",
     "make_divisible",
     "per_part",
     "positive_numbers",
+    "stage_dependencies",
     "whole_numbers",
 ]
 
@@ -36,6 +38,33 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 def half(size: int) -> int:
     """Return half of a size in pixels, rounded up."""
     return -(-size // 2)
+
+
+def halved(size: tuple[int, int], times: int) -> tuple[tuple[int, int], ...]:
+    """Return (height, width) halved once, twice, and so on, rounded up each time."""
+    sizes = []
+    for _ in range(times):
+        size = (half(size[0]), half(size[1]))
+        sizes.append(size)
+    return tuple(sizes)
+
+
+def stage_dependencies(stages: int, most: Mapping[str, int | str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the blocks of an encoder's stages, and the values that each depends on, in execution order.
+
+    The first block of a stage reads the stage before it, of stage 0 the stem; each further one reads a block
+    like itself. ``most`` holds the largest depths.
+    """
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for i in range(stages):
+        own = (f"stage{i}.width", f"stage{i}.kernel", f"stage{i}.expansion")
+        source = "stem_width" if i == 0 else f"stage{i - 1}.width"
+        found.append((f"stage{i}.block0", ("resolution", source, *own)))
+        found.extend(
+            (f"stage{i}.block{j}", ("resolution", *own, f"stage{i}.depth"))
+            for j in range(1, int(most[f"stage{i}.depth"]))
+        )
+    return found
 
 
 def check_bounds(family: str, bounds: Bounds, values: Mapping[str, object]) -> None:
