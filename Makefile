@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 RUN ?= runs/demo
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench docs docs-serve clean
 
 help:
 	@echo "make demo     train, search, plot and emit on procedurally drawn people (under 10 minutes on 2 cores)"
 	@echo "make test     lint, type check and the whole test suite"
 	@echo "make lint     ruff and mypy --strict only"
+	@echo "make docs     the documentation site, into site/ (open site/index.html)"
 	@echo "make bench    the benchmarks of experiments/benchmarks"
 
 install: $(DEV_STAMP)
@@ -23,9 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $(STAMP)
 
-# What tests, linters, Ray and the other runtimes need besides; the demo does without.
+# What tests, linters, the site of the documentation, Ray and the other runtimes need besides; the demo does without.
 $(DEV_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,litert,ncnn,openvino,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,litert,ncnn,openvino,ray]'
 	@touch $(DEV_STAMP)
 
 demo: $(STAMP)
@@ -46,5 +47,13 @@ format: $(DEV_STAMP)
 bench: $(DEV_STAMP)
 	for script in experiments/benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
+# The site asks no other host for anything. The variable silences a notice about MkDocs' own future.
+docs: $(DEV_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+docs-serve: $(DEV_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
