@@ -866,6 +866,39 @@ def emit(
     show(lines)
 
 
+@app.command()
+def load(
+    model: Model,
+    skeleton: ModelJoints = None,
+    as_json: Json = False,
+) -> None:
+    """What a model is, in a few lines, and the line of Python that gives it back.
+
+    Everything is told from the weights themselves, so it holds for any emitted folder, .safetensors, research
+    .pth or .onnx.
+
+    Example: nas load runs/synthetic/emitted/mynet
+    """
+    from nas.console import print_json, show
+    from nas.loading import describe_model
+
+    found = describe_model(model, skeleton)
+    if as_json:
+        print_json(found)
+        return
+    show(
+        {
+            "network": f"{found['id']}, {found['family']} ({found['paradigm']})",
+            "file": f"{found['file']} ({found['file_bytes']:,} bytes)",
+            "input": f"{found['height']} x {found['width']} pixels",
+            "finds": f"{found['joints']} joints ({found['skeleton']}), in {', '.join(found['outputs'])}",
+            "MACs": f"{found['macs'] / 1e9:.4f} G (paper's count: {found['macs_paper'] / 1e9:.4f} G)",
+            "parameters": f"{found['params']:,}",
+            "in Python": found["python"],
+        }
+    )
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[

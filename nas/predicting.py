@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from supernet.pose.predictor import PersonPredictor, PosePredictor
 from supernet.pose.video import choose_codec, quiet_opencv
 from supernet.training import pick_device
 
-__all__ = ["PredictSettings", "cpu_threads", "failure", "predict_inputs", "time_table"]
+__all__ = ["PredictSettings", "cpu_threads", "failure", "open_model", "predict_inputs", "time_table"]
 
 RESULTS: Final = "results.json"
 SUMMARY: Final = "summary.json"
@@ -55,9 +55,23 @@ def _digest(model: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _open_model(model: Path, settings: PredictSettings) -> PosePredictor | PersonPredictor:
+def open_model(
+    model: Path, settings: PredictSettings, *, boxes_with_pictures: bool = False
+) -> PosePredictor | PersonPredictor:
+    """Return what finds people by a model: as :func:`~nas.evaluation.load_model` takes it, set as asked.
+
+    ``boxes_with_pictures`` says that whoever calls it knows where people are, so that a top-down network need
+    not be told here.
+
+    Raises
+    ------
+    InputError, UnavailableError
+        If the model cannot be read, or it and the settings do not fit.
+    """
     network, skeleton, own = load_model(model, settings.skeleton, settings.threads or 0)
     top_down = paradigm_of(network) is TOP_DOWN
+    if top_down and boxes_with_pictures:
+        settings = replace(settings, boxes=WHOLE_IMAGE)
     if not isinstance(network, OnnxNetwork) and top_down:
         height, device = settings.resolution or own, pick_device(settings.device)
         if isinstance(network, Subnet):
@@ -149,7 +163,7 @@ def predict_inputs(
     with quiet_opencv(), cpu_threads(settings.threads):
         inputs, root = find_inputs(arguments)
         _check_output(output)
-        predictor = _open_model(model, settings)
+        predictor = open_model(model, settings)
         boxes = None if settings.boxes is None else read_person_boxes(settings.boxes)
         if boxes is not None:
             boxes.check(inputs)
