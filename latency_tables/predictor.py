@@ -18,11 +18,12 @@ import numpy.typing as npt
 from scipy import optimize
 
 from latency_tables.fit import FEWEST_PIECES, PieceFit
-from latency_tables.roofline import conformal
+from latency_tables.roofline import conformal, features, pass_features
 from latency_tables.selection import random_part
 from latency_tables.table import Calibration, LatencyTable, Provenance, Row, weakest
-from search_spaces.errors import InputError, MissingLayerError
+from search_spaces.errors import InputError, MissingLayerError, UnavailableError
 from search_spaces.layers import Block, Piece, layers_of
+from search_spaces.listed import Layout
 from search_spaces.space import SearchSpace
 
 Floats = npt.NDArray[np.float64]
@@ -187,6 +188,48 @@ class LatencyPredictor:
             provenance=weakest(price.provenance for price in of),
             calibrated=calibration is not None,
             fitted=float(sums[3][0] / sums[0][0]),
+            networks=None if calibration is None else calibration.networks,
+            beyond=beyond,
+        )
+
+    def predict_layout(self, layout: Layout) -> Prediction:
+        """Return the prediction for a network that is known by its layers alone.
+
+        All of it is priced by the table's roofline, its passes between layers too.
+
+        Raises
+        ------
+        UnavailableError
+            If the table has no roofline, or only what was measured is accepted.
+        """
+        roofline = self.table.roofline
+        if roofline is None or self.strict:
+            why = (
+                "strict predictions take measurements alone"
+                if self.strict
+                else "it holds what was measured of other networks, which says nothing of upsampling and"
+                " concatenation"
+            )
+            raise UnavailableError(
+                f"the latency table '{self.name}' cannot answer for a network that is known by its layers"
+                f" alone: {why}; tables with a roofline can, such as those that come with the package"
+                " (jetson-nano-tvm-unstated, raspberry-pi-4-unstated-unstated,"
+                " snapdragon-855-unstated-unstated)"
+            )
+        sums = np.concatenate([features(layout.layers), pass_features(layout.passes)]).sum(axis=0)
+        ms = roofline.ms_of(sums[None])
+        factor = math.exp(roofline.half_width)
+        found = self._intervals(ms, ms / factor, ms * factor)
+        calibration = self.table.calibration
+        beyond = "; ".join(filter(None, (self.unseen(layout.layers), self.beyond(float(found.ms[0])))))
+        return Prediction(
+            ms=float(found.ms[0]),
+            low_ms=float(found.low_ms[0]),
+            high_ms=float(found.high_ms[0]),
+            coverage=None if calibration is None or beyond else calibration.coverage,
+            provenance="calibrated-estimate",
+            calibrated=calibration is not None,
+            fitted=1.0,
             networks=None if calibration is None else calibration.networks,
             beyond=beyond,
         )

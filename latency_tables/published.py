@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError, shown
 from search_spaces.files import read_text
+from search_spaces.listed import ListedNetwork
 from search_spaces.registry import get_arch
 
 __all__ = ["Published", "published_file", "published_for", "published_text", "read_published"]
@@ -131,9 +132,14 @@ def _packaged() -> tuple[Published, ...]:
     return read_published()
 
 
-def published_for(arch: Arch, device: str) -> Published | None:
+def published_for(network: Arch | ListedNetwork, device: str) -> Published | None:
     """Return what was published for exactly this network, at its own resolution, on a device; else None."""
     for each in _packaged():
-        if each.device == device and each.arch and get_arch(each.arch) == arch:
+        if each.device != device:
+            continue
+        if isinstance(network, ListedNetwork):
+            if each.model in (network.title, *network.also):
+                return each
+        elif each.arch and get_arch(each.arch) == network:
             return each
     return None

@@ -23,6 +23,7 @@ from scipy import optimize, stats
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.files import check_keys
 from search_spaces.layers import Block, Layer, Piece, layers_of
+from search_spaces.listed import Pass
 
 __all__ = [
     "FEATURES",
@@ -32,6 +33,7 @@ __all__ = [
     "features",
     "fit_coefficients",
     "left_out_errors",
+    "pass_features",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -81,6 +83,18 @@ def features(pieces: Iterable[Piece]) -> Floats:
     owner = np.array([i for i, piece in enumerate(every) for _ in layers_of(piece)])
     found = np.zeros((len(every), len(FEATURES)))
     np.add.at(found, owner, _of_layers([layer for piece in every for layer in layers_of(piece)]))
+    return found
+
+
+def pass_features(passes: Iterable[Pass]) -> Floats:
+    """Return the features of passes over tensors (:mod:`search_spaces.listed`), shape (n, 9).
+
+    A pass reads and writes its tensor once and computes nothing that counts.
+    """
+    values = np.array([each.values for each in passes], dtype=np.float64) / 1e6
+    found = np.zeros((len(values), len(FEATURES)))
+    for name, column in (("read", values), ("written", values), ("layers", np.ones(len(values)))):
+        found[:, FEATURES.index(name)] = column
     return found
 
 

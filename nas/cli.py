@@ -20,7 +20,15 @@ import typer
 
 from nas.data_cli import data_app
 from nas.tables_cli import tables_app
-from search_spaces import SPACES, Arch, InputError, LitePoseNasError, RunError, get_arch, named_archs
+from search_spaces import (
+    SPACES,
+    Arch,
+    InputError,
+    LitePoseNasError,
+    RunError,
+    listed_networks,
+    named_archs,
+)
 from search_spaces.errors import ToldElsewhereError
 
 if TYPE_CHECKING:
@@ -149,60 +157,29 @@ def cost(
     """What a network costs: parameters, true MACs, MACs in the paper's convention, latency.
 
     The published LitePose MACs count stride-2 deconvs at output resolution, plus BN and ReLU; that figure is
-    'macs_paper'. 'macs' is what the convolutions really do.
+    'macs_paper'. 'macs' is what the convolutions really do. Others' networks, such as higherhrnet-w48, have
+    costs too, and on targets with a roofline latencies; that is all that is known of them.
 
     Example: nas cost litepose-s --joints 14 --json
     """
     from nas.console import print_json, print_table, show
-    from nas.latency_report import prediction_line, published_line
+    from nas.costs import cost_lines, cost_report, layer_rows
 
-    network = get_arch(arch)
-    pixels = _size(size)
-    blocks = network.blocks(joints, pixels)
-    every = [layer for block in blocks for layer in block.layers]
-    found = network.cost(joints, pixels)
-    height, width = pixels or network.size
-    report: dict[str, Any] = {
-        "params": found.params,
-        "macs": found.macs,
-        "macs_paper": found.macs_paper,
-        "resolution": network["resolution"],
-        "height": height,
-        "width": width,
-        "joints": joints,
-        "arch": network.to_json(),
-    }
-    if latency:
-        from nas.latency import load_predictors, prediction_json, published_json
-
-        predictors = load_predictors(latency, tables, strict=strict_tables)
-        own_size = (height, width) == network.size
-        report["latency"] = {
-            name: {
-                **prediction_json(p, p.predict(blocks)),
-                "published": published_json(network, p) if own_size else None,
-            }
-            for name, p in predictors.items()
-        }
-    if layers:
-        report["layers"] = [{"name": x.name, "key": x.key, "macs": x.macs, "params": x.params} for x in every]
+    report = cost_report(
+        arch,
+        joints,
+        _size(size),
+        latency=latency or (),
+        tables=tables,
+        strict=strict_tables,
+        layers=layers,
+    )
     if as_json:
         print_json(report)
         return
     if layers:
-        rows = [(x.name, x.key, f"{x.macs / 1e6:.2f}", f"{x.params:,}") for x in every]
-        print_table("layers", ("name", "layer", "MACs (M)", "parameters"), rows)
-    lines = {
-        "input": f"{height} x {width}, {joints} joints",
-        "parameters": f"{found.params:,}",
-        "MACs": f"{found.macs / 1e9:.4f} G (true: every convolution, once)",
-        "MACs, paper's count": f"{found.macs_paper / 1e9:.4f} G (as LitePose's tables print it)",
-    }
-    for name, value in report.get("latency", {}).items():
-        lines[f"latency on {name}"] = prediction_line(value)
-        if (published := value["published"]) is not None:
-            lines[f"published on {published['device']}"] = published_line(published)
-    show(lines)
+        print_table("layers", ("name", "layer", "MACs (M)", "parameters"), layer_rows(report))
+    show(cost_lines(report))
 
 
 @app.command()
@@ -210,11 +187,12 @@ def spaces(
     joints: Joints = 14,
     as_json: Json = False,
 ) -> None:
-    """The search spaces and the named networks, with their costs.
+    """The search spaces and the named networks, with their costs; and others' networks to compare with.
 
     Example: nas spaces --joints 17
     """
     from nas.console import print_json, print_table
+    from nas.costs import listed_json, named_rows
 
     offered = [make(joints) for make in SPACES.values()]
     archs = named_archs()
@@ -231,6 +209,10 @@ def spaces(
                     for space in offered
                 ],
                 "archs": {name: {"arch": a.to_json(), **_plain_cost(a, joints)} for name, a in archs.items()},
+                "listed": {
+                    name: {**listed_json(name), **asdict(network.cost(joints))}
+                    for name, network in listed_networks().items()
+                },
             }
         )
         return
@@ -238,13 +220,10 @@ def spaces(
         rows = [(choice.name, "  ".join(map(str, choice.values))) for choice in space.searched]
         title = f"{space.name}: {space.count():,} distinct networks ({space.nominal_count():,} nominal)"
         print_table(title, ("choice", "values"), rows)
-    figures = []
-    for name, arch in archs.items():
-        c = _plain_cost(arch, joints)
-        millions, true, paper = c["params"] / 1e6, c["macs"] / 1e9, c["macs_paper"] / 1e9
-        figures.append((name, arch["resolution"], f"{millions:.2f}", f"{true:.3f}", f"{paper:.2f}"))
-    columns = ("named network", "resolution", "params (M)", "MACs (G)", "paper's MACs (G)")
-    print_table(f"{len(figures)} named networks, {joints} joints", columns, figures)
+    columns = ("named network", "input", "params (M)", "MACs (G)", "paper's MACs (G)")
+    print_table(f"{len(archs)} named networks, {joints} joints", columns, named_rows(joints))
+    others = named_rows(joints, listed=True)
+    print_table(f"{len(others)} networks known by their layers alone, to compare costs with", columns, others)
 
 
 # -- train ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,15 @@ from nas.latency import load_predictors, random_network, runnable
 from nas.predicting import cpu_threads
 from nas.run import RunDirectory
 from nas.train import load_with_skeleton
-from search_spaces import Arch, InputError, UnavailableError, arch_from_json, get_arch, named_archs
+from search_spaces import (
+    Arch,
+    InputError,
+    UnavailableError,
+    arch_from_json,
+    get_arch,
+    listed_networks,
+    named_archs,
+)
 from search_spaces.errors import did_you_mean
 from supernet.base import Subnet
 from supernet.paradigms import TOP_DOWN, paradigm_of
@@ -245,7 +253,7 @@ class TimeReport:
 
 def _is_arch(name: str) -> bool:
     """Return whether a name is of an architecture, without weights."""
-    return name in named_archs() or Path(name).suffix == ".json"
+    return name in named_archs() or name in listed_networks() or Path(name).suffix == ".json"
 
 
 def _check_paradigm(arch: Arch, name: str) -> None:

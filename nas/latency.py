@@ -57,9 +57,11 @@ from search_spaces import (
     Arch,
     Block,
     InputError,
+    ListedNetwork,
     LitePoseNasError,
     SearchSpace,
     get_arch,
+    listed_networks,
     named_archs,
 )
 from search_spaces.errors import did_you_mean
@@ -206,12 +208,12 @@ def prediction_json(predictor: LatencyPredictor, prediction: Prediction) -> dict
     return {**asdict(prediction), "target": predictor.table.target.to_dict()}
 
 
-def published_json(arch: Arch, predictor: LatencyPredictor) -> dict[str, Any] | None:
+def published_json(network: Arch | ListedNetwork, predictor: LatencyPredictor) -> dict[str, Any] | None:
     """Return what others have published for this network on the predictor's device, with citation, if any.
 
     ``fitted_on_it`` tells whether the table was fitted on it, so that the two are no two witnesses.
     """
-    found = published_for(arch, predictor.table.target.device)
+    found = published_for(network, predictor.table.target.device)
     if found is None:
         return None
     sources = [source for session in predictor.table.sessions for source in session.get("sources") or ()]
@@ -247,8 +249,8 @@ def work_list(
             space = SPACES[text](joints)
         elif (own := _own_space(path)) is not None:
             space = own
-        elif text in named_archs() or path.suffix == ".json":
-            arch = get_arch(text)
+        elif text in named_archs() or text in listed_networks() or path.suffix == ".json":
+            arch = get_arch(text)  # which says why listed networks cannot be measured
             named.append((arch, joints))
             for block in arch.blocks(joints):
                 weights[block] = weights.get(block, 0.0) + 1.0

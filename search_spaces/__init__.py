@@ -30,6 +30,7 @@ from search_spaces.errors import (
     UnavailableError,
 )
 from search_spaces.layers import Block, Cost, Layer, Piece, layers_of, piece_from_key
+from search_spaces.listed import ListedNetwork, listed_networks
 from search_spaces.litepose import (
     LITEPOSE,
     LitePoseFamily,
@@ -44,6 +45,7 @@ from search_spaces.registry import (
     SPACES,
     arch_from_json,
     get_arch,
+    get_network,
     named_archs,
     read_arch,
     space_from_config,
@@ -71,6 +73,7 @@ __all__ = [
     "Genotypes",
     "InputError",
     "Layer",
+    "ListedNetwork",
     "LitePoseFamily",
     "LitePoseNasError",
     "LitePoseSpace",
@@ -86,7 +89,9 @@ __all__ = [
     "deconv_mbv3",
     "from_research_config",
     "get_arch",
+    "get_network",
     "layers_of",
+    "listed_networks",
     "litepose_arch",
     "litepose_extended",
     "litepose_native",

@@ -23,6 +23,7 @@ from search_spaces.deconv import (
 )
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.files import check_keys, read_json, write_json
+from search_spaces.listed import ListedNetwork, listed_networks, refuse_listed
 from search_spaces.litepose import (
     LITEPOSE,
     base_from_config,
@@ -122,15 +123,34 @@ def get_arch(name: str | Path) -> Arch:
     Raises
     ------
     InputError
-        If it is neither; the message names the nearest known name.
+        If it is neither; the message names the nearest known name. A network that is known by its layers
+        alone (:mod:`search_spaces.listed`) is refused by name.
     """
     known = named_archs()
     if str(name) in known:
         return known[str(name)]
+    refuse_listed(str(name))
     path = Path(name)
     if path.suffix == ".json" or path.exists():
         return read_arch(path)
     raise InputError(f"'{name}' is neither a named arch nor an arch file{did_you_mean(str(name), known)}")
+
+
+def get_network(name: str | Path) -> Arch | ListedNetwork:
+    """Return a named arch, a network that is known by its layers alone, or the arch in a JSON file.
+
+    Raises
+    ------
+    InputError
+        If it is none of these; the message names the nearest known name.
+    """
+    text = str(name)
+    if text in listed_networks():
+        return listed_networks()[text]
+    if text in named_archs() or Path(name).suffix == ".json" or Path(name).exists():
+        return get_arch(name)
+    hint = did_you_mean(text, [*named_archs(), *listed_networks()])
+    raise InputError(f"'{text}' is neither a named arch nor an arch file{hint}")
 
 
 def space_of(arch: Arch, joints: int) -> SearchSpace:

@@ -121,13 +121,29 @@ def test_cost_for_people(nas_: Callable[..., Outcome]) -> None:
     assert "2,731,240" in told.out and "3.6141 G" in told.out
 
 
+def test_cost_of_a_network_that_is_known_by_its_layers_alone(nas_: Callable[..., Outcome]) -> None:
+    target = "raspberry-pi-4-unstated-unstated"
+    told = nas_("cost", "higherhrnet-w24", "--latency", target, "--layers", "--json")
+    assert (told.code, told.err) == (0, "")
+    found = json.loads(told.out)
+    assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
+    assert found["arch"] is None and found["listed"]["published"][0]["macs_g"] == 25.3
+    assert found["passes"] and found["height"] == found["resolution"] == 512
+    assert found["latency"][target]["published"]["ms"] == 1414.0
+    words = nas_("cost", "higherhrnet-w48", "--joints", 17).out
+    assert "known by its layers alone" in words and "154.3 G" in words and "149.4688 G" in words
+    assert "upsample of" in nas_("cost", "higherhrnet-w16", "--layers", "--size", "64x64").out
+
+
 def test_spaces(nas_: Callable[..., Outcome]) -> None:
     told = nas_("spaces", "--json")
     found = json.loads(told.out)
     native = next(space for space in found["spaces"] if space["kind"] == "litepose-native")
     assert (native["networks"], native["nominal"]) == (245_760, 327_680)
     assert found["archs"]["litepose-xs"]["params"] == 1_675_552
-    assert "245,760" in nas_("spaces").out
+    assert found["listed"]["higherhrnet-w48"]["size"] == [640, 640]
+    words = nas_("spaces").out
+    assert "245,760" in words and "lightweight-openpose" in words
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
@@ -201,6 +217,11 @@ COST: list[tuple[str, str]] = [
     ),
     ("cost litepose-s --latency test-phone-onnxruntime-fp32-1t", "lacks"),
     ("cost litepose-s --latency other --tables .", "other"),
+    ("cost higherhrnet-w4", "did you mean 'higherhrnet-w48'?"),
+    ("cost higherhrnet-w48 --size 31x64", "at least 32 px on each side, not 31x64"),
+    ("cost higherhrnet-w48 --latency test-phone-onnxruntime-fp32-1t", "known by its layers alone"),
+    ("profile this-machine --for higherhrnet-w48", "'higherhrnet-w48' is known by its layers alone"),
+    ("time higherhrnet-w48", "'higherhrnet-w48' is known by its layers alone"),
     ("spaces --joints -1", "--joints"),
     ("cots litepose-s", "Did you mean 'cost'"),
 ]
