@@ -27,6 +27,8 @@ from nas.latency import (
     quantised_promise,
     why_not_here,
 )
+from nas.model_card import CARD_FORMAT, write_card
+from nas.provenance import data_terms, reproduction
 from nas.run import RunDirectory, environment
 from nas.search import BudgetText, Constraint, Pricing, parse_budget
 from nas.search_report import ties_of
@@ -62,7 +64,7 @@ class Emitted:
     ----------
     folder
         Holds ``arch.json``, ``arch.research.json`` (where that format can say it), ``model.safetensors``,
-        ``model.onnx`` and ``card.json``.
+        ``model.onnx``, ``card.json`` and ``README.md``, which says to people what the card says.
     card
         What ``card.json`` says.
     """
@@ -81,6 +83,7 @@ def emit(
     notices: Sequence[str] = (),
     found: Mapping[str, Any] | None = None,
     trust: Mapping[str, Any] | None = None,
+    command: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Emitted:
     """Extract the network from the run's supernet, recalibrate it, measure it on the val images, write it.
@@ -103,6 +106,8 @@ def emit(
         How the arch was chosen, for the card.
     trust
         What is known of the ranking that it was chosen by (:meth:`nas.trust.standing.Standing.to_json`).
+    command
+        The words after ``nas`` that emit it again, for the card.
     progress
         Told about the evaluation, images done and in all.
 
@@ -151,7 +156,9 @@ def emit(
         cost = space.cost(arch)
         scored = [name for name, given in zip(data.skeleton.joints, data.val.labelled) if given]
         card: dict[str, Any] = {
+            "format": CARD_FORMAT,
             "id": arch.id,
+            "paradigm": run.recipe.paradigm.name,
             "arch": arch.to_json(),
             "skeleton": skeleton,
             "input": {
@@ -182,9 +189,14 @@ def emit(
                 "max_abs_error": export.max_abs,
                 "max_rel_error": export.max_rel,
             },
+            "data": data_terms(run.recipe, data),
+            "reproduce": reproduction(
+                run, command or ["emit", str(run.folder), "--arch", str(folder / "arch.json")], found or {}
+            ),
+            "files": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
             "environment": environment(["nas", "emit"]),
         }
-        write_json(building / "card.json", card)
+        write_card(building, card)
         building.chmod(0o755)
         former = building.with_name(f"{building.name}-former")
         if folder.exists():
@@ -301,6 +313,7 @@ def emit_from_run(
     asked = read_asked({"": text}, objectives, run, tables, strict=strict_tables)
     own = None if study is None else load_result(run, study)
     opened = data or open_datasets(run.recipe)
+    named = arch
     found: dict[str, Any] = {"by": "hand"}
     budgets: dict[str, dict[str, Any]] = {}
     if arch is None:
@@ -341,12 +354,45 @@ def emit_from_run(
                 notices=notices,
                 found=found,
                 trust=standing(run.folder, context).to_json(),
+                command=_command(run, text, objectives, study, named, tables, strict_tables, folder),
                 progress=lambda d, n: bar.update(d, n),
             )
     for told in emitted.card["latency"].values():
         told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
-    write_json(emitted.folder / "card.json", emitted.card)
+    write_card(emitted.folder, emitted.card)
     return emitted
+
+
+def _command(
+    run: RunDirectory,
+    text: BudgetText,
+    objectives: Sequence[str],
+    study: str | None,
+    named: Arch | None,
+    tables: Sequence[Path] | None,
+    strict_tables: bool,
+    folder: Path | None,
+) -> list[str]:
+    """Return the words after ``nas`` that ask for the same again."""
+    words = ["emit", str(run.folder)]
+    for option, value in (
+        ("--max-macs", text.max_macs),
+        ("--max-params", text.max_params),
+        ("--max-size", text.max_size),
+        *(("--max-latency", each) for each in text.max_latency),
+        ("--min-ap", text.min_ap),
+        ("--like", text.like),
+        *(("--objective", each) for each in objectives),
+        (
+            "--arch",
+            None if named is None else str((folder or run.folder / "emitted" / named.id) / "arch.json"),
+        ),
+        ("--study", study),
+        *(("--tables", str(each)) for each in tables or ()),
+        ("--output", None if folder is None else str(folder)),
+    ):
+        words += [] if value is None else [option, value]
+    return [*words, *(["--strict-tables"] if strict_tables else [])]
 
 
 def _latency_budgets(constraints: Sequence[Constraint], by: str) -> dict[str, dict[str, Any]]:

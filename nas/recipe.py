@@ -92,6 +92,9 @@ class DataSource:
         Where a top-down network looks for people in images that are scored: ``annotated`` boxes,
         ``whole-image`` for pictures of one person each, or a detector's: the path of a JSON file of COCO
         results (``image_id``, ``bbox``, ``score``).
+    licence
+        Terms under which images and annotations may be used, in your words, for the cards of networks; by
+        default what the annotation file lists.
     """
 
     annotations: Path | None = None
@@ -102,6 +105,7 @@ class DataSource:
     complete: bool = True
     share: float | None = None
     boxes: Literal["annotated", "whole-image"] | Path = "annotated"
+    licence: str | None = None
 
     @property
     def scorable(self) -> bool:
@@ -125,6 +129,8 @@ class DataSource:
             raise InputError(f"'labels' is all, none or a list of different joints, not {list(self.labels)}")
         if self.share is not None and not 0 < self.share < math.inf:
             raise InputError(f"'share' is positive, not {self.share}")
+        if self.licence is not None and not self.licence.strip():
+            raise InputError("'licence' is empty; leave it out where the terms are not known")
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def test_plots_are_pictures(story: Story) -> None:
 def test_the_emitted_folder_is_complete_and_says_where_it_comes_from(story: Story) -> None:
     said, folder = story.said["emit"], story.path("net")
     assert {path.name for path in folder.iterdir()} == {
-        *("arch.json", "model.safetensors", "model.onnx", "card.json"),
+        *("arch.json", "model.safetensors", "model.onnx", "card.json", "README.md"),
     }
     card = json.loads((folder / "card.json").read_text())
     assert {"folder": "net", **card} == said
