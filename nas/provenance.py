@@ -128,7 +128,7 @@ def _search(run: RunDirectory, study: str) -> list[str]:
     for objective in result.objectives[1:]:
         words += ["--objective", _budget_name(objective)]
     words += ["--evaluations", str(result.trials), "--sampler", result.sampler, "--seed", str(result.seed)]
-    return words
+    return [*words, "--name", study]
 
 
 def _budget_name(objective: Objective) -> str:
