@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +26,10 @@ from latency_tables.runtimes.base import (
     first_line,
     random_picture,
 )
+from latency_tables.runtimes.ranges import Range, checked_ranges, kept_steps
 from latency_tables.runtimes.tflite_writer import (
     Quantisation,
+    named_quantisations,
     nhwc,
     range_quantisation,
     value_name,
@@ -44,7 +46,9 @@ class LiteRuntime(Runtime):
     """LiteRT's interpreter with its default delegate, XNNPACK, batch 1, activations (N, H, W, C).
 
     Worker threads are those of the interpreter. In int8 weights, activations, inputs and outputs are int8;
-    the ranges of activations come from a run in fp32 on the program's own inputs. A file is timed in the
+    the ranges of activations come from a run in fp32 on the program's own inputs. In fp16 weights are stored
+    in 16 bits and the delegate computes in 32, as it does by default on every processor: what is timed is
+    what such a file costs, which is fp32's time at half the size. A file is timed in the
     precision that it has; nothing is converted when it is read.
 
     Depthwise kernels of more than 25 weights are slow in LiteRT 2.3.0 on x86: 96 channels at 64x64 took
@@ -54,7 +58,7 @@ class LiteRuntime(Runtime):
     """
 
     name: ClassVar[str] = "litert"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     packages: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "flatbuffers")
     install: ClassVar[str] = "install it with: pip install ai-edge-litert"
 
@@ -81,32 +85,57 @@ class LiteRuntime(Runtime):
     ) -> Iterator[Prepared]:
         self.check_network(path, threads, precision)
         content = path.read_bytes()
-        _check_file(path, content)
+        _check_precision(path, _held_in(path, content), precision)
         try:
             interpreter = _interpreter(content, threads)
         except (ValueError, RuntimeError) as error:  # operators that it does not know, shapes that do not fit
             raise InputError(f"the network '{path}' does not run in LiteRT: {first_line(error)}") from None
-        _check_picture_input(path, interpreter, size, precision)
+        _check_picture_input(path, interpreter, size)
         x = random_picture(size)
         yield _prepared(interpreter, [x])
 
 
-def write_network(program: Program, path: Path, precision: str = "fp32") -> Path:
+def write_network(
+    program: Program,
+    path: Path,
+    precision: str = "fp32",
+    ranges: Mapping[int, Range] | None = None,
+    keep: Iterable[str] = (),
+) -> Path:
     """Write a piece or a whole network as a ``.tflite`` file; return its path.
 
-    In int8 the ranges of activations come from a run in fp32 on the program's own inputs: enough for timing,
-    too little for accuracy.
+    Parameters
+    ----------
+    program
+        What is written.
+    path
+        Where; the file is there wholly or not at all.
+    precision
+        ``fp32``; ``fp16``: weights are stored in 16 bits, and computed with in 32 (about half the size);
+        ``int8``: static full-integer quantisation, activations in 8 bits with one scale and zero point each,
+        weights in 8 bits with one scale per output channel, biases in 32 (about a quarter of the size). The
+        picture and what comes out are int8 too: their scales and zero points stand in the file.
+    ranges
+        For int8: the range of every value, from :func:`latency_tables.runtimes.ranges.value_ranges` on
+        calibration pictures. By default they come from a run in fp32 on the program's own inputs: enough for
+        timing, too little for accuracy.
+    keep
+        For int8: names of layers that stay in float. They cost a conversion wherever a neighbour is in 8
+        bits, and an output that such a layer computes is in 32-bit floats.
 
     Raises
     ------
     UnavailableError
         Naming a layer that TensorFlow Lite has no operators for; or if LiteRT is not installed, or does not
         offer the precision.
+    InputError
+        If a range is missing, no layer is called so, or 16 bits do not hold a layer's weights.
     """
     LiteRuntime().check(1, precision)
     from search_spaces.files import write_bytes  # needs yaml, which devices do without
 
-    write_bytes(path, _written(program, precision))
+    kept = kept_steps(program, keep, precision)
+    write_bytes(path, _written(program, precision, ranges, kept))
     return path
 
 
@@ -121,8 +150,18 @@ def piece_file(piece: Piece | None, precision: str = "fp32") -> tuple[bytes, str
     return content, ".tflite"
 
 
-def _written(program: Program, precision: str) -> bytes:
-    return write_tflite(program, None if precision == "fp32" else _ranges(program))
+def _written(
+    program: Program,
+    precision: str,
+    ranges: Mapping[int, Range] | None = None,
+    kept: Collection[int] = (),
+) -> bytes:
+    if precision != "int8":
+        return write_tflite(program, halves=precision == "fp16")
+    if ranges is None:
+        return write_tflite(program, _ranges(program), keep=kept)
+    given = named_quantisations(program, checked_ranges(program, ranges))
+    return write_tflite(program, given, keep=kept)
 
 
 def _ranges(program: Program) -> dict[str, Quantisation]:
@@ -183,32 +222,46 @@ def _quantisation(detail: dict[str, Any]) -> Quantisation:
     return Quantisation(float(scale), int(zero_point))
 
 
-def _check_file(path: Path, content: bytes) -> None:
-    """Raise unless the content is a whole TensorFlow Lite file: on less the interpreter would crash."""
+def _held_in(path: Path, content: bytes) -> str:
+    """Return the precision of a file: int8 if that is what it takes, fp16 if it stores such numbers.
+
+    Raises
+    ------
+    InputError
+        Unless the content is a whole TensorFlow Lite file: on less the interpreter would crash.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     try:
         if content[4:8] != b"TFL3":
             raise ValueError
-        schema.ModelT.InitFromPackedBuf(content)
+        graph = schema.ModelT.InitFromPackedBuf(content).subgraphs[0]
+        taken = [graph.tensors[i].type for i in graph.inputs]
+        held = {tensor.type for tensor in graph.tensors}
     except Exception:  # whatever reading beyond the end, or at a wrong place, comes to
         raise InputError(f"the network '{path}' is no TensorFlow Lite file, or a damaged one") from None
+    names = {value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
+    kinds = schema.TensorType
+    if taken and taken[0] != kinds.FLOAT32:
+        return "int8" if taken[0] == kinds.INT8 else names.get(taken[0], "unknown numbers")
+    return "fp16" if kinds.FLOAT16 in held else "fp32"
 
 
-def _check_picture_input(path: Path, interpreter: Any, size: tuple[int, int], precision: str) -> None:
-    """Raise :class:`InputError` unless the network takes exactly one picture of that size and format."""
-    details = interpreter.get_input_details()
-    shapes = [tuple(int(n) for n in detail["shape"]) for detail in details]
+def _check_precision(path: Path, found: str, precision: str) -> None:
+    if found != precision:
+        raise InputError(
+            f"the network '{path}' is in {found}, so it is not timed in '{precision}': nothing is converted"
+            " when a file is read"
+        )
+
+
+def _check_picture_input(path: Path, interpreter: Any, size: tuple[int, int]) -> None:
+    """Raise :class:`InputError` unless the network takes exactly one picture of that size."""
+    shapes = [tuple(int(n) for n in detail["shape"]) for detail in interpreter.get_input_details()]
     if shapes != [(1, *size, 3)]:
         found = "; ".join("x".join(map(str, shape)) for shape in shapes) or "nothing"
         raise InputError(
             f"the network '{path}' takes {found}, not one picture of 1x{size[0]}x{size[1]}x3: state its size"
-        )
-    kind = np.dtype(details[0]["dtype"]).name
-    if kind != {"fp32": "float32", "int8": "int8"}[precision]:
-        raise InputError(
-            f"the network '{path}' takes {kind}, so it is not timed in '{precision}': nothing is converted"
-            " when a file is read"
         )
 
 

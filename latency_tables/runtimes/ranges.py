@@ -15,7 +15,7 @@ import numpy as np
 from latency_tables.runtimes.base import Array, Program, Step
 from search_spaces.errors import InputError, did_you_mean
 
-__all__ = ["METHODS", "Range", "checked_ranges", "inner_values", "value_ranges"]
+__all__ = ["METHODS", "Range", "checked_ranges", "inner_values", "kept_steps", "value_ranges"]
 
 Range = tuple[float, float]
 """Least and largest value."""
@@ -140,6 +140,24 @@ def checked_ranges(program: Program, ranges: Mapping[int, Range]) -> Mapping[int
             held = f"is {low} to {high}" if number in ranges else "is missing"
             raise InputError(f"the range of {name} (value {number}) {held}; ranges come from value_ranges")
     return ranges
+
+
+def kept_steps(program: Program, keep: Iterable[str], precision: str) -> frozenset[int]:
+    """Return the places of the steps whose layers are named, which stay in float in an int8 file.
+
+    Raises
+    ------
+    InputError
+        If a program has no such layer, or the precision is another one.
+    """
+    names = {step.layer.name: place for place, step in enumerate(program.steps) if step.layer.name}
+    wanted = list(keep)
+    if wanted and precision != "int8":
+        raise InputError(f"layers are kept in float in int8 files; in {precision} none computes in 8 bits")
+    for name in wanted:
+        if name not in names:
+            raise InputError(f"keep: the program has no layer '{name}'{did_you_mean(name, names)}")
+    return frozenset(names[name] for name in wanted)
 
 
 def _times(shape: Sequence[int]) -> str:

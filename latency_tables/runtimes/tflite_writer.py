@@ -10,12 +10,16 @@ addition, or into the convolution where nothing is added. Hard-swish is an opera
 for hard-sigmoid, which is ``relu6(x + 3) * (1 / 6)``.
 
 In int8 every value has one scale and zero point, from the range that it has in an fp32 run; weights have one
-scale per output channel, biases are int32 (the scheme of TensorFlow Lite's full-integer quantisation).
+scale per output channel, biases are int32 (the scheme of TensorFlow Lite's full-integer quantisation). Layers
+that are kept in float stand between a DEQUANTIZE and a QUANTIZE, one of each per value however many read it.
+
+In fp16 the weights are stored in 16 bits, and a DEQUANTIZE before each turns them into 32-bit floats when the
+file is loaded (the scheme of TensorFlow Lite's float16 quantisation); biases stay in 32 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +27,19 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_tables.runtimes.base import Array, Program, Step, conv_padding, deconv_padding
-from search_spaces.errors import UnavailableError
+from latency_tables.runtimes.ranges import Range, inner_values
+from search_spaces.errors import InputError, UnavailableError
 from search_spaces.layers import Layer
 
-__all__ = ["Quantisation", "nhwc", "range_quantisation", "value_name", "write_tflite"]
+__all__ = [
+    "Quantisation",
+    "named_quantisations",
+    "nhwc",
+    "range_quantisation",
+    "value_name",
+    "write_relu",
+    "write_tflite",
+]
 
 _DESCRIPTION = "litepose-nas"
 _SCHEMA = 3
@@ -77,13 +90,30 @@ def _linear_name(number: int) -> str:
     return f"value{number}_linear"
 
 
+def named_quantisations(program: Program, ranges: Mapping[int, Range]) -> dict[str, Quantisation]:
+    """Return the quantisation of every tensor by name, from the ranges of :func:`value_ranges`."""
+    found = {value_name(i): ranges[i] for i in range(len(program.inputs) + len(program.steps))}
+    for (value, part), number in inner_values(program).items():
+        low, high = ranges[number]
+        if part == "logits":  # 3 is added to them, and relu6 limits the sum
+            found[f"{value_name(value)}_raised"] = min(max(low + 3, 0.0), 6.0), min(max(high + 3, 0.0), 6.0)
+        name = {"sum": _sum_name, "linear": _linear_name}.get(part)
+        found[name(value) if name else f"{value_name(value)}_{part}"] = low, high
+    return {name: range_quantisation(low, high) for name, (low, high) in found.items()}
+
+
 def nhwc(array: Array) -> Array:
     """Return an (N, C, H, W) array as (N, H, W, C)."""
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
 
 
 def write_tflite(
-    program: Program, quantisations: Mapping[str, Quantisation] | None = None, *, every: bool = False
+    program: Program,
+    quantisations: Mapping[str, Quantisation] | None = None,
+    *,
+    every: bool = False,
+    halves: bool = False,
+    keep: Collection[int] = (),
 ) -> bytes:
     """Return the program as a TensorFlow Lite file.
 
@@ -95,21 +125,28 @@ def write_tflite(
         Quantisation of every value, and of every sum before it is one, by tensor name: int8. By default fp32.
     every
         Whether all values are outputs, for their ranges to be known.
+    halves
+        Whether the weights of what computes in float are stored in 16 bits.
+    keep
+        Places of the steps that compute in float, although there are quantisations.
 
     Raises
     ------
     UnavailableError
         Naming a layer that TensorFlow Lite has no operators for.
+    InputError
+        Naming a layer whose weights 16 bits do not hold.
     """
-    graph = _Graph(quantisations)
+    graph = _Graph(quantisations, halves=halves)
     values = [graph.value(value_name(i), _shape(x)) for i, x in enumerate(program.inputs)]
     shapes = [_shape(x) for x in program.inputs]
     inputs = list(values)
-    for step in program.steps:
+    for place, step in enumerate(program.steps):
         number = len(values)
-        x = graph.part(values[step.x], shapes[step.x], (step.layer.h_in, step.layer.w_in))
+        graph.enter(step.layer.name or step.layer.key, floating=quantisations is None or place in keep)
+        x = graph.read(values[step.x], shapes[step.x], (step.layer.h_in, step.layer.w_in))
         out = (1, step.layer.h_out, step.layer.w_out, step.layer.c_out)
-        other = None if step.other is None else graph.part(values[step.other], shapes[step.other], out[1:3])
+        other = None if step.other is None else graph.read(values[step.other], shapes[step.other], out[1:3])
         values.append(_add_step(graph, step, number, x, other))
         shapes.append(out)
     outputs = [values[i] for i in program.results]
@@ -139,12 +176,16 @@ def _shape(array: Array) -> tuple[int, ...]:
 class _Graph:
     """A growing model of one subgraph; tensors are numbered."""
 
-    def __init__(self, quantisations: Mapping[str, Quantisation] | None) -> None:
+    def __init__(self, quantisations: Mapping[str, Quantisation] | None, *, halves: bool = False) -> None:
         from ai_edge_litert import schema_py_generated as schema
 
         self.schema = schema
         self.quantisations = quantisations
+        self.floating = quantisations is None
+        self.halves = halves
         self.activations: list[int] = []
+        self._layer = ""
+        self._turned: dict[int, int] = {}
         self._tensors: list[Any] = []
         self._quantised: list[Quantisation | None] = []
         self._buffers: list[Any] = [schema.BufferT()]
@@ -152,24 +193,44 @@ class _Graph:
         self._codes: dict[tuple[str, int], int] = {}
         self._parts: dict[tuple[int, tuple[int, int]], int] = {}
 
+    def enter(self, layer: str, *, floating: bool) -> None:
+        """Begin a layer, which computes in float or in 8 bits."""
+        self._layer, self.floating = layer, floating
+
+    def read(self, x: int, shape: Sequence[int], size: tuple[int, int]) -> int:
+        """Return a value's upper left part of that size, in the present layer's numbers."""
+        if (self._quantised[x] is None) != self.floating:
+            if x not in self._turned:
+                name, operator = self._tensors[x].name, "DEQUANTIZE" if self.floating else "QUANTIZE"
+                kind, version = self.options(f"{operator.title()}Options"), 2 if self.floating else 1
+                self._turned[x] = self._activation(
+                    f"{name}_{operator.lower()}d", shape, None if self.floating else self._own(name)
+                )
+                self.operator(operator, [x], self._turned[x], kind, version)
+            x = self._turned[x]
+        return self.part(x, shape, size)
+
+    def _own(self, name: str) -> Quantisation | None:
+        return None if self.quantisations is None else self.quantisations[name]
+
     def value(self, name: str, shape: Sequence[int], like: int | None = None) -> int:
         """Add an activation; its quantisation is that of its name, or of the tensor that it is ``like``."""
-        quantised = None
         if like is not None:
-            quantised = self._quantised[like]
-        elif self.quantisations is not None:
-            quantised = self.quantisations[name]
+            return self._activation(name, shape, self._quantised[like])
+        number = self._activation(name, shape, None if self.floating else self._own(name))
+        self.activations.append(number)
+        return number
+
+    def _activation(self, name: str, shape: Sequence[int], quantised: Quantisation | None) -> int:
         kind = self.schema.TensorType.FLOAT32 if quantised is None else self.schema.TensorType.INT8
         scales = None if quantised is None else ([quantised.scale], [quantised.zero_point], 0)
         number = self._tensor(name, shape, kind, 0, scales)
         self._quantised[number] = quantised
-        if like is None:
-            self.activations.append(number)
         return number
 
     def constant(self, array: npt.NDArray[Any], scales: Array | None = None, axis: int = 0) -> int:
         """Add a constant; ``scales`` are those of its channels, which lie along ``axis``."""
-        kinds = {"float32": "FLOAT32", "int32": "INT32", "int8": "INT8"}
+        kinds = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32", "int8": "INT8"}
         kind = getattr(self.schema.TensorType, kinds[array.dtype.name])
         self._buffers.append(self.schema.BufferT(data=np.frombuffer(array.tobytes(), dtype=np.uint8)))
         given = None if scales is None else (scales, np.zeros(len(scales), dtype=np.int64), axis)
@@ -210,7 +271,7 @@ class _Graph:
         shift = np.zeros(channels, dtype=np.float32) if bias is None else bias
         read = self._quantised[x]
         if read is None:
-            return self.constant(weight), self.constant(shift)
+            return self._half(weight) if self.halves else self.constant(weight), self.constant(shift)
         others = tuple(i for i in range(weight.ndim) if i != axis)
         scales = (np.abs(weight).max(axis=others) / 127).astype(np.float32)
         scales[scales == 0] = 1.0
@@ -221,9 +282,25 @@ class _Graph:
         ints = np.clip(np.rint(shift.astype(np.float64) / both), limits.min, limits.max).astype(np.int32)
         return self.constant(stored, scales, axis), self.constant(ints, both)
 
+    def _half(self, weight: Array) -> int:
+        """Add a weight in 16 bits; return the tensor in 32 bits that it becomes when the file is loaded."""
+        with np.errstate(over="ignore"):
+            stored = weight.astype(np.float16)
+        if not np.isfinite(stored).all():
+            raise InputError(
+                f"the layer '{self._layer}' has weights up to {np.abs(weight).max():g}, which 16 bits do not"
+                " hold; write fp32"
+            )
+        x = self.constant(stored)
+        y = self._tensor(
+            f"{self._tensors[x].name}_wide", weight.shape, self.schema.TensorType.FLOAT32, 0, None
+        )
+        self.operator("DEQUANTIZE", [x], y, self.options("DequantizeOptions"), 3)
+        return y
+
     def number(self, value: float) -> int:
         """Add a constant number above 0, held as activations are."""
-        if self.quantisations is None:
+        if self.floating:
             return self.constant(np.full((1, 1, 1, 1), value, dtype=np.float32))
         most = _INT8[1]
         scale = np.array([value / most], dtype=np.float32)
@@ -268,8 +345,8 @@ class _Graph:
         return self._parts[x, size]
 
     def version(self, fp32: int, int8: int) -> int:
-        """Return the version of an operator that knows the number format."""
-        return fp32 if self.quantisations is None else int8
+        """Return the version of an operator that knows the present layer's number format."""
+        return fp32 if self.floating else int8
 
     def file(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
         """Return the model as a file's content."""

@@ -16,6 +16,7 @@ from latency_tables import RUNTIMES, measure_model
 from latency_tables.networks import Weights, network_program, weight_names
 from latency_tables.runtimes import Program
 from latency_tables.runtimes.litert_runtime import write_network
+from latency_tables.runtimes.ranges import Range, value_ranges
 from latency_tables.runtimes.tflite_writer import Quantisation, range_quantisation, write_tflite
 from search_spaces import (
     DECONV_MBV2,
@@ -126,7 +127,7 @@ def test_everything_runs_in_the_delegate() -> None:
     from latency_tables.runtimes.litert_runtime import _interpreter, _written
 
     for key in BLOCKS:
-        for precision in ("fp32", "int8"):
+        for precision in LITERT.precisions:
             program = Program.of(piece_from_key(key))
             interpreter = _interpreter(_written(program, precision), 1)
             names = [detail["op_name"] for detail in interpreter._get_ops_details()]
@@ -261,9 +262,103 @@ def test_a_whole_network_in_int8(tmp_path: Path) -> None:
     for y, wanted in zip(run(paths["int8"], SMALL.size, "int8"), run(paths["fp32"], SMALL.size), strict=True):
         # Random weights through some thirty roundings: like, not equal.
         assert np.corrcoef(y.ravel(), wanted.ravel())[0, 1] > 0.98
-    for held, asked in (("fp32", "int8"), ("int8", "fp32")):
-        with pytest.raises(InputError, match=rf"'{asked}': nothing is converted"):
+    paths["fp16"] = write_network(program, tmp_path / "fp16.tflite", "fp16")
+    for held, asked in (("fp32", "int8"), ("int8", "fp32"), ("fp16", "fp32"), ("fp32", "fp16")):
+        with pytest.raises(InputError, match=rf"is in {held}, so .*'{asked}': nothing is converted"):
             measure_model(LITERT, paths[held], SMALL.size, 1, precision=asked)
+
+
+def calibrated(arch: Arch) -> tuple[Program, dict[int, Range]]:
+    """A network that was stirred, and its ranges over a few pictures."""
+    if reason := RUNTIMES["onnxruntime"].unavailable():
+        pytest.skip(reason)
+    program = network_program(arch, 5, weights=weights_of(stirred(arch), arch))
+    rng = np.random.default_rng(4)
+    pictures = [rng.standard_normal(program.inputs[0].shape, dtype=np.float32) for _ in range(3)]
+    return program, value_ranges(program, pictures)
+
+
+@pytest.mark.parametrize("arch", [SMALL, SMALL_DECONV["mbv3"]], ids=["litepose", "deconv-mbv3"])
+def test_weights_in_sixteen_bits(tmp_path: Path, arch: Arch) -> None:
+    program = network_program(arch, 5, weights=weights_of(stirred(arch), arch))
+    paths = {p: write_network(program, tmp_path / f"{p}.tflite", p) for p in ("fp32", "fp16")}
+    assert 0.5 < paths["fp16"].stat().st_size / paths["fp32"].stat().st_size < 0.75
+    found, wanted = run(paths["fp16"], arch.size, "fp16"), run(paths["fp32"], arch.size)
+    for y, expected in zip(found, wanted, strict=True):
+        assert 0 < np.abs(y - expected).max() < 5e-3 * np.abs(expected).max()
+    held = {t.type for t in tensors(paths["fp16"]) if t.buffer and len(t.shape) == 4}
+    assert len(held) == 1 + (arch is not SMALL)  # numbers of gates stay in 32 bits
+
+
+def test_weights_that_sixteen_bits_do_not_hold_are_named(tmp_path: Path) -> None:
+    weights = dict(weights_of(stirred(SMALL), SMALL))
+    weight, bias = weights["stem.conv"]
+    weights["stem.conv"] = weight * np.float32(1e6), bias
+    with pytest.raises(InputError, match=r"layer 'stem\.conv' has weights up to .* 16 bits do not hold"):
+        write_network(network_program(SMALL, 5, weights=weights), tmp_path / "network.tflite", "fp16")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arch", [SMALL, SMALL_DECONV["mbv3"]], ids=["litepose", "deconv-mbv3"])
+def test_given_ranges_are_those_of_the_file(tmp_path: Path, arch: Arch) -> None:
+    program, ranges = calibrated(arch)
+    path = write_network(program, tmp_path / "network.tflite", "int8", ranges)
+    steps = {t.name.decode(): t.quantization.scale for t in tensors(path) if t.quantization is not None}
+    for number in range(1 + len(program.steps)):
+        low, high = ranges[number]
+        wanted = (max(high, 0) - min(low, 0)) / 255
+        assert steps[f"value{number}"][0] == pytest.approx(wanted, rel=1e-5)
+    floats = run(write_network(program, tmp_path / "fp32.tflite"), arch.size)
+    for y, wanted in zip(run(path, arch.size, "int8"), floats, strict=True):
+        assert np.corrcoef(y.ravel(), wanted.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("arch", [SMALL, SMALL_DECONV["mbv3"]], ids=["litepose", "deconv-mbv3"])
+def test_layers_are_kept_in_float(tmp_path: Path, arch: Arch) -> None:
+    """One in the middle is converted around; with all of them kept only the picture is in 8 bits."""
+    program, ranges = calibrated(arch)
+    names = [step.layer.name for step in program.steps]
+    floats = run(write_network(program, tmp_path / "fp32.tflite"), arch.size)
+
+    def error(keep: list[str]) -> float:
+        path = write_network(program, tmp_path / "network.tflite", "int8", ranges, keep)
+        found = run(path, arch.size, "int8")
+        return max(
+            float(np.abs(y - wanted).max() / np.abs(wanted).max())
+            for y, wanted in zip(found, floats, strict=True)
+        )
+
+    all_but_the_picture = error(names)
+    count = Counter(operators((tmp_path / "network.tflite").read_bytes()))
+    assert (count["DEQUANTIZE"], count["QUANTIZE"]) == (1, 0)
+    nothing_kept = error([])
+    assert Counter(operators((tmp_path / "network.tflite").read_bytes()))["DEQUANTIZE"] == 0
+    assert all_but_the_picture < 0.03 < nothing_kept
+    middle = next(step.layer.name for step in program.steps[5:] if step.layer.kind == "dwconv")
+    error([middle])
+    count = Counter(operators((tmp_path / "network.tflite").read_bytes()))
+    assert (count["DEQUANTIZE"], count["QUANTIZE"]) == (1, 1)
+    assert error([name for name in names if name != middle]) < nothing_kept
+
+
+def test_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    program, ranges = calibrated(SMALL)
+    path = tmp_path / "network.tflite"
+    with pytest.raises(InputError, match=r"no layer 'stem\.convs'; did you mean 'stem\.conv'"):
+        write_network(program, path, "int8", ranges, ["stem.convs"])
+    with pytest.raises(InputError, match="in fp16 none computes in 8 bits"):
+        write_network(program, path, "fp16", keep=["stem.conv"])
+    with pytest.raises(InputError, match=r"the output of layer 'stem\.conv' .* is missing"):
+        write_network(program, path, "int8", {0: (0.0, 1.0)})
+    assert not list(tmp_path.iterdir())
+
+
+def tensors(path: Path) -> list[Any]:
+    """Return the tensors of a file."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    found: list[Any] = schema.ModelT.InitFromPackedBuf(path.read_bytes()).subgraphs[0].tensors
+    return found
 
 
 def test_the_program_has_the_operators_and_macs_of_the_network() -> None:
