@@ -24,8 +24,6 @@ sys.path.insert(0, str(ROOT))  # the reference is of this tree, whatever else is
 LINK = re.compile(r"(!?\[(?:[^\]\[]|\[[^\]]*\])*\])\(([^)\s]+)\)")
 FENCE = re.compile(r"^(```.*?^```[^\n]*$)", flags=re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):<code>~?([^<]*)</code>")
-HOME = {"README.md": "docs/index.md"}
-"""What stands for a page of the repository that the site says in another way."""
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
@@ -61,7 +59,7 @@ def resolve(path: str, link: str) -> str | None:
     target = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     if (ROOT / target).is_dir() and (ROOT / target / "README.md").exists():
         target += "/README.md"
-    return HOME.get(target, target)
+    return target
 
 
 def keep_existing(entries: list[Any]) -> list[Any]:

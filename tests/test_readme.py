@@ -39,8 +39,15 @@ from supernet.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = tuple(sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")))
-PAGES = ("README.md", "ARCHITECTURE.md", "experiments/README.md", *DOCS)
+OWN = ("CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
+PAGES = (
+    *("README.md", "ARCHITECTURE.md", "experiments/README.md"),
+    *(page for page in OWN if (ROOT / page).exists()),
+    *DOCS,
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+USER_PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", *DOCS)}
+"""What users read, by path."""
 COMMAND: Any = typer.main.get_command(app)
 
 
@@ -120,7 +127,7 @@ def test_every_command_line_parses(line: str, page: str) -> None:
 def test_commands_are_told_apart() -> None:
     """The check above finds lines, and refuses what does not exist."""
     pages = {page for page, _ in command_lines()}
-    assert set(PAGES) - set(DOCS) <= pages
+    assert set(PAGES) - set(DOCS) - set(OWN) <= pages
     assert len(LINES) > 20
     for wrong in (
         "nas train",
@@ -153,30 +160,33 @@ def test_make_targets_exist() -> None:
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
 
 
+def headings(page: Path) -> set[str]:
+    """Return the anchors that a forge gives a page's headings, except those of the commands' reference."""
+    titles = re.findall(r"^#+ (.+)$", without_fences(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        headings = {
-            re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-            for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-        }
-        for picture, link in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
+        for picture, link in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", without_fences(text)):
             if link.startswith("https://"):
                 continue
-            if link.startswith("#"):
-                assert link[1:] in headings, f"{page}: {link}"
+            name, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / name if name else ROOT / page
             # The demo's pictures come with its figures.
-            elif not (picture and "{{DEMO_" in text):
-                assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+            assert target.exists() or (picture and "{{DEMO_" in text), f"{page}: {link}"
+            if anchor:
+                assert anchor in headings(target), f"{page}: {link}"
 
 
 # -- figures and fields --------------------------------------------------------------------------------------
 
 
 def table(first: str) -> list[list[str]]:
-    """Return the rows of the README's table whose header starts with ``first``, without the header."""
-    lines = README.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    """Return the rows, without the header, of the only table of users' pages whose header starts so."""
+    lines = "\n".join(USER_PAGES.values()).splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
     rows = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
@@ -203,7 +213,7 @@ def test_operations_are_those_of_the_code() -> None:
         )
         assert abs(cost.macs_paper / 1e9 / float(paper) - 1) < 0.01
     assert table("network") == expected
-    assert f"{litepose_native().count():,} networks" in README
+    assert f"{litepose_native().count():,} networks" in USER_PAGES["docs/python.md"]
 
 
 def test_operations_of_top_down_networks_are_those_of_the_code() -> None:
@@ -288,17 +298,24 @@ def test_fields_of_deconv_spaces_are_those_of_the_code() -> None:
 # -- snippets ------------------------------------------------------------------------------------------------
 
 
+YAML_BLOCKS = [block for text in USER_PAGES.values() for block in fences(text, "yaml")]
+
+
 def yaml_block(name: str) -> Any:
-    """Return the content of the README's YAML block that is headed ``# name``."""
-    (block,) = (block for block in fences(README, "yaml") if block.startswith(f"# {name}\n"))
+    """Return the content of the only YAML block on users' pages that is headed ``# name``."""
+    (block,) = (block for block in YAML_BLOCKS if block.startswith(f"# {name}\n"))
     return yaml.safe_load(block)
 
 
+NO_RECIPES = ("kitchen.yaml", "phone.yaml", "skeleton.yaml")
+"""YAML of users' pages that is something else; all other is recipes or parts of them (tests/test_docs.py)."""
+
+
 def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
-    recipe = recipe_from_mapping(yaml_block("mine.yaml"), "the README's recipe", tmp_path)
+    recipe = recipe_from_mapping(yaml_block("mine.yaml"), "the pages' recipe", tmp_path)
     assert recipe.name == "mine"
     mixed = {**yaml_block("mine.yaml"), **yaml_block("mixed.yaml")}
-    sources = recipe_from_mapping(mixed, "the README's sources", tmp_path).data.training
+    sources = recipe_from_mapping(mixed, "the pages' sources", tmp_path).data.training
     assert [(each.complete, each.share) for each in sources.values()] == [(True, 2), (False, 1)]
     assert get_arch("litepose-s") in recipe.build_space(Skeleton.from_json(yaml_block("skeleton.yaml")))
     for name in ("kitchen.yaml", "phone.yaml"):
@@ -307,11 +324,12 @@ def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
         assert link is not None
         assert target.name == "kitchen-pi-onnxruntime-fp32-4t" or name == "phone.yaml"
     people = recipe_from_mapping(
-        {"name": "people", **yaml_block("people.yaml")}, "the README's top-down recipe", tmp_path
+        {"name": "people", **yaml_block("people.yaml")}, "the pages' top-down recipe", tmp_path
     )
     assert get_arch("deconv-reduced") in people.build_space(COCO17)
     assert people.data.val.boxes == tmp_path / "detector.json"
-    assert len(fences(README, "yaml")) == 6
+    named = {found for block in YAML_BLOCKS for found in re.findall(r"\A# (\S+\.yaml)$", block, re.MULTILINE)}
+    assert named >= {*("mine.yaml", "mixed.yaml", "people.yaml"), *NO_RECIPES}
 
 
 def test_fields_of_links_are_those_of_the_code() -> None:
@@ -343,21 +361,21 @@ def test_python_snippets_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(TINY, encoding="utf-8")
-    pytest.importorskip("pandas", reason="a snippet of the README makes a data frame")
-    first, second, third = fences(README, "python")
+    pytest.importorskip("pandas", reason="a snippet makes a data frame")
+    first, second, third = fences(USER_PAGES["docs/python.md"], "python")
     names: dict[str, Any] = {}
-    exec(compile(first, "README.md", "exec"), names)
+    exec(compile(first, "python.md", "exec"), names)
     out = capsys.readouterr().out
     assert out.split()[0] == str(get_arch("litepose-s").cost(14).macs)
     assert re.findall(r"print\(.*# (\d+)", first) == out.split(), "what the comments say is printed"
     height, width = names["arch"].size
     assert tuple(names["quarter"].shape) == (1, 34, height // 4, width // 4)
     assert tuple(names["half"].shape) == (1, 17, height // 2, width // 2)
-    exec(compile(second, "README.md", "exec"), names)
+    exec(compile(second, "python.md", "exec"), names)
     assert len(names["study"].result.evaluated) == 3
     assert list((tmp_path / "runs/mine/emitted").glob("*/model.onnx"))
     assert "'stats'" in capsys.readouterr().out
-    exec(compile(third, "README.md", "exec"), names)
+    exec(compile(third, "python.md", "exec"), names)
     assert capsys.readouterr().out.startswith("litepose(")
     assert set(names["table"]["id"]) <= {r.arch.id for r in names["study"].result.evaluated}
 

@@ -99,7 +99,7 @@ def test_spread_couples_choices_as_a_shared_level_does_and_uniform_does_not() ->
 
 
 def test_spread_covers_the_costs_that_uniform_hardly_ever_reaches() -> None:
-    """The table of the README."""
+    """The table of docs/training-rules.md."""
     expected = {
         ("litepose-native", "uniform"): (0.16, 0.42, 0.73),
         ("litepose-native", "spread"): (0.0, 0.42, 0.98),
