@@ -41,6 +41,7 @@ from nas.search import (
     latency,
     parse_budget,
 )
+from nas.search.context import images_told
 from nas.search.noise import Step, compare, interval
 from nas.search.shared import EARLY_STOP, Made, read_shared
 from nas.search_report import Neighbours, gain_words, neighbours
@@ -86,8 +87,8 @@ def search_context(run: RunDirectory, data: Datasets) -> dict[str, str]:
         "supernet": _fingerprint(run.best),
         "evaluation": str(settings),
         **boxes,
-        "images": f"{len(data.search)} of {data.search.where} ({data.search.fingerprint})",
-        "calibration": f"{len(data.calibrate)} of {data.calibrate.where} ({data.calibrate.fingerprint})",
+        "images": images_told(len(data.search), data.search.fingerprint),
+        "calibration": images_told(len(data.calibrate), data.calibrate.fingerprint),
     }
 
 

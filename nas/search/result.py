@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from nas.pareto import hypervolume, pareto_front
+from nas.search.context import placeless
 from nas.search.objectives import (
     AP,
     BYTES_PER_PARAMETER,
@@ -390,7 +391,7 @@ class SearchResult:
                 stopped=value["stopped"],
                 duplicates=int(value["duplicates"]),
                 records=tuple(Record.from_json(record) for record in value["records"]),
-                context={str(k): str(v) for k, v in value.get("context", {}).items()},
+                context=placeless({str(k): str(v) for k, v in value.get("context", {}).items()}),
                 min_ap=None if value.get("min_ap") is None else float(value["min_ap"]),
             )
         except KeyError as error:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from nas.search.context import placeless
 from nas.search.evaluator import Evaluation
 from search_spaces import Arch
 from search_spaces.jsonl import JsonLines, damaged, open_lines, read_records
@@ -69,10 +70,14 @@ class Made:
 
 @dataclass
 class _Contents:
-    """What the lines of a file say: the evaluations by (context, network), the contexts by their digests."""
+    """What the lines of a file say: the evaluations by (context, network), the contexts by their digests.
+
+    ``names`` holds the digests by those in the file, which older contexts with places in them were given.
+    """
 
     known: dict[tuple[str, str], Made] = field(default_factory=dict)
     contexts: dict[str, dict[str, str]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     def read(self, path: Path, lines: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Take in numbered lines.
@@ -90,9 +95,12 @@ class _Contents:
 
     def _read(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "context":
-            self.contexts[str(line["digest"])] = {str(k): str(v) for k, v in line["facts"].items()}
+            facts = placeless({str(k): str(v) for k, v in line["facts"].items()})
+            self.names[str(line["digest"])] = digest_of(facts)
+            self.contexts[digest_of(facts)] = facts
         elif line["kind"] == "evaluation":
-            study, place = str(line["study"]), (str(line["context"]), str(line["id"]))
+            digest = str(line["context"])
+            study, place = str(line["study"]), (self.names.get(digest, digest), str(line["id"]))
             evaluation = Evaluation.from_json(line["evaluation"])
             made = Made(study, str(line.get("maker", study)), dict(line["arch"]), evaluation)
             if self.lacks(place, evaluation):

@@ -29,6 +29,7 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.search.context import placeless
 from nas.search.evaluator import Evaluation
 from nas.search.objectives import Constraint, Objective
 from nas.search.pricing import Prices, key
@@ -455,6 +456,7 @@ def open_store(
 
 
 def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    recorded, wanted = placeless(recorded), placeless(wanted)
     differences = [
         f"{name} is {recorded.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
         for name in sorted({*recorded, *wanted})

@@ -14,6 +14,7 @@ from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.known import search_context
 from nas.run import RunDirectory
+from nas.search.context import placeless
 from nas.train import make_evaluator, open_supernet
 from nas.trust.jobs import train_all, usual_jobs
 from nas.trust.report import ArchTrust, StandaloneAP, TrustReport, verdict_of
@@ -203,7 +204,7 @@ def _supernet_scores(
     """Return the scores of the supernet's subnets; those that were made of other weights are made anew."""
     place = run.folder / "trust" / "supernet"
     kept = {arch: Score.load(place / arch.id) for arch in archs}
-    scores = {a: s for a, s in kept.items() if s is not None and s.about.get("context") == context}
+    scores = {a: s for a, s in kept.items() if s is not None and _context_of(s) == context}
     if len(scores) < len(archs):
         evaluator = make_evaluator(run, data, supernet, fixed=True)
         with progress_bar("scoring the supernet's networks", len(archs)) as bar:
@@ -214,6 +215,11 @@ def _supernet_scores(
                 bar.update(len(scores))
         evaluator.close()
     return [scores[arch] for arch in archs]
+
+
+def _context_of(score: Score) -> dict[str, str]:
+    told = score.about.get("context")
+    return placeless(told) if isinstance(told, dict) else {}
 
 
 def _report(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from nas.search.context import placeless
 from nas.trust.statistics import CLOSE, ClosePairs, TrustStatistics
 from search_spaces import Arch, InputError, RunError, arch_from_json
 from search_spaces.files import read_json, write_json, write_text
@@ -237,7 +238,7 @@ class TrustReport:
                 archs=tuple(ArchTrust.from_json(arch) for arch in value["archs"]),
                 statistics=TrustStatistics.from_json(value["statistics"]),
                 verdict=tuple(map(str, value["verdict"])),
-                context={str(k): str(v) for k, v in value["context"].items()},
+                context=placeless({str(k): str(v) for k, v in value["context"].items()}),
                 standalone=dict(value["standalone"]),
                 settings=dict(value["settings"]),
             )

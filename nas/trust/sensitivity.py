@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from nas.data import Datasets, open_datasets
 from nas.known import search_context
 from nas.run import RunDirectory
+from nas.search.context import placeless
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Arch, InputError, RunError, SearchSpace, arch_from_json
 from search_spaces.files import read_json, write_json
@@ -316,7 +317,8 @@ def _known(path: Path, about: Mapping[str, Any]) -> Sensitivity | None:
     if not path.is_file():
         return None
     value = read_json(path, "sensitivity")
-    if not isinstance(value, dict) or value.get("about") != dict(about):
+    told = value.get("about") if isinstance(value, dict) else None
+    if not isinstance(told, dict) or placeless(told) != dict(about):
         return None
     return Sensitivity.from_json(value, f"'{path}'")
 
