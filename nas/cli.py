@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 import typer
 
 from nas.data_cli import data_app
+from nas.stopping import Stops
 from nas.tables_cli import tables_app
 from search_spaces import (
     SPACES,
@@ -1285,32 +1287,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0, 1 for flawed data, 2 after a mistake of the user's, 130 after Ctrl-C.
 
     A mistake is one line on standard error, whoever found it: this toolkit, the option parser or the system.
+    SIGTERM and a terminal that is closed end a command as Ctrl-C does, with 143 and 129.
     """
-    from nas.console import begin
+    from nas.console import begin, open_streams
 
+    open_streams()
     begin(sys.stdout, sys.stderr)
-    try:
-        given = None if arguments is None else list(arguments)
-        code = app(args=given, prog_name="nas", standalone_mode=False)
-    except ToldElsewhereError:
-        sys.exit(2)
-    except LitePoseNasError as error:
-        _fail(str(error))
-    except _ClickException as error:
-        _fail(_usage(error))
-    except SystemExit as stop:  # how typer ends, with code 1, when the reader of our output left
-        if isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE:
-            sys.exit(_NO_READER)
-        raise
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # `nas spaces | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(_NO_READER)
-        named = "" if error.filename is None else f"'{error.filename}': "
-        _fail(f"{named}{error.strerror or error}")
-    if code == _INTERRUPTED and _is_first():  # typer turns KeyboardInterrupt into this
-        print("stopped; the same command continues (nas train: with --resume)", file=sys.stderr)
+    with Stops() as stops:
+        try:
+            given = None if arguments is None else list(arguments)
+            code = app(args=given, prog_name="nas", standalone_mode=False)
+            sys.stdout.flush()
+        except KeyboardInterrupt:  # one that came while typer dealt with another
+            code = _INTERRUPTED
+        except ToldElsewhereError:
+            sys.exit(2)
+        except LitePoseNasError as error:
+            _fail(str(error))
+        except _ClickException as error:
+            _fail(_usage(error))
+        except SystemExit as stop:  # how typer ends, with code 1, when the reader of our output left
+            if isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE:
+                sys.exit(_NO_READER)
+            raise
+        except OSError as error:
+            _quiet_stdout()
+            if stops.number is not None and error.errno in (errno.EIO, errno.EPIPE):  # the terminal is gone
+                sys.exit(stops.code)
+            if error.errno == errno.EPIPE:  # `nas spaces | head`
+                sys.exit(_NO_READER)
+            named = "" if error.filename is None else f"'{error.filename}': "
+            _fail(f"{named}{error.strerror or error}")
+        if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this
+            with suppress(OSError):
+                if _is_first():
+                    print("stopped; the same command continues (nas train: with --resume)", file=sys.stderr)
+            code = stops.code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _quiet_stdout() -> None:
+    """Let what could not be written to standard output go, or Python would complain of it once more."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Any) -> str:

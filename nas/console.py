@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -21,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bar", "begin", "note", "note_once", "print_json", "print_table", "progress_bar"]
+__all__ = ["Bar", "begin", "note", "note_once", "open_streams", "print_json", "print_table", "progress_bar"]
 
 
 def _errors() -> Console:
@@ -35,6 +37,22 @@ def printable(text: str) -> str:
 
 _SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
 """What the command at work has told once; None outside of commands."""
+
+
+def open_streams() -> None:
+    """Open the standard streams that were closed (``>&-``) on nothing.
+
+    Else a file of ours would get the number of one of them, and what a library prints would land in it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def begin(*streams: TextIO | None) -> None:

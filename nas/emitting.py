@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,7 +42,7 @@ from search_spaces import (
     to_research_config,
     write_arch,
 )
-from search_spaces.files import write_json
+from search_spaces.files import atomic_folder, write_json
 from search_spaces.research import has_research_config
 from supernet.checkpoint import load_network, save_network
 from supernet.export import export_onnx
@@ -125,14 +123,7 @@ def emit(
     if arch not in space:
         raise InputError(f"the arch is not in this run's space: {'; '.join(space.differences(arch))}")
     evaluator = make_evaluator(run, data, open_supernet(run, space), on="val")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise RunError(
-            f"cannot write to '{folder.parent}': {error.strerror}; choose another --output"
-        ) from None
-    try:
+    with atomic_folder(folder) as building:
         weights, skeleton = building / "model.safetensors", data.skeleton.to_json()
         told = {"skeleton": skeleton, "sigma": run.recipe.train.sigma}
         network = evaluator.subnet(arch).to("cpu")
@@ -197,16 +188,6 @@ def emit(
             "environment": environment(["nas", "emit"]),
         }
         write_card(building, card)
-        building.chmod(0o755)
-        former = building.with_name(f"{building.name}-former")
-        if folder.exists():
-            folder.replace(former)
-        building.replace(folder)
-        shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"cannot write '{folder}': {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Emitted(folder, card)
 
 
@@ -357,9 +338,9 @@ def emit_from_run(
                 command=_command(run, text, objectives, study, named, tables, strict_tables, folder),
                 progress=lambda d, n: bar.update(d, n),
             )
-    for told in emitted.card["latency"].values():
-        told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
-    write_card(emitted.folder, emitted.card)
+        for told in emitted.card["latency"].values():
+            told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
+        write_card(emitted.folder, emitted.card)
     return emitted
 
 

@@ -17,25 +17,26 @@ Layout::
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TextIO
 
 import numpy as np
 
 from nas.config import apply_overrides
 from nas.recipe import Recipe, recipe_from_mapping
 from search_spaces import InputError, RunError
-from search_spaces.files import locked, read_yaml, write_json, write_yaml
+from search_spaces.files import locked, read_yaml, sweep, write_json, write_yaml
 
-__all__ = ["RunDirectory", "differences", "environment"]
+__all__ = ["RunDirectory", "differences", "environment", "holder"]
 
 _PACKAGES = ("torch", "numpy", "optuna", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "ray")
 
@@ -75,11 +76,39 @@ def differences(theirs: Any, ours: Any) -> list[str]:
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
+_PLACES: Final = ("annotations", "images", "boxes", "init", "teacher", "skeleton", "base", "data.train")
+"""Settings that say where files are; a list of sources is compared as one."""
+
+_HELD: Final = ("checkpoints", "search", "search/*", "emitted", "emitted/*", "bn-statistics", "trust")
+"""Folders of a run into which, as into its own, only who holds its lock writes."""
+
+
+def _sign(stream: TextIO) -> None:
+    """Write into a lock who holds it; that is for people alone, so a full disk does not matter."""
+    command = " ".join(["nas", *sys.argv[1:]])
+    who = {"command": command, "process": os.getpid(), "machine": platform.node()}
+    with suppress(OSError, ValueError):
+        stream.truncate(0)
+        stream.write(json.dumps(who) + "\n")
+        stream.flush()
+
+
+def holder(lock: Path) -> str | None:
+    """Return who holds a run's lock, in words: command, process, machine; None where that is not known."""
+    try:
+        who = json.loads(lock.read_text(encoding="utf-8"))
+        command = " ".join(str(who["command"]).split())
+        command = command if len(command) <= 80 else f"{command[:77]}..."
+        return f"'{command}', process {int(who['process'])} on {who['machine']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class RunDirectory:
     """A run directory that exists; make or find one with :meth:`create` and :meth:`open`."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: Recipe, overrides: Sequence[str] = ()) -> None:
+        self.folder, self.recipe, self.overrides = folder, recipe, tuple(overrides)
 
     @classmethod
     def is_run(cls, folder: str | Path) -> bool:
@@ -104,9 +133,8 @@ class RunDirectory:
         if not isinstance(values, dict):
             raise InputError(f"recipe '{folder / 'recipe.yaml'}' must be a mapping of names to values")
         values = apply_overrides(values, overrides or [])
-        return cls(
-            folder, recipe_from_mapping(values, f"recipe '{folder / 'recipe.yaml'}'", folder.resolve())
-        )
+        recipe = recipe_from_mapping(values, f"recipe '{folder / 'recipe.yaml'}'", folder.resolve())
+        return cls(folder, recipe, overrides or [])
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Recipe) -> RunDirectory:
@@ -139,9 +167,11 @@ class RunDirectory:
             found = cls.open(folder)
             changed = differences(found.recipe.to_plain(), recipe.to_plain())
             if changed:
+                moved = all(each.partition(": ")[0].endswith(_PLACES) for each in changed)
+                hint = f" (or, if only files have moved: nas runs relocate {folder} --data OLD=NEW)"
                 raise RunError(
                     f"'{folder}' holds a run of another recipe ({'; '.join(changed[:6])}"
-                    f"{'; ...' if len(changed) > 6 else ''}); choose another --output"
+                    f"{'; ...' if len(changed) > 6 else ''}); choose another --output{hint if moved else ''}"
                 )
             return found
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -150,16 +180,30 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for one command at a time.
+        """Hold the run for one command at a time; what kills have left half-written in it is cleared away.
 
         Raises
         ------
         RunError
-            If another command is at work on it.
+            If another command is at work on it; which one is told where that is known.
         """
-        busy = f"another command is at work on '{self.folder}'; wait for it or stop it"
-        with locked(self.folder / ".lock", busy):
-            yield
+        lock = self.folder / ".lock"
+        who = holder(lock)
+        told = "" if who is None else f" ({who})"
+        busy = f"another command is at work on '{self.folder}'{told}; wait for it or stop it"
+        with locked(lock, busy) as stream:
+            _sign(stream)
+            try:
+                self.tidy()
+                yield
+            finally:
+                with suppress(OSError):
+                    stream.truncate(0)
+
+    def tidy(self) -> int:
+        """Remove what kills have left half-written; return the bytes. The run has to be held meanwhile."""
+        below = (folder for pattern in _HELD for folder in self.folder.glob(pattern) if folder.is_dir())
+        return sum(map(sweep, (self.folder, *below)))
 
     @property
     def best(self) -> Path:

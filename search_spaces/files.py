@@ -7,11 +7,14 @@ import fcntl
 import glob
 import json
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import yaml
 
@@ -19,9 +22,13 @@ from search_spaces.errors import InputError, RunError, did_you_mean
 
 __all__ = [
     "append_whole",
+    "atomic_folder",
     "atomic_path",
     "check_keys",
+    "is_free",
+    "leftovers",
     "locked",
+    "locked_folder",
     "make_folder",
     "parse_yaml",
     "put_in_place",
@@ -30,6 +37,8 @@ __all__ = [
     "read_yaml",
     "remove_leftovers",
     "room_for_it",
+    "size_of",
+    "sweep",
     "write_bytes",
     "write_json",
     "write_text",
@@ -62,7 +71,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block succeeds it is synced and renamed to ``path``.
 
     When the block raises, the temporary file is removed and ``path`` keeps its former content. The
-    temporary name keeps the suffix of ``path``, for writers that choose a format by it.
+    temporary name keeps the suffix of ``path``, for writers that choose a format by it. It is held while the
+    block runs, so that :func:`sweep` tells it from what a kill has left.
 
     Raises
     ------
@@ -73,19 +83,138 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     make_folder(path.parent)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
     except OSError as error:
         raise RunError(
             f"cannot write to {path.parent}: {error.strerror}; check that it exists and is writable"
         ) from None
     temporary = Path(name)
     try:
+        _hold(handle)
         yield temporary
         put_in_place(temporary, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        with suppress(OSError):  # what went wrong first is told
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; when the block succeeds it takes the place of ``path``.
+
+    When the block raises, the temporary folder is removed and ``path`` stays as it was. A kill at any moment
+    leaves the former folder or the new one; what else it leaves, :func:`sweep` removes.
+
+    Raises
+    ------
+    RunError
+        If the folder around it cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}-", dir=path.parent))
+    except OSError as error:
+        raise RunError(
+            f"cannot write to '{path.parent}': {error.strerror}; see that it can be written, or choose another"
+            " folder"
+        ) from None
+    former = building.with_name(f"{building.name}{_FORMER}{path.name}")
+    try:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, building, ignore_errors=True)
+            handle = os.open(building, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            _hold(handle)
+            yield building
+            umask = os.umask(0)
+            os.umask(umask)
+            building.chmod(0o777 & ~umask)
+            if path.exists():
+                path.replace(former)
+            try:
+                building.replace(path)
+            except BaseException:
+                if former.exists() and not path.exists():
+                    former.replace(path)
+                raise
+            shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
+
+
+def _hold(handle: int) -> None:
+    with suppress(OSError):  # a file system without locks: sweep() cannot hold it either, and leaves it alone
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_FORMER: Final = ".former-"
+_TEMPORARY: Final = re.compile(r"\..*-[a-z0-9_]{8}(\.[^.]+)?")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what kills have left in a folder, not those below it: temporary files and folders of nobody.
+
+    They are those that :func:`atomic_path` and :func:`atomic_folder` make and no process holds.
+    """
+    found = []
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            name = path.name.partition(_FORMER)[0]
+            ours = _TEMPORARY.fullmatch(name) is not None and path.suffix != ".lock"
+            if ours and not path.is_symlink() and is_free(path):
+                found.append(path)
+    return found
+
+
+def sweep(folder: Path) -> int:
+    """Remove :func:`leftovers`; return the number of bytes. Where a kill fell between the two renamings of
+    :func:`atomic_folder`, the former folder is put back.
+    """
+    freed = 0
+    for path in leftovers(folder):
+        _, mark, name = path.name.partition(_FORMER)
+        with suppress(OSError):
+            if mark and name and not (folder / name).exists():
+                path.replace(folder / name)
+                continue
+            freed += size_of(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return freed
+
+
+def is_free(path: Path) -> bool:
+    """Return whether no process holds a file or folder (see :func:`locked`); what cannot be asked is held."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; what vanishes meanwhile counts nothing."""
+    if not path.is_dir() or path.is_symlink():
+        with suppress(OSError):
+            return path.lstat().st_size
+        return 0
+    total = 0
+    for around, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(around) / name).lstat().st_size
+    return total
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -146,13 +275,46 @@ def locked(path: str | Path, busy: str) -> Iterator[TextIO]:
             f"cannot write to '{path}': {error.strerror}; check that its folder exists and is writable"
         ) from None
     with stream:
+        _lock(stream.fileno(), path, busy)
+        yield stream
+
+
+@contextmanager
+def locked_folder(folder: str | Path, busy: str) -> Iterator[None]:
+    """Hold a folder against every other command that would write into it; no file is left in it.
+
+    Raises
+    ------
+    RunError
+        As :func:`locked`.
+    """
+    folder = make_folder(folder)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"cannot read '{folder}': {error.strerror}; check its rights") from None
+    try:
+        _lock(handle, folder, busy)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path, busy: str) -> None:
+    for attempt in range(_ATTEMPTS):
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
-            raise RunError(busy) from None
+            if attempt < _ATTEMPTS - 1:  # is_free() holds a file for an instant
+                time.sleep(_PATIENCE_S)
         except OSError as error:
             raise RunError(f"cannot lock '{path}': {error.strerror}; take a folder on a local disk") from None
-        yield stream
+    raise RunError(busy)
+
+
+_ATTEMPTS: Final = 4
+_PATIENCE_S: Final = 0.03
 
 
 def append_whole(handle: int, data: bytes) -> None:

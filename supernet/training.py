@@ -581,8 +581,11 @@ class Trainer:
         self._save()
 
 
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _Stop:
-    """While entered, the first SIGINT or SIGTERM is only noted, so that a step is never cut in half.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is only noted, so that a step is never cut in half.
 
     The second one acts as usual, unless this is ``patient``: torchrun sends several.
     """
@@ -593,6 +596,9 @@ class _Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        tell = getattr(self._former.get(number), "note", None)
+        if tell is not None:  # whose handler it is wants to know which signal it was
+            tell(number)
         if not self._patient:
             self._restore()
 
@@ -603,7 +609,9 @@ class _Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._former = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+            self._former = {
+                n: signal.signal(n, self._note) for n in _ASKING if signal.getsignal(n) is not signal.SIG_IGN
+            }
         return self
 
     def __exit__(

@@ -222,7 +222,9 @@ class _Team:
         return _Worker(process, mine, task)
 
     def __enter__(self) -> _Team:
-        if threading.current_thread() is threading.main_thread():
+        # The command line has a handler of its own, which does the same.
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             former = signal.signal(signal.SIGTERM, _interrupt)
             self._restore = lambda: signal.signal(signal.SIGTERM, former)
         return self

@@ -193,8 +193,11 @@ class DecodeWorkers:
 
 @contextlib.contextmanager
 def _deaf_children() -> Iterator[None]:
-    """While entered, processes are started that Ctrl-C does not reach; here it is dealt with on leaving."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """While entered, processes are started that neither Ctrl-C reaches nor the end of the terminal.
+
+    Here both are dealt with on leaving.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
