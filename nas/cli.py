@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 import typer
 
 from nas.data_cli import data_app
+from nas.runs_cli import runs_app
 from nas.stopping import Stops
 from nas.tables_cli import tables_app
 from search_spaces import (
@@ -34,7 +35,6 @@ from search_spaces import (
 from search_spaces.errors import ToldElsewhereError
 
 if TYPE_CHECKING:
-    from nas.recipe import Recipe
     from nas.run import RunDirectory
     from nas.searching import Studies, Study
 
@@ -56,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(tables_app, name="tables")
+app.add_typer(runs_app, name="runs")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Sets = Annotated[
@@ -251,6 +252,7 @@ def train(
     from nas.console import print_json, show
     from nas.recipe import load_recipe
     from nas.run import RunDirectory
+    from nas.train_command import train_into
 
     loaded = load_recipe(recipe, sets)
     folder = output or Path("runs") / loaded.name
@@ -258,7 +260,7 @@ def train(
         raise RunError(
             f"'{folder}' holds a run already; continue it with --resume, or choose another --output"
         )
-    run, summary = _train(folder, loaded)
+    run, summary = train_into(folder, loaded)
     if not _is_first():
         return
     report = {"run": str(run.folder), **summary}
@@ -266,48 +268,6 @@ def train(
         print_json(report)
     else:
         show(report)
-
-
-def _train(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
-    """Train the recipe in a run directory, new or begun; nothing is written if it cannot begin."""
-    from nas.console import note, progress_bar
-    from nas.run import RunDirectory
-    from nas.train import prepare
-    from nas.train import train as train_run
-    from supernet.distributed import joined
-
-    if not _is_first():  # it computes its part of every batch and touches no file of the run
-        with joined(recipe.train.device) as ranks:
-            run = RunDirectory(folder, recipe)
-            train_run(run, prepare(recipe), ranks=ranks)
-        return run, {}
-    RunDirectory.find(folder, recipe)
-    prepared = prepare(recipe)
-    data = prepared.data
-    run = RunDirectory.create(folder, recipe)
-    note(
-        f"{len(data.train)} training, {len(data.calibrate)} calibration, {len(data.search)} search and"
-        f" {len(data.val)} val images,"
-        f" {len(data.skeleton)} joints; run directory {run.folder}"
-    )
-    for line in prepared.started:
-        note(line)
-    with run.locked(), joined(recipe.train.device) as ranks, progress_bar("training") as bar:
-        latest: dict[str, float] = {}
-
-        def show_step(step: int, steps: int, row: Mapping[str, float]) -> None:
-            ap = f"  AP {latest['AP_smallest']:.3f}..{latest['AP_largest']:.3f}" if latest else ""
-            bar.update(step, steps, f"loss {row['total']:.5f}  {row['images_per_s']:.0f} images/s{ap}")
-
-        report = train_run(
-            run, prepared, progress=show_step, validated=latest.update, noticed=note, ranks=ranks
-        )
-    return run, {
-        "steps": report.steps,
-        "best_validation_AP": None if report.best != report.best else round(report.best, 5),
-        "seconds": round(report.seconds, 1),
-        "checkpoint": str(run.best),
-    }
 
 
 def _is_first() -> bool:
@@ -435,11 +395,13 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
                     " evaluate.*, trust.* and train.device can be changed (the search's own seed is --seed)"
                 )
         return RunDirectory.open(path, sets)
+    from nas.train_command import train_into
+
     recipe = load_recipe(path, sets)
     folder = Path("runs") / recipe.name
     run = RunDirectory.find(folder, recipe)
     if run is None or not run.trained:
-        run, _ = _train(folder, recipe)
+        run, _ = train_into(folder, recipe)
     return run
 
 
@@ -734,8 +696,9 @@ def plot(
 
     directory = RunDirectory.open(run)
     names = _studies(directory, study)
-    made = [path for name in names for path in draw_study(directory, name, output, tables, reference)]
-    made += draw_together(directory, names, output, tables, reference)
+    with directory.locked() if output is None else nullcontext():  # elsewhere it can be drawn at any time
+        made = [path for name in names for path in draw_study(directory, name, output, tables, reference)]
+        made += draw_together(directory, names, output, tables, reference)
     if as_json:
         print_json({"files": [str(path) for path in made]})
     else:

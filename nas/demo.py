@@ -163,8 +163,9 @@ def run_demo(folder: Path, overrides: list[str], *, quiet: bool = False) -> dict
             f"best under {short}": study.answer.record
             for short, study in zip((max_macs, duration), searched.studies, strict=True)
         }
-        draw_result(run, searched.together, run.folder, chosen, choices=False, own_budgets=True)
-        draw_predictions(run, data, emitted["macs"], run.folder / "predictions.png")
+        with run.locked():
+            draw_result(run, searched.together, run.folder, chosen, choices=False, own_budgets=True)
+            draw_predictions(run, data, emitted["macs"], run.folder / "predictions.png")
         untrained = _untrained_ap(run, data, space, emitted["macs"])
     report = _report(
         run, clock, emitted, untrained, {"macs": max_macs, "latency": max_latency}, predictor.name

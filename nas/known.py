@@ -25,6 +25,7 @@ import numpy as np
 from latency_tables import LatencyPredictor
 from nas.asked import Asked, read_asked
 from nas.config import to_plain
+from nas.context import images_told
 from nas.data import Datasets, open_datasets
 from nas.latency import UpperEnd
 from nas.run import RunDirectory
@@ -41,7 +42,6 @@ from nas.search import (
     latency,
     parse_budget,
 )
-from nas.search.context import images_told
 from nas.search.noise import Step, compare, interval
 from nas.search.shared import EARLY_STOP, Made, read_shared
 from nas.search_report import Neighbours, gain_words, neighbours

@@ -4,6 +4,7 @@ Layout::
 
     recipe.yaml          the recipe with every default written out
     environment.json     versions, machine, command of the first start
+    data.json            the images by number and digest
     metrics.csv          one row per training step
     validation.csv       AP of the largest and smallest arch as training goes on
     tensorboard/         the same for TensorBoard
@@ -187,6 +188,13 @@ class RunDirectory:
         RunError
             If another command is at work on it; which one is told where that is known.
         """
+        with self.exclusively():
+            self.tidy()
+            yield
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Hold the run as :meth:`locked` does, and leave in it what there is."""
         lock = self.folder / ".lock"
         who = holder(lock)
         told = "" if who is None else f" ({who})"
@@ -194,7 +202,6 @@ class RunDirectory:
         with locked(lock, busy) as stream:
             _sign(stream)
             try:
-                self.tidy()
                 yield
             finally:
                 with suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -29,6 +29,7 @@ from nas.search import (
     Kept,
     Objective,
     Pricing,
+    Progress,
     RayExecutor,
     SearchResult,
     analyse,
@@ -51,6 +52,7 @@ from supernet.evaluator import SubnetEvaluator, SubnetResult
 from supernet.racing import Look, Rival, Verdict
 
 __all__ = [
+    "REQUEST",
     "SearchEvaluator",
     "SearchOptions",
     "Studies",
@@ -60,6 +62,9 @@ __all__ = [
 ]
 
 EXECUTORS = ("in-process", "ray")
+
+REQUEST = "request.json"
+"""In a study's folder: what the search was asked for."""
 
 
 @dataclass(frozen=True)
@@ -362,6 +367,7 @@ class _Job:
     """One budget, checked and ready to be searched under."""
 
     budget: Budget
+    text: BudgetText
     objectives: tuple[Objective, ...]
     pricing: Pricing
     folder: Path
@@ -396,7 +402,7 @@ class _Plan:
         with run.locked():
             opened = self.data or open_datasets(run.recipe)
             space = run.recipe.build_space(opened.skeleton)
-            jobs = self._jobs(asked, space, name)
+            jobs = self._jobs(asked, texts, space, name)
             early_stop = run.recipe.evaluate.early_stop
             supernet = open_supernet(run, space)
             evaluator = make_evaluator(run, opened, supernet, fixed=True, early_stop=early_stop)
@@ -432,7 +438,9 @@ class _Plan:
         ]
         return Studies(tuple(studies), known, asked.predictors)
 
-    def _jobs(self, asked: Asked, space: SearchSpace, name: str | None) -> list[_Job]:
+    def _jobs(
+        self, asked: Asked, texts: Mapping[str, BudgetText], space: SearchSpace, name: str | None
+    ) -> list[_Job]:
         """Return a job per budget, after checking that each can be met; nothing is written."""
         settings, predictors = self.run.recipe.search, asked.predictors
         sampler, seed = self.sampler or settings.sampler, self._seed
@@ -462,7 +470,7 @@ class _Plan:
                     " which no search depends; give one of them: 'nas emit --budget' answers the other from"
                     " the same networks"
                 )
-            jobs[called] = _Job(budget, objectives, pricing, self.run.study(called), told)
+            jobs[called] = _Job(budget, texts[where], objectives, pricing, self.run.study(called), told)
         return list(jobs.values())
 
     def _executor(self, evaluator: SubnetEvaluator) -> Executor:
@@ -484,6 +492,27 @@ class _Plan:
                 f" workers busy; --population {2 * self.workers} would keep all of them so"
             )
         return RayExecutor(self.workers, self.ray_address, self.cpus_per_worker, gpus)
+
+    def _request(self, job: _Job, trials: int) -> dict[str, Any]:
+        """Return what was asked for, from which ``nas runs resume`` asks for it again."""
+        settings = self.run.recipe.search
+        return {
+            "format": 1,
+            "budget": {name: value for name, value in asdict(job.text).items() if value},
+            "objectives": list(self.objectives),
+            "trials": trials,
+            "population": self.population or settings.population,
+            "sampler": self.sampler or settings.sampler,
+            "seed": self._seed,
+            "tables": None if self.tables is None else [str(Path(t).resolve()) for t in self.tables],
+            "strict_tables": self.strict_tables,
+            "executor": self.executor,
+            "workers": self.workers,
+            "cpus_per_worker": self.cpus_per_worker,
+            "gpus_per_worker": self.gpus_per_worker,
+            "ray_address": self.ray_address,
+            "overrides": list(self.run.overrides),
+        }
 
     @property
     def _seed(self) -> int:
@@ -512,6 +541,15 @@ class _Plan:
         run, settings = self.run, self.run.recipe.search
         trials = self.evaluations or settings.evaluations
         with progress_bar("searching", trials) as bar:
+            noted = False
+
+            def show(p: Progress) -> None:
+                nonlocal noted
+                if not noted:  # the study is open: it is this search's
+                    write_json(job.folder / REQUEST, self._request(job, trials))
+                    noted = True
+                bar.update(p.evaluated, p.trials, "" if p.best_ap is None else f"best AP {p.best_ap:.4f}")
+
             result = search(
                 space,
                 evaluator,
@@ -528,9 +566,7 @@ class _Plan:
                 context=context,
                 early_stop=run.recipe.evaluate.early_stop,
                 shared=shared,
-                progress=lambda p: bar.update(
-                    p.evaluated, p.trials, "" if p.best_ap is None else f"best AP {p.best_ap:.4f}"
-                ),
+                progress=show,
             )
         result = replace(result, min_ap=job.budget.min_ap)
         trust = standing(run.folder, result.context)

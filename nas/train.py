@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from nas.context import images_told
 from nas.data import Datasets, open_datasets
 from nas.recipe import DataSource, Recipe
 from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
+from search_spaces.files import write_json
 from supernet.base import Subnet, Supernet
 from supernet.bn_cache import StatisticsCache
 from supernet.checkpoint import import_research, load_network, read_pth
@@ -32,6 +34,7 @@ from supernet.transfer import start_from
 
 __all__ = [
     "Prepared",
+    "image_digests",
     "initialise",
     "load_plain_network",
     "load_teacher",
@@ -280,8 +283,18 @@ class Prepared:
     started: tuple[str, ...] = ()
 
 
-def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
+def prepare(recipe: Recipe, data: Datasets | None = None, *, begun: Path | None = None) -> Prepared:
     """Open what a recipe names; every mistake in it that can be found without training is found here.
+
+    Parameters
+    ----------
+    recipe
+        The recipe.
+    data
+        Its data sets, where they are open already.
+    begun
+        A run directory that may hold checkpoints. Where it does, the network that the training started from
+        is not needed any more, and may be gone.
 
     Raises
     ------
@@ -292,8 +305,32 @@ def prepare(recipe: Recipe, data: Datasets | None = None) -> Prepared:
     """
     Precision.check(recipe.train.precision, pick_device(recipe.train.device))
     data = data or open_datasets(recipe)
-    supernet, started = start(recipe, recipe.build_space(data.skeleton), data.skeleton)
+    space = recipe.build_space(data.skeleton)
+    gone = recipe.init is not None and not network_file(recipe.init).exists()
+    if gone and begun is not None and _has_checkpoint(begun):
+        fresh = replace(recipe, init=None, init_order=Recipe.init_order)
+        supernet, _ = start(fresh, space, data.skeleton)
+        started: tuple[str, ...] = (f"'{recipe.init}' is gone; the checkpoint holds what was taken from it",)
+    else:
+        supernet, started = start(recipe, space, data.skeleton)
     return Prepared(data, supernet, load_teacher(recipe, data.skeleton), started)
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints" / f"{name}.safetensors").is_file() for name in ("last", "previous"))
+
+
+def note_images(run: RunDirectory, data: Datasets) -> None:
+    """Note which images a run has, by number and digest: where they are moved, they are known again."""
+    path = run.folder / "data.json"
+    if not path.exists():
+        write_json(path, {"images": image_digests(data)})
+
+
+def image_digests(data: Datasets) -> dict[str, str]:
+    """Return what tells each part of a run's images from others."""
+    parts = {"train": data.train, "calibrate": data.calibrate, "search": data.search, "val": data.val}
+    return {name: images_told(len(part), part.fingerprint) for name, part in parts.items()}
 
 
 def probes(space: SearchSpace) -> dict[str, Arch]:
@@ -350,6 +387,7 @@ def train(
 
     if not ranks.first:
         return trainer_of(None).run()
+    note_images(run, data)
     evaluator = make_evaluator(run, data, supernet, keep_statistics=False)  # weights that soon are others
 
     def validate(network: nn.Module) -> dict[str, float]:

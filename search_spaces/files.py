@@ -118,8 +118,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         building = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}-", dir=path.parent))
     except OSError as error:
         raise RunError(
-            f"cannot write to '{path.parent}': {error.strerror}; see that it can be written, or choose another"
-            " folder"
+            f"cannot write to '{path.parent}': {error.strerror}; see that it can be written, or choose"
+            " another folder"
         ) from None
     former = building.with_name(f"{building.name}{_FORMER}{path.name}")
     try:

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from nas.context import placeless
 from nas.pareto import hypervolume, pareto_front
-from nas.search.context import placeless
 from nas.search.objectives import (
     AP,
     BYTES_PER_PARAMETER,

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nas.search.context import placeless
+from nas.context import placeless
 from nas.search.evaluator import Evaluation
 from search_spaces import Arch
 from search_spaces.jsonl import JsonLines, damaged, open_lines, read_records

@@ -29,7 +29,7 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.search.context import placeless
+from nas.context import placeless
 from nas.search.evaluator import Evaluation
 from nas.search.objectives import Constraint, Objective
 from nas.search.pricing import Prices, key

@@ -11,10 +11,10 @@ import numpy as np
 
 from nas.config import to_plain
 from nas.console import note, progress_bar
+from nas.context import placeless
 from nas.data import Datasets, open_datasets
 from nas.known import search_context
 from nas.run import RunDirectory
-from nas.search.context import placeless
 from nas.train import make_evaluator, open_supernet
 from nas.trust.jobs import train_all, usual_jobs
 from nas.trust.report import ArchTrust, StandaloneAP, TrustReport, verdict_of

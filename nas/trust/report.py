@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from nas.search.context import placeless
+from nas.context import placeless
 from nas.trust.statistics import CLOSE, ClosePairs, TrustStatistics
 from search_spaces import Arch, InputError, RunError, arch_from_json
 from search_spaces.files import read_json, write_json, write_text

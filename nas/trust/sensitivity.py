@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.context import placeless
 from nas.data import Datasets, open_datasets
 from nas.known import search_context
 from nas.run import RunDirectory
-from nas.search.context import placeless
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Arch, InputError, RunError, SearchSpace, arch_from_json
 from search_spaces.files import read_json, write_json

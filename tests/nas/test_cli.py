@@ -34,6 +34,7 @@ COMMANDS = (
     *("load", "predict", "time", "quantise", "import-checkpoint", "data check", "data fetch"),
     *("tables export-trtexec", "tables import-trtexec"),
     *(f"tables {word}" for word in ("list", "show", "validate", "diff", "merge")),
+    *(f"runs {word}" for word in ("list", "show", "compare", "resume", "prune", "relocate")),
 )
 
 
