@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from search_spaces import InputError, RunError
 from search_spaces.files import atomic_path
 from supernet.base import Subnet
+from supernet.fusing import check_rewrites, rewritten
 
 __all__ = ["OPSET", "ExportReport", "export_onnx", "fold_batchnorm"]
 
@@ -99,6 +100,7 @@ def export_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
+    rewrites: Collection[str] = (),
 ) -> ExportReport:
     """Write a network as an fp32 ONNX model with normalisation folded, after ONNX Runtime agreed with torch.
 
@@ -122,11 +124,16 @@ def export_onnx(
         Further entries, such as the skeleton.
     tolerance
         Largest ``max |difference| / max |output|`` that is accepted between ONNX Runtime and ``net``.
+    rewrites
+        Names of :data:`supernet.fusing.REWRITES`: how the model is written in other operators that some
+        runtime computes faster. By default none, so that the model has the network's layers, as latency
+        tables measure them and :mod:`supernet.quantise` names them. What was done is noted in the metadata.
 
     Raises
     ------
     InputError
-        If the size, batch or operator set cannot be exported, or the metadata is no JSON.
+        If the size, batch or operator set cannot be exported, a rewrite is unknown, or the metadata is no
+        JSON.
     RunError
         If ONNX Runtime's outputs differ by more than the tolerance, or the file cannot be written.
     """
@@ -142,12 +149,16 @@ def export_onnx(
             props[key] = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"an ONNX model's metadata must be plain JSON values: {error}") from None
+    check_rewrites(rewrites)
     reference = copy.deepcopy(net).to(device="cpu", dtype=torch.float32).eval()
     with atomic_path(path) as temporary:
         # A free batch is traced with 2 images: 1 would be taken for a constant.
         _write(fold_batchnorm(reference), temporary, (batch or 2, 3, *size), batch is None, opset)
         model = onnx.load(temporary)
         _strip(model)
+        if rewrites:
+            model, made = rewritten(model, rewrites)
+            props["rewrites"] = json.dumps(made)
         onnx.helper.set_model_props(model, props)
         onnx.checker.check_model(model)
         temporary.write_bytes(model.SerializeToString())

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["subpixel_deconvs", "subpixel_weights"]
+__all__ = ["doubles", "subpixel_deconvs", "subpixel_weights"]
 
 Array = NDArray[np.float32]
 _CUT = ("subpixel.first", "subpixel.last", "subpixel.axes")
@@ -74,7 +74,7 @@ def subpixel_deconvs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]
     cut = False
     for node in graph.node:
         weights = constants.get(node.input[1]) if node.op_type == "ConvTranspose" else None
-        if weights is None or not _fits(node, numpy_helper.to_array(weights)):
+        if weights is None or not doubles(node, numpy_helper.to_array(weights)):
             nodes.append(node)
             continue
         values = subpixel_weights(numpy_helper.to_array(weights))
@@ -122,8 +122,8 @@ def subpixel_deconvs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]
     return copy, done
 
 
-def _fits(node: onnx.NodeProto, weights: Array) -> bool:
-    """Return whether a transposed convolution has the form that can be written otherwise."""
+def doubles(node: onnx.NodeProto, weights: Array) -> bool:
+    """Return whether a transposed convolution doubles its input in a form that can be written otherwise."""
     from onnx import helper
 
     given: dict[str, Any] = {each.name: helper.get_attribute_value(each) for each in node.attribute}
