@@ -112,7 +112,10 @@ StrictTables = Annotated[
     ),
 ]
 Model = Annotated[
-    Path, typer.Argument(help="An emitted folder, a .safetensors, an .onnx or a research .pth.")
+    Path,
+    typer.Argument(
+        help="An emitted folder, a .safetensors, a research .pth, or an .onnx, .xml, .param, .tflite."
+    ),
 ]
 ModelJoints = Annotated[
     str | None,
@@ -1155,6 +1158,91 @@ def quantise(
         print_quantisation(report)
 
 
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="An emitted folder, a .safetensors or a research .pth.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE|RUN|JSON",
+            help="Images: a recipe or run; or a COCO-format .json, which is split into parts to calibrate,"
+            " to choose and to certify.",
+        ),
+    ],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="onnx (the default), openvino, ncnn or litert. Repeatable."),
+    ] = None,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="fp32 (the default), fp16 or int8, of every format. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the files; default: exports in the emitted folder."),
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N|free", help="Pictures of one run.")] = "1",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Height and width of the pictures; default: the model's."),
+    ] = None,
+    tolerance_ap: Annotated[float, typer.Option(help="Most AP that a file may lose.")] = 0.01,
+    tolerance_outputs: Annotated[
+        float | None,
+        typer.Option(help="Most error of fp32 outputs over their largest value; default: the format's."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="A layer or block that int8 leaves in float. Repeatable."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Ranges of int8: minmax, percentile or entropy.")] = "minmax",
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for a .json.")] = None,
+    skeleton: ModelJoints = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most val images; default: all.")] = None,
+    calibration_images: Annotated[int, typer.Option(min=1, help="For int8's ranges.")] = 32,
+    search_images: Annotated[
+        int | None, typer.Option(min=1, help="Most images that int8's float layers are chosen by.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, metavar="N", help="Resamples for the intervals.")] = 1000,
+    again: Annotated[bool, typer.Option("--again", help="Make anew what is certified already.")] = False,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Files for inference engines, each loaded back and held against torch: output error, AP.
+
+    A file that misses a tolerance is not kept, and the exit code is 2 after the others were made. The figures
+    of all are in exports.json, and in the card of an emitted folder. Stopped? The same command continues.
+
+    Example: nas export mynet --data recipe.yaml --format onnx --format openvino --precision int8
+    """
+    from nas.console import print_json
+    from nas.exporting import ExportSettings, export_model
+    from nas.exporting.report import failure, print_exports
+
+    settings = ExportSettings(
+        formats=tuple(formats or ("onnx",)),
+        precisions=tuple(precisions or ("fp32",)),
+        batch=_batch(batch),
+        size=_size(size),
+        tolerance_ap=tolerance_ap,
+        tolerance_outputs=tolerance_outputs,
+        keep=tuple(keep or ()),
+        method=method,
+        calibration_images=calibration_images,
+        search_images=search_images,
+        limit=limit,
+        resamples=bootstrap,
+        again=again,
+    )
+    report = export_model(model, data, output, settings, images=images, skeleton=skeleton, sets=sets)
+    if as_json:
+        print_json(report)
+    else:
+        print_exports(report)
+    if reason := failure(report):
+        raise RunError(reason)
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A LitePose checkpoint of the research code (.pth).")],
@@ -1219,6 +1307,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"--size is HEIGHTxWIDTH in pixels such as 448x448, not '{text}'")
     height, width = match.groups()
     return int(height), int(width or height)
+
+
+def _batch(text: str) -> int | None:
+    if text == "free":
+        return None
+    if not text.isdecimal() or len(text) > 5 or not int(text):
+        raise InputError(f"--batch is a number of pictures, at least 1, or 'free', not '{text}'")
+    return int(text)
 
 
 def _frame(text: str) -> tuple[int, int]:

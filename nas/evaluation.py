@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nas.console import progress_bar
 from nas.data import open_source
 from nas.recipe import DataSource, EvaluateConfig, SyntheticData, load_recipe
 from nas.run import RunDirectory
 from nas.train import load_with_skeleton, skeleton_of
+from nas.written import SUFFIXES, OnnxNetwork, WrittenNetwork, open_written
 from search_spaces import InputError
 from search_spaces.errors import did_you_mean
 from search_spaces.files import read_json, write_json
 from supernet.base import DEFAULT_SIGMA
-from supernet.checkpoint import import_research, read_sigma, save_network
-from supernet.paradigms import BOTTOM_UP, TOP_DOWN, paradigm_of
+from supernet.checkpoint import import_research, save_network
+from supernet.paradigms import TOP_DOWN, paradigm_of
 from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.diagnosis import diagnose
 from supernet.pose.evaluate import evaluate, scored_joints
 from supernet.pose.heatmaps import read_decoding
+from supernet.pose.inference import FittedPictures, Inference
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
@@ -47,65 +49,6 @@ __all__ = [
 PROTOCOLS = ("coco", "crowdpose")
 
 
-class OnnxNetwork(nn.Module):
-    """An exported model run by ONNX Runtime, with the call of the torch network it came from.
-
-    It takes images of the exported size only.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or no model of ours.
-    """
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        super().__init__()
-        import onnxruntime
-
-        if not path.is_file():
-            raise InputError(f"model '{path}' does not exist")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"model '{path}' is no ONNX model that ONNX Runtime can load: {line}") from None
-        entry = self.session.get_inputs()[0]
-        outputs = len(self.session.get_outputs())
-        if len(entry.shape) != 4 or outputs not in (1, 2):
-            raise InputError(
-                f"model '{path}' has not the image input and the outputs of a pose network: two of a"
-                " bottom-up one, one of a top-down one"
-            )
-        self.paradigm = (TOP_DOWN if outputs == 1 else BOTTOM_UP).name
-        self.path, self.input = path, entry.name
-        self.size = entry.shape[2], entry.shape[3]
-        self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        try:
-            told = float(self.metadata.get("sigma", DEFAULT_SIGMA))
-        except ValueError:
-            told = math.nan
-        self.sigma = read_sigma(told, f"model '{path}'")
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the output maps of images of the exported size, shape (N, 3, H, W)."""
-        if tuple(images.shape[2:]) != self.size:
-            raise InputError(
-                f"model '{self.path}' takes images of {self.size[0]}x{self.size[1]} pixels, not"
-                f" {images.shape[2]}x{images.shape[3]}; evaluate the .safetensors on pictures of other shapes"
-            )
-        step = self.batch or len(images)
-        rows = [
-            self.session.run(None, {self.input: np.ascontiguousarray(images[i : i + step].numpy())})
-            for i in range(0, len(images), step)
-        ]
-        return tuple(torch.from_numpy(np.concatenate(maps)) for maps in zip(*rows))
-
-
 def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tuple[nn.Module, Skeleton, int]:
     """Return a model, the joints that it predicts, and its resolution, pixels.
 
@@ -114,24 +57,24 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
     Parameters
     ----------
     path
-        An emitted folder, a ``.safetensors``, an ``.onnx`` or a research ``.pth``.
+        An emitted folder, a ``.safetensors``, a research ``.pth``, or a file that ``nas export`` wrote:
+        ``.onnx``, ``.xml`` (OpenVINO), ``.param`` (ncnn), ``.tflite`` (LiteRT).
     skeleton
         Joints that it predicts, where the file does not say.
     threads
-        Threads of ONNX Runtime for an ``.onnx``; 0 leaves it to the runtime. The others take torch's.
+        Threads of what runs an exported file; 0 leaves it to the runtime. The others take torch's.
 
     Raises
     ------
     InputError
         If the file cannot be read, or its joints are unknown.
     """
-    if path.suffix == ".onnx":
-        import json
-
-        network = OnnxNetwork(path, threads)
+    if path.suffix in SUFFIXES:
+        network = open_written(path, threads)
+        told = network.told.get("skeleton", "null")
         try:
-            joints = int(network.metadata["joints"])
-            metadata = {"skeleton": json.loads(network.metadata.get("skeleton", "null"))}
+            joints = int(network.told["joints"])
+            metadata = {"skeleton": json.loads(told) if isinstance(told, str) else told}
         except (KeyError, ValueError):
             raise InputError(
                 f"model '{path}' does not say what it predicts; was it written by 'nas emit'?"
@@ -298,6 +241,9 @@ class _Contender:
                 )
             sides = data.ground_truth(), found, data.skeleton.sigmas, scored, protocol, config.max_detections
             return {"stats": keypoint_ap(*sides), "images": len(data), "people_found": len(found)}, found
+        fitted = None
+        if isinstance(self.network, WrittenNetwork) and isinstance(config, EvalConfig):
+            fitted = self.network.size
         with progress_bar(f"evaluating {self.name}", len(data)) as bar:
             result = evaluate(
                 self.network,
@@ -305,6 +251,7 @@ class _Contender:
                 config,
                 protocol=protocol,
                 progress=lambda done, total: bar.update(done, total),
+                inference=None if fitted is None else Inference(pictures=FittedPictures(data, fitted)),
             )
         network, decode = (1e3 * s / len(data) for s in (result.seconds_network, result.seconds_decode))
         measured = {
@@ -314,6 +261,7 @@ class _Contender:
             "resolution": config.resolution,
             "flip": config.flip,
             **how_measured(config),
+            **({} if fitted is None else {"fitted_into": list(fitted)}),
             "network_ms_per_image": round(network, 2),
             "decode_ms_per_image": round(decode, 2),
             "images_per_second": round(1e3 / (network + decode), 2),
@@ -332,6 +280,19 @@ def how_measured(config: EvalConfig | TopDownConfig) -> dict[str, Any]:
     }
 
 
+def _check_written(options: EvalOptions, network: WrittenNetwork, own: int) -> None:
+    """Refuse what a file for one size of pictures cannot do."""
+    if options.resolution not in (None, own):
+        raise InputError(
+            f"--resolution: '{network.path}' was exported for {network.size[0]}x{network.size[1]} pixels"
+            " only; take the .safetensors for another resolution"
+        )
+    if options.scales not in (None, (1.0,)):
+        raise InputError(
+            f"--scales: '{network.path}' was exported for one size of pictures; take the .safetensors"
+        )
+
+
 def _config(
     options: EvalOptions,
     settings: EvaluateConfig | None,
@@ -339,6 +300,8 @@ def _config(
     boxes: str | Path,
 ) -> EvalConfig | TopDownConfig:
     side = options.resolution or contender.resolution or 448
+    if isinstance(contender.network, WrittenNetwork):
+        _check_written(options, contender.network, contender.resolution)
     if contender.network is not None and paradigm_of(contender.network) is TOP_DOWN:
         return _top_down(options, settings or EvaluateConfig(), side, boxes, contender.sigma)
     if options.boxes is not None or options.decoding is not None:

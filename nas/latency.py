@@ -90,6 +90,7 @@ __all__ = [
     "run_profile",
     "runnable",
     "table_folders",
+    "trained_weights",
     "why_not_here",
     "work_list",
 ]
@@ -360,7 +361,7 @@ def random_network(arch: Arch, joints: int) -> Subnet:
     return build_network(arch, joints, torch.Generator().manual_seed(0))
 
 
-def _layer_weights(network: Subnet) -> Weights:
+def trained_weights(network: Subnet) -> Weights:
     """Return the numbers of a network's layers, normalisation folded."""
     folded, found = fold_batchnorm(network), {}
     for layer in network.arch.layers(network.joints):
@@ -388,7 +389,7 @@ def runnable(
     """
     size = size or network.arch.size
     if runtime in NETWORK_WRITERS:
-        program = network_program(network.arch, network.joints, size, weights=_layer_weights(network))
+        program = network_program(network.arch, network.joints, size, weights=trained_weights(network))
         return NETWORK_WRITERS[runtime](program, stem, precision)
     if runtime == "torch":
         folded = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
-from nas.evaluation import OnnxNetwork, load_model
+from nas.evaluation import load_model
 from nas.predicting import open_model
 from nas.run import RunDirectory
 from nas.train import load_plain_network, network_file
 from nas.watching import PredictSettings
+from nas.written import SUFFIXES, WrittenNetwork
 from search_spaces import InputError, arch_from_json
 from supernet.base import Subnet
 from supernet.paradigms import paradigm_of
@@ -46,7 +46,8 @@ def check_model(path: Path, suffixes: tuple[str, ...] = WEIGHTS) -> None:
         raise InputError(f"there is no model '{path}'; {named}")
     if path.suffix not in suffixes:
         if path.suffix in EXPORTS:
-            also = "; nas.predictor runs an .onnx" if path.suffix == ".onnx" else ""
+            article = "an" if path.suffix == ".onnx" else "a"
+            also = f"; nas.predictor runs {article} {path.suffix}" if path.suffix in SUFFIXES else ""
             raise InputError(
                 f"'{path}' is an export, not a network for torch; take the folder that it was exported from,"
                 f" or its model.safetensors{also}"
@@ -70,7 +71,7 @@ def open_predictor(
     skeleton: str | None = None,
 ) -> PosePredictor | PersonPredictor:
     """Return what finds the people in a picture; see :func:`nas.predictor`."""
-    check_model(path, (*WEIGHTS, ".onnx"))
+    check_model(path, (*WEIGHTS, *SUFFIXES))
     settings = PredictSettings(
         resolution=resolution, flip=flip, threads=threads, device=device, skeleton=skeleton
     )
@@ -85,20 +86,16 @@ def describe_model(path: Path, skeleton: str | None = None) -> dict[str, Any]:
     InputError
         As :func:`nas.load`, or if the joints are not clear.
     """
-    check_model(path, (*WEIGHTS, ".onnx"))
+    check_model(path, (*WEIGHTS, *SUFFIXES))
     network, joints, _ = load_model(path, skeleton, 1)
-    if isinstance(network, OnnxNetwork):
-        try:
-            told = json.loads(network.metadata.get("arch", "null"))
-        except ValueError:
-            told = None
-        arch = arch_from_json(told, f"model '{path}': its metadata 'arch'")
-        outputs = tuple(each.name for each in network.session.get_outputs())
+    if isinstance(network, WrittenNetwork):
+        arch = arch_from_json(network.arch, f"model '{path}': its metadata 'arch'")
+        outputs = network.output_names
         height, width = network.size
         python = f'nas.predictor("{path}")'
     else:
         if not isinstance(network, Subnet):
-            raise TypeError("what is no .onnx is a plain network")
+            raise TypeError("what is no exported file is a plain network")
         arch, outputs = network.arch, network.output_names
         height, width = arch.size
         python = f'nas.load("{path}")'

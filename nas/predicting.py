@@ -14,10 +14,11 @@ import cv2
 import torch
 
 from nas.console import print_table
-from nas.evaluation import OnnxNetwork, heatmap_sigma, load_model
+from nas.evaluation import heatmap_sigma, load_model
 from nas.inputs import PARTIAL, PREDICTIONS, Input, find_inputs
 from nas.person_boxes import WHOLE_IMAGE, read_person_boxes
 from nas.watching import PredictSettings, Watch
+from nas.written import WrittenNetwork
 from search_spaces import InputError, UnavailableError
 from search_spaces.files import remove_leftovers, write_json
 from search_spaces.jsonl import open_lines
@@ -72,21 +73,24 @@ def open_model(
     top_down = paradigm_of(network) is TOP_DOWN
     if top_down and boxes_with_pictures:
         settings = replace(settings, boxes=WHOLE_IMAGE)
-    if not isinstance(network, OnnxNetwork) and top_down:
+    if not isinstance(network, WrittenNetwork) and top_down:
         height, device = settings.resolution or own, pick_device(settings.device)
         if isinstance(network, Subnet):
             network = fold_batchnorm(network)
         return PersonPredictor(
             network.to(device), skeleton, settings.top_down(height, heatmap_sigma(network)), device=device
         )
-    if not isinstance(network, OnnxNetwork):
+    if not isinstance(network, WrittenNetwork):
         config = settings.evaluation(settings.resolution or own)
         device = pick_device(settings.device)
         if isinstance(network, Subnet):
             network = fold_batchnorm(network)  # equal but for rounding, and a quarter faster on a CPU
         return PosePredictor(network.to(device), skeleton, config, device=device)
     if settings.device not in ("auto", "cpu"):
-        raise UnavailableError(f"--device: an .onnx runs on the CPU here, not on '{settings.device}'")
+        raise UnavailableError(
+            f"--device: {'an' if model.suffix == '.onnx' else 'a'} {model.suffix} runs on the CPU here, not"
+            f" on '{settings.device}'"
+        )
     if settings.resolution not in (None, own):
         raise InputError(
             f"--resolution: '{model}' was exported for {network.size[0]}x{network.size[1]} pixels only;"

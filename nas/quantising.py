@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
@@ -33,12 +34,12 @@ from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.evaluate import scored_joints
 from supernet.pose.finding import find_people, pictures_for
-from supernet.pose.inference import Inference, Pictures
+from supernet.pose.inference import FittedPictures, Inference, Pictures
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import Matches, match_detections
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.topdown import PersonPictures, TopDownConfig
-from supernet.pose.transforms import normalise, resize_for_eval
+from supernet.pose.transforms import letterbox, normalise, resize_for_eval
 from supernet.quantise import (
     METHODS,
     OnnxMaps,
@@ -66,7 +67,21 @@ from supernet.subpixel import subpixel_deconvs
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DECONVS", "PRECISIONS", "SCORES", "QuantiseSettings", "quantise_model", "time_models"]
+__all__ = [
+    "DECONVS",
+    "PRECISIONS",
+    "SCORES",
+    "Images",
+    "Job",
+    "QuantiseSettings",
+    "Scorer",
+    "choose_int8",
+    "kept_layers",
+    "network_inputs",
+    "open_images",
+    "quantise_model",
+    "time_models",
+]
 
 Array = NDArray[np.float32]
 PRECISIONS: Final = ("int8", "fp16")
@@ -154,7 +169,7 @@ class QuantiseSettings:
 
 
 @dataclass(frozen=True)
-class _Images:
+class Images:
     """The three sets of images, and how AP is measured on them."""
 
     calibrate: PoseDataset
@@ -175,10 +190,16 @@ def _limited(part: PoseDataset, most: int | None) -> PoseDataset:
     return part if most is None or most >= len(part) else part.subset(part.ids[:most])
 
 
-def _open_images(
+def open_images(
     text: str, images: Path | None, skeleton: Skeleton, settings: QuantiseSettings, sets: list[str] | None
-) -> _Images:
-    """Return the images of a recipe or run; of a COCO file, three parts of it."""
+) -> Images:
+    """Return the images of a recipe or run; of a COCO file, three parts of it.
+
+    Raises
+    ------
+    InputError
+        If they cannot be read, or are of other joints than ``skeleton``.
+    """
     path = Path(text)
     val_boxes: str | Path = "annotated"
     if RunDirectory.is_run(path) or path.suffix in (".yaml", ".yml"):
@@ -200,7 +221,7 @@ def _open_images(
             f" --set data.skeleton={skeleton.name}"
         )
     calibration, search, val = parts
-    return _Images(
+    return Images(
         _limited(calibration, settings.calibration_images),
         _limited(search.with_people(), settings.search_images),
         _limited(val, settings.val_images),
@@ -211,7 +232,7 @@ def _open_images(
 
 
 @dataclass
-class _Scorer:
+class Scorer:
     """AP of ONNX models on a set of images, as the torch network's would be measured.
 
     Attributes
@@ -220,22 +241,41 @@ class _Scorer:
         The images, and how AP is measured.
     simulated
         See :class:`supernet.quantise.OnnxMaps`.
+    size
+        Height and width into which whole pictures are fitted; None: they keep their shape.
     """
 
     dataset: PoseDataset
     config: EvalConfig | TopDownConfig
     protocol: Literal["coco", "crowdpose"]
     simulated: bool
+    size: tuple[int, int] | None = None
     pictures: Pictures = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pictures = pictures_for(self.config, self.dataset)
+        fitted = self.size is not None and isinstance(self.config, EvalConfig)
+        self.pictures = (
+            FittedPictures(self.dataset, self.size)
+            if fitted and self.size is not None
+            else pictures_for(self.config, self.dataset)
+        )
 
     def matches(self, model: onnx.ModelProto, progress: Callable[[int, int], None] | None = None) -> Matches:
         """Return a model's detections matched to people."""
         network = OnnxMaps(open_shapes(model), 1, self.simulated)
-        inference = Inference(side_by_side=max(2, torch.get_num_threads()), pictures=self.pictures)
-        config = replace(self.config, batch_size=1)
+        return self.matches_of(network, progress, side_by_side=max(2, torch.get_num_threads()))
+
+    def matches_of(
+        self,
+        network: nn.Module,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        side_by_side: int = 1,
+        batch_size: int = 1,
+    ) -> Matches:
+        """Return the detections of what is called like a network matched to people."""
+        inference = Inference(side_by_side=side_by_side, pictures=self.pictures)
+        config = replace(self.config, batch_size=batch_size)
         found = find_people(network, self.dataset, config, inference=inference, progress=progress)
         return match_detections(
             self.dataset.ground_truth(),
@@ -251,12 +291,22 @@ class _Scorer:
         return float(self.matches(model).values("AP")[0])
 
 
-def _tensors(dataset: PoseDataset, config: EvalConfig | TopDownConfig, most: int) -> list[Array]:
-    """Return a data set's pictures, or the people in them, as networks see them: batches of one."""
+def network_inputs(
+    dataset: PoseDataset,
+    config: EvalConfig | TopDownConfig,
+    most: int,
+    size: tuple[int, int] | None = None,
+) -> list[Array]:
+    """Return a data set's pictures, or the people in them, as networks see them: batches of one.
+
+    With ``size``, height and width, whole pictures are fitted into it.
+    """
     pictures: Iterator[NDArray[np.uint8]]
     if isinstance(config, TopDownConfig):
         people = PersonPictures(dataset, 0)
         pictures = (crop.image for i in dataset.ids for crop in people.crops(i, config))
+    elif size is not None:
+        pictures = (letterbox(dataset.load_image(i), size)[0] for i in range(len(dataset)))
     else:
         grid = config.resolution, config.multiple
         pictures = (resize_for_eval(dataset.load_image(i), *grid)[0] for i in range(len(dataset)))
@@ -296,7 +346,7 @@ def time_models(
     }
 
 
-def _kept_layers(keep: Sequence[str], layers: Sequence[str]) -> frozenset[str]:
+def kept_layers(keep: Sequence[str], layers: Sequence[str]) -> frozenset[str]:
     """Return the layers that ``--keep`` names, by themselves or by the beginning of their names."""
     found: set[str] = set()
     for name in keep:
@@ -310,14 +360,27 @@ def _kept_layers(keep: Sequence[str], layers: Sequence[str]) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What the steps of one command have in common."""
+class Job:
+    """What the steps of one command have in common.
+
+    Attributes
+    ----------
+    network, skeleton
+        In evaluation mode, and its joints.
+    images, settings
+        What it is calibrated and measured on, and how.
+    simulated
+        See :class:`supernet.quantise.OnnxMaps`.
+    size
+        Height and width into which whole pictures are fitted; None: they keep their shape.
+    """
 
     network: Subnet
     skeleton: Skeleton
-    images: _Images
+    images: Images
     settings: QuantiseSettings
     simulated: bool
+    size: tuple[int, int] | None = None
 
     def config(self, boxes: str | Path = "annotated") -> EvalConfig | TopDownConfig:
         """Return how AP is measured at the network's resolution."""
@@ -327,11 +390,11 @@ class _Job:
         config = settings.at(side)
         if side % config.multiple:
             config = replace(config, multiple=next(m for m in (64, 32, 16) if side % m == 0))
-        return config
+        return config if self.size is None else replace(config, resolution=min(self.size), multiple=1)
 
-    def scorer(self, dataset: PoseDataset, boxes: str | Path = "annotated") -> _Scorer:
+    def scorer(self, dataset: PoseDataset, boxes: str | Path = "annotated") -> Scorer:
         """Return what measures AP on a part of the images."""
-        return _Scorer(dataset, self.config(boxes), self.images.settings.protocol, self.simulated)
+        return Scorer(dataset, self.config(boxes), self.images.settings.protocol, self.simulated, self.size)
 
 
 def quantise_model(
@@ -375,21 +438,27 @@ def quantise_model(
     RunError
         If the tolerance is missed on the val images, or the folder holds another measurement.
     """
+    import onnx
+
     settings = settings or QuantiseSettings()
     network, joints = load_with_skeleton(network_file(model), skeleton)
-    opened = _open_images(data, images, joints, settings, sets)
+    opened = open_images(data, images, joints, settings, sets)
     cut_off = settings.precision == "int8" and settings.weight_bits == 8 and saturates()
     if cut_off:
         note(
             "this processor's int8 kernels cut off sums of 8-bit weights: AP is that of exact kernels,"
             " simulated in float (--weight-bits 7 runs the same everywhere)"
         )
-    job = _Job(network.eval(), joints, opened, settings, cut_off)
+    job = Job(network.eval(), joints, opened, settings, cut_off)
     make_folder(output)
     fp32_file = output / "fp32.onnx"
     told = {"skeleton": joints.to_json(), "sigma": heatmap_sigma(network)}
     export_onnx(network, fp32_file, metadata=told)
-    report = _half(job, fp32_file) if settings.precision == "fp16" else _int8(job, fp32_file, output)
+    original = onnx.load(fp32_file)
+    if settings.precision == "fp16":
+        report: dict[str, Any] = {"model": half_precision(original), "kept_in_float": None}
+    else:
+        report = choose_int8(job, original, output / "measured.jsonl")
     target = output / f"{settings.precision}.onnx"
     report_file = output / f"quantisation-{settings.precision}.json"
     made, beside = report.pop("model"), report.pop("beside", {})
@@ -444,18 +513,28 @@ def _described(model: onnx.ModelProto, report: dict[str, Any], settings: Quantis
     return model
 
 
-def _half(job: _Job, fp32: Path) -> dict[str, Any]:
-    import onnx
+def choose_int8(job: Job, original: onnx.ModelProto, journal: Path, *, kinds: bool = True) -> dict[str, Any]:
+    """Calibrate, measure each unit, choose; return the model and what was found.
 
-    return {"model": half_precision(onnx.load(fp32)), "kept_in_float": None}
+    Parameters
+    ----------
+    job
+        The network, its images and how it is quantised.
+    original
+        The network as exported in fp32, for batches of one.
+    journal
+        Where what was measured is kept: it is not measured again.
+    kinds
+        Whether all layers of each kind are measured, too.
 
-
-def _int8(job: _Job, fp32: Path, folder: Path) -> dict[str, Any]:
-    """Calibrate, measure each unit, choose; return the model and what was found."""
-    import onnx
-
+    Raises
+    ------
+    InputError
+        If ``--keep`` names no layer of the network.
+    RunError
+        If the journal is of another measurement, or damaged.
+    """
     settings = job.settings
-    original = onnx.load(fp32)
     model, rewritten = (original, []) if settings.deconvs == "transposed" else subpixel_deconvs(original)
     asked = {
         name: value
@@ -464,12 +543,14 @@ def _int8(job: _Job, fp32: Path, folder: Path) -> dict[str, Any]:
     }
     digest = hashlib.blake2b(model.SerializeToString(deterministic=True), digest_size=12).hexdigest()
     header = {"network": digest, "images": job.images.fingerprint, "simulated": job.simulated, **asked}
+    if job.size is not None:
+        header["size"] = list(job.size)
     doing = {"doing": "quantising", "what": "quantisation"}
-    with open_lines(folder / "measured.jsonl", header, **doing) as lines:
-        pictures = _tensors(job.images.calibrate, job.config(), settings.calibration_images)
+    with open_lines(journal, header, **doing) as lines:
+        pictures = network_inputs(job.images.calibrate, job.config(), settings.calibration_images, job.size)
         ranges = _ranges(lines, open_shapes(model), pictures, settings.method)
         quantiser = Quantiser(model, ranges, settings.weight_bits)
-        keep = _kept_layers(settings.keep, list(quantiser.layers))
+        keep = kept_layers(settings.keep, list(quantiser.layers))
         probe = Probe(original, pictures[: settings.probe_images], job.simulated)
 
         def error(candidate: onnx.ModelProto) -> float:
@@ -483,17 +564,17 @@ def _int8(job: _Job, fp32: Path, folder: Path) -> dict[str, Any]:
                 units, scored=settings.unit_scores, progress=lambda done, total: bar.update(done, total)
             )
         every = frozenset(quantiser.layers)
-        kinds = kinds_of(quantiser.layers)
-        with progress_bar("measuring each kind of layer", len(kinds)) as bar:
-            by_kind = {}
-            for place, (kind, own) in enumerate(kinds.items(), start=1):
+        by_kind = {}
+        groups = kinds_of(quantiser.layers) if kinds else {}
+        with progress_bar("measuring each kind of layer", len(groups)) as bar:
+            for place, (kind, own) in enumerate(groups.items(), start=1):
                 by_kind[kind] = {
                     "layers": len(own),
                     "snr_alone_db": decibels(trials.noise(every - own)),
                     "loss_alone": trials.fp32() - trials.score(every - own),
                     "snr_all_but_db": decibels(trials.noise(own)),
                 }
-                bar.update(place, len(kinds))
+                bar.update(place, len(groups))
         choice = choose(
             trials,
             found,
@@ -542,7 +623,7 @@ def _search_report(trials: Trials, found: Sequence[Sensitivity], choice: Choice)
     }
 
 
-def _certified(job: _Job, fp32: Path, file: Path, beside: dict[str, onnx.ModelProto]) -> dict[str, Any]:
+def _certified(job: Job, fp32: Path, file: Path, beside: dict[str, onnx.ModelProto]) -> dict[str, Any]:
     """Measure a written file, and models that it stands beside, against fp32: AP on the val images, time."""
     import onnx
 
@@ -550,7 +631,7 @@ def _certified(job: _Job, fp32: Path, file: Path, beside: dict[str, onnx.ModelPr
     reference, model = onnx.load(fp32), onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     if settings.score == "heatmap":
-        parts = _tensors(job.images.val, job.config(job.images.val_boxes), settings.probe_images)
+        parts = network_inputs(job.images.val, job.config(job.images.val_boxes), settings.probe_images)
         noises = Probe(reference, parts, job.simulated).noise(model)
         loss = float(np.sqrt(np.mean(list(noises.values()))))
         figures: dict[str, Any] = {"val": {"snr_db": {name: decibels(n) for name, n in noises.items()}}}
@@ -574,7 +655,7 @@ def _certified(job: _Job, fp32: Path, file: Path, beside: dict[str, onnx.ModelPr
             },
             "difference": {name: each.to_json() for name, each in differences.items()},
         }
-    pictures = _tensors(job.images.calibrate, job.config(), settings.probe_images)
+    pictures = network_inputs(job.images.calibrate, job.config(), settings.probe_images)
     threads = torch.get_num_threads()
     timed = time_models(
         {"fp32": reference, settings.precision: model, **beside}, job.network.arch.size, threads

@@ -15,7 +15,7 @@ add its input to its output is handed floats, and turns them into bytes at its o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +31,7 @@ from latency_tables.runtimes.base import (
     Program,
     Runtime,
     check_picture_input,
+    first_line,
     random_picture,
 )
 from latency_tables.runtimes.int8 import Scale, int8_network, observed_ranges, quantised
@@ -79,33 +80,85 @@ class OpenvinoRuntime(Runtime):
     def prepare_model(
         self, path: Path, size: tuple[int, int], threads: int, precision: str = "fp32"
     ) -> Iterator[Prepared]:
-        self.check_network(path, threads, precision)
+        if precision == "int8":
+            self.check_network(path, threads, precision)
+            if path.suffix != ".onnx":
+                raise InputError(f"OpenVINO times .onnx networks in int8, not '{path}'")
+            check_picture_input(path, size)
+            with self._ready(path, int8_network(path, size), (1, 3, *size), threads) as prepared:
+                yield prepared
+            return
+        with self.prepare_pictures(path, (1, 3, *size), threads) as prepared:
+            yield prepared
+
+    @contextmanager
+    def prepare_pictures(
+        self, path: Path, shape: tuple[int, int, int, int], threads: int
+    ) -> Iterator[Prepared]:
+        """Make ready a network, as it is in its file, for pictures (N, 3, H, W).
+
+        Raises
+        ------
+        InputError, UnavailableError
+            As :meth:`prepare_model`.
+        """
+        self.check_network(path, threads)
+        with self._ready(path, path, shape, threads) as prepared:
+            yield prepared
+
+    @contextmanager
+    def _ready(
+        self, path: Path, source: Path | bytes, shape: tuple[int, int, int, int], threads: int
+    ) -> Iterator[Prepared]:
         openvino = _openvino()
-        x = random_picture(size)
+        x = np.repeat(random_picture((shape[2], shape[3])), shape[0], axis=0)
         try:
-            if precision == "int8":
-                if path.suffix != ".onnx":
-                    raise InputError(f"OpenVINO times .onnx networks in int8, not '{path}'")
-                check_picture_input(path, size)
-                model = _core().read_model(int8_network(path, size))
-            else:
-                model = _core().read_model(path)
+            model = _core().read_model(source)
             shapes = [each.partial_shape for each in model.inputs]
-            fits = len(shapes) == 1 and shapes[0].compatible(openvino.PartialShape(list(x.shape)))
+            fits = len(shapes) == 1 and shapes[0].compatible(openvino.PartialShape(list(shape)))
             prepared = None
             if fits:
-                model.reshape(list(x.shape))
+                model.reshape(list(shape))
                 prepared = _compiled(model, threads, [x])
         except RuntimeError as error:
             line = (str(error).strip().splitlines() or ["it says nothing"])[-1].strip()
             raise InputError(f"the network '{path}' does not run in OpenVINO: {line}") from None
         if prepared is None:
             found = "; ".join(str(shape) for shape in shapes) or "nothing"
+            what = "one picture" if shape[0] == 1 else "pictures"
             raise InputError(
-                f"the network '{path}' takes {found}, not one picture of 1x3x{size[0]}x{size[1]}:"
+                f"the network '{path}' takes {found}, not {what} of {'x'.join(map(str, shape))}:"
                 " state its size"
             )
         yield prepared
+
+
+def write_network(model: bytes, path: Path, told: Mapping[str, str], *, half: bool = False) -> None:
+    """Write an ONNX model as an ``.xml`` file with its ``.bin`` beside it; not atomically.
+
+    Parameters
+    ----------
+    model
+        Serialised.
+    path
+        The ``.xml``.
+    told
+        What the file is to say under ``litepose_nas`` in its runtime information.
+    half
+        Keep weights in 16-bit floats.
+
+    Raises
+    ------
+    InputError
+        If OpenVINO cannot read the model.
+    """
+    try:
+        read = _core().read_model(model)
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO does not take the network: {first_line(error)}") from None
+    for key, value in told.items():
+        read.set_rt_info(value, ["litepose_nas", key])
+    _openvino().save_model(read, str(path), compress_to_fp16=half)
 
 
 def _openvino() -> Any:

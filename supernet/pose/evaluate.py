@@ -13,7 +13,7 @@ from torch import nn
 from search_spaces.errors import InputError
 from supernet.pose.bootstrap import Interval, bootstrap_ap
 from supernet.pose.finding import find_people
-from supernet.pose.inference import EvaluationDataset, Progress
+from supernet.pose.inference import EvaluationDataset, Inference, Progress
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
@@ -60,6 +60,7 @@ def evaluate(
     ids: Sequence[int] | None = None,
     resamples: int = 0,
     rng: np.random.Generator | None = None,
+    inference: Inference | None = None,
 ) -> EvalResult:
     """Find the people in a data set's images and score them against its annotations.
 
@@ -75,6 +76,8 @@ def evaluate(
         Bootstrap resamples for the interval of the AP; with 0 there is none, and it costs nothing.
     rng
         Draws them; needed where there are any.
+    inference
+        As for :func:`supernet.pose.inference.predict`.
 
     Raises
     ------
@@ -85,7 +88,9 @@ def evaluate(
         raise InputError(f"{resamples} bootstrap resamples need a generator of random numbers (rng)")
     joints = scored_joints(dataset) if joints is None else joints
     truth = dataset.ground_truth(ids)
-    result = find_people(network, dataset, config, progress=progress, device=device, ids=ids)
+    result = find_people(
+        network, dataset, config, progress=progress, device=device, ids=ids, inference=inference
+    )
     sides = truth, result.detections, dataset.skeleton.sigmas, joints, protocol, config.max_detections
     interval = None
     if resamples and rng is not None:

@@ -21,11 +21,12 @@ from search_spaces.errors import InputError
 from supernet.pose.decode import FloatArray
 from supernet.pose.maps import EvalConfig, predict_maps
 from supernet.pose.skeleton import Skeleton
-from supernet.pose.transforms import AffineTransform, normalise, resize_for_eval
+from supernet.pose.transforms import AffineTransform, letterbox, normalise, resize_for_eval
 from supernet.pose.workers import Decoded, DecodeWorkers, decode_maps
 
 __all__ = [
     "EvaluationDataset",
+    "FittedPictures",
     "Inference",
     "Pictures",
     "Predictions",
@@ -149,6 +150,34 @@ class Pictures:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start empty."""
         self.__init__(**state)  # type: ignore[misc]
+
+
+class FittedPictures(Pictures):
+    """The same for a network that takes one size only: whole pictures fitted into it.
+
+    Parameters
+    ----------
+    dataset
+        Where images come from.
+    size
+        Height and width, pixels; see :func:`supernet.pose.transforms.letterbox`.
+    limit_bytes
+        Most that is kept.
+    """
+
+    def __init__(
+        self, dataset: EvaluationDataset, size: tuple[int, int], limit_bytes: int = PICTURE_BYTES
+    ) -> None:
+        super().__init__(dataset, limit_bytes)
+        self.size = size
+
+    def get(self, index: int, config: EvalConfig) -> tuple[NDArray[np.uint8], AffineTransform]:
+        """Return image ``index`` fitted into the size, whatever the settings say; it must not be changed."""
+        return self._get(self.size, index, lambda: letterbox(self.dataset.load_image(index), self.size))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the images behind: where this is unpacked they are read anew."""
+        return {**super().__getstate__(), "size": self.size}
 
 
 @dataclass

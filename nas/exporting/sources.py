@@ -1,0 +1,164 @@
+"""What the files of an export are made of: the network as ONNX and as a program, its int8 layers, ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latency_tables.networks import network_program
+from latency_tables.runtimes import Program, ncnn_runtime, openvino_runtime
+from latency_tables.runtimes.litert_runtime import write_network as write_litert
+from nas.console import note
+from nas.exporting.formats import Export
+from nas.latency import trained_weights
+from nas.quantising import Job, choose_int8
+from nas.written import SIDECAR, sidecar_of
+from search_spaces.files import make_folder, write_bytes, write_json
+from supernet.export import export_onnx
+from supernet.quantise import half_precision
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Sources", "with_batch"]
+
+
+def with_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
+    """Return a model that takes so many pictures at once; None: any number.
+
+    Parameters
+    ----------
+    model
+        For one picture; no size of its batch is part of the graph.
+    batch
+        How many.
+    """
+    copy = type(model)()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for info in (*copy.graph.input, *copy.graph.output):
+        first = info.type.tensor_type.shape.dim[0]
+        if batch is None:
+            first.dim_param = "batch"
+        else:
+            first.dim_value = batch
+    return copy
+
+
+class Sources:
+    """A network's forms, each made when it is first asked for.
+
+    Parameters
+    ----------
+    job
+        The network and its images.
+    size
+        Height and width of the pictures that its files take.
+    told
+        What every file is to say, such as the skeleton.
+    journals
+        Folder of what was measured on the way to int8; it is not measured again.
+    """
+
+    def __init__(self, job: Job, size: tuple[int, int], told: dict[str, Any], journals: Path) -> None:
+        self.job, self.size, self.told = job, size, told
+        self._journals = journals
+
+    @cached_property
+    def fp32(self) -> onnx.ModelProto:
+        """The network in fp32, for one picture."""
+        import onnx
+
+        note("writing the network as ONNX")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            # Whether it is kept is for the certificate to say.
+            export_onnx(self.job.network, path, self.size, metadata=self.told, tolerance=0.5)
+            return onnx.load(path)
+
+    @cached_property
+    def int8(self) -> dict[str, Any]:
+        """The network in 8 bits with some layers in float, and how these were chosen."""
+        settings = self.job.settings
+        key = json.dumps(
+            {
+                "network": hashlib.sha256(self.fp32.SerializeToString(deterministic=True)).hexdigest(),
+                "images": self.job.images.fingerprint,
+                "size": list(self.size),
+                **{k: v for k, v in asdict(settings).items() if k not in ("tolerance", "keep")},
+            }
+        )
+        name = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+        journal = make_folder(self._journals) / f"int8-{name}.jsonl"
+        return choose_int8(self.job, self.fp32, journal, kinds=False)
+
+    @cached_property
+    def program(self) -> Program:
+        """The trained network as a program."""
+        network = self.job.network
+        return network_program(network.arch, network.joints, self.size, weights=trained_weights(network))
+
+    def model(self, export: Export) -> onnx.ModelProto:
+        """Return the ONNX model that an export is, or is converted from."""
+        if export.precision == "int8":
+            model = self.int8["model"]
+        elif export.precision == "fp16" and export.format.name == "onnx":
+            model = half_precision(self.fp32)
+        else:
+            model = self.fp32
+        model = with_batch(model, export.batch)
+        if export.precision != "fp32":
+            entry = model.metadata_props.add()
+            told = {"precision": export.precision, "kept_in_float": self.kept_in_float(export)}
+            entry.key, entry.value = "quantisation", json.dumps(told)
+        return model
+
+    def kept_in_float(self, export: Export) -> list[str] | None:
+        """Return the layers of an export that compute in float though the others do not."""
+        return list(self.int8["kept_in_float"]) if export.precision == "int8" else None
+
+    def write(self, export: Export, folder: Path) -> Path:
+        """Write an export's files into a folder; return the one that the engine is given.
+
+        Raises
+        ------
+        InputError, UnavailableError, RunError
+            If the engine's format cannot hold the network.
+        """
+        path = folder / export.file
+        match export.format.name:
+            case "onnx":
+                write_bytes(path, self.model(export).SerializeToString())
+            case "openvino":
+                texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.told.items()}
+                model = self.model(export).SerializeToString()
+                openvino_runtime.write_network(model, path, texts, half=export.precision == "fp16")
+            case "ncnn":
+                ncnn_runtime.write_network(self.program, path)
+            case "litert":
+                write_litert(self.program, path, export.precision)
+        if not export.format.carries:
+            write_json(sidecar_of(path), self._sidecar(export))
+        return path
+
+    def _sidecar(self, export: Export) -> dict[str, Any]:
+        network = self.job.network
+        return {
+            "kind": SIDECAR,
+            "format": export.format.name,
+            "precision": export.precision,
+            "runs_as": "fp32" if export.format.name == "openvino" else export.precision,
+            "size": list(self.size),
+            "batch": export.batch,
+            "paradigm": network.paradigm,
+            "joints": network.joints,
+            "outputs": list(network.output_names),
+            "arch": network.arch.to_json(),
+            "input": {"colour": "RGB", "normalised": "ImageNet"},
+            **self.told,
+        }

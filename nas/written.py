@@ -1,0 +1,286 @@
+"""Networks in files that inference engines run, with the call of the torch network that they came from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from latency_tables.runtimes import Prepared, get_runtime
+from latency_tables.runtimes.openvino_runtime import OpenvinoRuntime
+from search_spaces import InputError
+from search_spaces.files import read_json
+from supernet.base import DEFAULT_SIGMA
+from supernet.checkpoint import read_sigma
+from supernet.paradigms import BOTTOM_UP, PARADIGMS, TOP_DOWN
+
+__all__ = [
+    "SIDECAR",
+    "SUFFIXES",
+    "OnnxNetwork",
+    "RuntimeNetwork",
+    "WrittenNetwork",
+    "open_written",
+    "sidecar_of",
+]
+
+Array = NDArray[np.float32]
+_RUNTIMES: Final = {".xml": "openvino", ".param": "ncnn", ".tflite": "litert"}
+SUFFIXES: Final = (".onnx", *_RUNTIMES)
+"""Of the files that :func:`open_written` opens."""
+SIDECAR: Final = "litepose-nas network"
+"""What a file that tells what a network's file cannot tell says that it is."""
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return where is told what a network's file itself cannot tell: joints, size, how it is run."""
+    return path.with_name(f"{path.name}.json")
+
+
+class WrittenNetwork(nn.Module, ABC):
+    """A network in a file, called like the torch network that it came from; for images of one size.
+
+    Attributes
+    ----------
+    path
+        The file.
+    size
+        Height and width of the images that it takes, pixels.
+    batch
+        Images of one run; None where it takes any number.
+    paradigm
+        ``bottom-up`` or ``top-down``.
+    sigma
+        Standard deviation, in cells, of the Gaussians that it gives.
+    told
+        What the file, or the one beside it, says: ``joints``, ``skeleton``, ``arch`` and more.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    batch: int | None
+    paradigm: str
+    sigma: float
+    told: Mapping[str, Any]
+
+    @property
+    def arch(self) -> Any:
+        """What the file says of its network, as JSON; None where it says nothing."""
+        told = self.told.get("arch")
+        try:
+            return json.loads(told) if isinstance(told, str) else told
+        except ValueError:
+            return None
+
+    @property
+    @abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """Names of its outputs, in order."""
+
+    @abstractmethod
+    def run(self, images: Array) -> tuple[Array, ...]:
+        """Return the outputs for as many images as the file takes at once."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the output maps of images of the file's size, shape (N, 3, H, W)."""
+        if tuple(images.shape[2:]) != self.size:
+            raise InputError(
+                f"model '{self.path}' takes images of {self.size[0]}x{self.size[1]} pixels, not"
+                f" {images.shape[2]}x{images.shape[3]}; evaluate the .safetensors on pictures of other shapes"
+            )
+        given = images.numpy()
+        step = self.batch or len(given)
+        rows = []
+        for start in range(0, len(given), step):
+            part = given[start : start + step]
+            # A file for a fixed number of images is given the last one again.
+            short = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+            rows.append([each[: len(part)] for each in self.run(np.ascontiguousarray(short))])
+        return tuple(torch.from_numpy(np.concatenate(maps)) for maps in zip(*rows, strict=True))
+
+
+class OnnxNetwork(WrittenNetwork):
+    """An exported model run by ONNX Runtime.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no model of ours.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        super().__init__()
+        import onnxruntime
+
+        if not path.is_file():
+            raise InputError(f"model '{path}' does not exist")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"model '{path}' is no ONNX model that ONNX Runtime can load: {line}") from None
+        entry = self.session.get_inputs()[0]
+        outputs = len(self.session.get_outputs())
+        if len(entry.shape) != 4 or outputs not in (1, 2):
+            raise InputError(
+                f"model '{path}' has not the image input and the outputs of a pose network: two of a"
+                " bottom-up one, one of a top-down one"
+            )
+        self.paradigm = (TOP_DOWN if outputs == 1 else BOTTOM_UP).name
+        self.path, self.input = path, entry.name
+        self.size = entry.shape[2], entry.shape[3]
+        self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.told = self.metadata
+        try:
+            told = float(self.metadata.get("sigma", DEFAULT_SIGMA))
+        except ValueError:
+            told = math.nan
+        self.sigma = read_sigma(told, f"model '{path}'")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.session.get_outputs())
+
+    def run(self, images: Array) -> tuple[Array, ...]:
+        return tuple(self.session.run(None, {self.input: images}))
+
+
+class RuntimeNetwork(WrittenNetwork):
+    """A file of OpenVINO, ncnn or LiteRT with the file beside it that says what it is (:func:`sidecar_of`).
+
+    Parameters
+    ----------
+    path
+        The ``.xml``, ``.param`` or ``.tflite``.
+    threads
+        Threads of the runtime; 0: as many as torch has.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged, or is not what the one beside it says.
+    UnavailableError
+        If the runtime is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        super().__init__()
+        if not path.is_file():
+            raise InputError(f"model '{path}' does not exist")
+        self.path, self.told = path, _read_sidecar(path)
+        self.size, self.batch = self.told["size"], self.told["batch"]
+        self.paradigm, self.sigma = self.told["paradigm"], self.told["sigma"]
+        self._threads = threads or torch.get_num_threads()
+        self._lock = threading.Lock()
+        self._prepared: dict[int, Prepared] = {}
+        self._open = contextlib.ExitStack()
+        self._close: Callable[[], object] = weakref.finalize(self, self._open.close)
+        self._at(self.batch or 1)
+
+    def close(self) -> None:
+        """Give back what the runtime holds; the network cannot be run afterwards."""
+        self._prepared.clear()
+        self._close()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        names: tuple[str, ...] = self.told["outputs"]
+        return names
+
+    def run(self, images: Array) -> tuple[Array, ...]:
+        with self._lock:
+            prepared = self._at(len(images))
+            if prepared.feed is None or prepared.fetch is None:
+                raise TypeError(f"the runtime of '{self.path}' cannot be fed")
+            prepared.feed(images)
+            prepared.run()
+            return prepared.fetch()
+
+    def _at(self, count: int) -> Prepared:
+        """Return the network ready for so many images; each number that is asked for stays ready."""
+        if count not in self._prepared:
+            ready = self._open.enter_context(self._ready(count))
+            shapes = [y.shape[:2] for y in ready.fetch()] if ready.fetch is not None else []
+            joints = self.told["joints"]
+            wanted = {
+                BOTTOM_UP.name: [(count, 2 * joints), (count, joints)],
+                TOP_DOWN.name: [(count, joints)],
+            }[self.paradigm]
+            if shapes != wanted:
+                found = ", ".join("x".join(map(str, shape)) for shape in shapes) or "nothing"
+                raise InputError(
+                    f"model '{self.path}' returns {found} maps, not those of a {self.paradigm} network of"
+                    f" {joints} joints, as '{sidecar_of(self.path).name}' says; export it anew"
+                )
+            self._prepared[count] = ready
+        return self._prepared[count]
+
+    def _ready(self, count: int) -> AbstractContextManager[Prepared]:
+        runtime = get_runtime(_RUNTIMES[self.path.suffix])
+        if isinstance(runtime, OpenvinoRuntime):
+            return runtime.prepare_pictures(self.path, (count, 3, *self.size), self._threads)
+        return runtime.prepare_model(self.path, self.size, self._threads, self.told["runs_as"])
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """Return what is told beside a network's file, checked."""
+    beside = sidecar_of(path)
+    if not beside.is_file():
+        raise InputError(
+            f"model '{path}' has no '{beside.name}' beside it, which tells its joints and size: copy all"
+            " files of an export, or export it anew with 'nas export'"
+        )
+    told, where = read_json(beside, "file"), f"file '{beside}'"
+    if not isinstance(told, dict) or told.get("kind") != SIDECAR:
+        raise InputError(f"{where} does not tell of a network; export it anew with 'nas export'")
+    size, batch, joints = told.get("size"), told.get("batch"), told.get("joints")
+    outputs = told.get("outputs")
+    sides = size if isinstance(size, list) else []
+    checks: dict[str, bool] = {
+        "size": len(sides) == 2 and all(_counts(each) for each in sides),
+        "batch": batch is None or _counts(batch),
+        "joints": _counts(joints),
+        "paradigm": told.get("paradigm") in PARADIGMS,
+        "outputs": isinstance(outputs, list) and all(isinstance(each, str) for each in outputs),
+        "runs_as": isinstance(told.get("runs_as"), str),
+    }
+    for field, sound in checks.items():
+        if not sound:
+            raise InputError(f"{where}: '{field}' cannot be {told.get(field)!r}; export it anew")
+    sigma = read_sigma(told.get("sigma", DEFAULT_SIGMA), where)
+    return {**told, "size": tuple(sides), "outputs": tuple(outputs or ()), "sigma": sigma}
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
+
+
+def open_written(path: Path, threads: int = 0) -> WrittenNetwork:
+    """Return the network in a file of an inference engine, by the file's suffix (:data:`SUFFIXES`).
+
+    Raises
+    ------
+    InputError
+        If the file is missing, or no network of ours.
+    UnavailableError
+        If what runs it is not installed.
+    """
+    return OnnxNetwork(path, threads) if path.suffix == ".onnx" else RuntimeNetwork(path, threads)
