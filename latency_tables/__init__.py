@@ -15,7 +15,15 @@ Importing this package imports no inference engine.
 from latency_tables.bench import Bench, LocalBench
 from latency_tables.compare import Difference, Merged, compare_tables, merge_tables
 from latency_tables.predictor import LatencyPredictor, Prediction, Predictions, calibrate, fill_table
-from latency_tables.profiler import NetworkJob, ProfileSettings, measure_against, measure_model, profile
+from latency_tables.profiler import (
+    MeasuredRounds,
+    NetworkJob,
+    ProfileSettings,
+    measure_against,
+    measure_model,
+    measure_rounds,
+    profile,
+)
 from latency_tables.runtimes import RUNTIMES, Runtime, get_runtime
 from latency_tables.selection import select_pieces
 from latency_tables.table import (
@@ -41,6 +49,7 @@ __all__ = [
     "LatencyTable",
     "LocalBench",
     "MeasuredNetwork",
+    "MeasuredRounds",
     "Merged",
     "NetworkJob",
     "Prediction",
@@ -60,6 +69,7 @@ __all__ = [
     "local_target",
     "measure_against",
     "measure_model",
+    "measure_rounds",
     "merge_tables",
     "profile",
     "read_target",

@@ -285,12 +285,87 @@ def measure_against(
     InputError, UnavailableError
         As :func:`measure_model`.
     """
-    target, former = table.target, _former_speed(table)
+    target = table.target
     bench = LocalBench(get_runtime(target.runtime), target.threads, target.precision)
+    found = measure_rounds(bench, path, size, table=table, seconds=seconds, rounds=1, min_runs=min_runs)
+    return found.timing, found.pace
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRounds:
+    """A whole network timed in several rounds, nothing taken out.
+
+    Attributes
+    ----------
+    timing
+        Of all runs together.
+    medians
+        Milliseconds of each round.
+    pace
+        How many times as long as at the speed that a table's timings were brought to networks take beside
+        what the canaries took, median of the rounds; None if there is no table or it does not tell that
+        speed, or the bench watches no canaries.
+    """
+
+    timing: Timing
+    medians: tuple[float, ...]
+    pace: float | None
+
+    @property
+    def drift(self) -> float:
+        """How far a round's median lies from the median of all rounds, at most, as a share."""
+        medians = np.array(self.medians)
+        return float(np.abs(medians / np.median(medians) - 1).max())
+
+
+def measure_rounds(
+    bench: Bench,
+    path: str | Path,
+    size: tuple[int, int],
+    *,
+    table: LatencyTable | None = None,
+    seconds: float = 2.0,
+    rounds: int = 5,
+    min_runs: int = 10,
+    progress: Progress | None = None,
+) -> MeasuredRounds:
+    """Time a whole network where a bench is, in rounds, with the profiler's canaries around and amid them.
+
+    Parameters
+    ----------
+    bench
+        Where it is timed.
+    path, size
+        The network's file, and (height, width) of the one picture that it is timed on.
+    table
+        Whose speed the machine's is compared with.
+    seconds, min_runs
+        Time and fewest runs, all rounds together.
+    rounds
+        How often it is visited.
+    progress
+        Told of rounds done, in all, and what is timed.
+
+    Raises
+    ------
+    InputError, UnavailableError, RunError
+        As :meth:`latency_tables.Bench.time_model`.
+    """
+    former = None if table is None else _former_speed(table)
+    visits: list[Samples] = []
     with bench.watching(_WATCHED if former is not None else ()):
-        samples = bench.time_model(Path(path), size, seconds, min_runs)
-    timing = summarise(samples.ms, len(samples.ms) * samples.loop)
-    return timing, None if former is None else former.networks.factor(samples.canaries)
+        for turn in range(rounds):
+            share = seconds / rounds, max(1, -(-min_runs // rounds))
+            visits.append(bench.time_model(Path(path), size, *share))
+            if progress is not None:
+                progress(turn + 1, rounds, "network")
+    runs = sum(len(each.ms) * each.loop for each in visits)
+    timing = summarise([ms for each in visits for ms in each.ms], runs)
+    watched = [each.canaries for each in visits if each.canaries]
+    pace = None
+    if former is not None and watched:
+        pace = float(np.median([former.networks.factor(canaries) for canaries in watched]))
+    return MeasuredRounds(timing, tuple(float(np.median(each.ms)) for each in visits), pace)
 
 
 def _now() -> str:

@@ -846,6 +846,64 @@ def load(
     )
 
 
+@app.command()
+def verify(
+    model: Annotated[
+        Path, typer.Argument(help="An emitted folder, a file of one (its exports, too), or a .safetensors.")
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(help="this-machine, a target file (.yaml) with its link, or a target with a table."),
+    ],
+    max_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Budget of the network; default: the card's for that target."),
+    ] = None,
+    people: Annotated[
+        int, typer.Option(min=0, max=30, help="People in the frame, for fps with decoding.")
+    ] = 1,
+    runtime: Annotated[
+        str | None, typer.Option(help="Of this-machine: default onnxruntime. Other targets say it.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="Of this-machine: default fp32.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of this-machine: default all processors.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time for the network, all rounds together.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Visits that the time is spread over.")] = 5,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an emitted network on its target: what was promised, against what it takes.
+
+    The very file is timed by the target's runtime, here or over the link of the target file, and held against
+    the prediction and the budget. The result goes into the card. Exit code 1 if the budget is not met.
+
+    Example: nas verify runs/synthetic/emitted/mynet this-machine --max-ms 40
+    """
+    from nas.console import note, print_json, show
+    from nas.verifying import VerifySettings, verified_lines
+    from nas.verifying import verify as verify_model
+
+    report = verify_model(
+        model,
+        target,
+        VerifySettings(max_ms, people, seconds, rounds),
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        tables=tables,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        for line in report["notices"]:
+            note(line)
+        show(verified_lines(report))
+    if report["budget"] is not None and not report["budget"]["met"]:
+        raise typer.Exit(1)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[

@@ -76,6 +76,7 @@ __all__ = [
     "UpperEnd",
     "bench_of",
     "describe_target",
+    "described_target",
     "draw_networks",
     "full_bounds",
     "known_targets",
@@ -493,29 +494,25 @@ def profile_space(
     return filled
 
 
-def run_profile(
-    target: str,
-    wanted: Sequence[str],
-    *,
-    joints: int | None = None,
-    runtime: str | None = None,
-    threads: int | None = None,
-    networks: int,
-    folder: Path,
-    precision: str | None = None,
-    share: float = 1.0,
-    settings: ProfileSettings | None = None,
-) -> dict[str, Any]:
-    """Carry out ``nas profile``; return what it made and how far it can be believed.
+def described_target(
+    target: str, runtime: str | None = None, precision: str | None = None, threads: int | None = None
+) -> tuple[Target, LinkDescription | None]:
+    """Return the target that a command names, and the link to it; None where it is this machine.
+
+    Parameters
+    ----------
+    target
+        ``this-machine``, or a ``.yaml`` file that describes a target.
+    runtime, precision, threads
+        What the command's options say, for ``this-machine``; a file says so itself.
 
     Raises
     ------
     InputError
-        If the target or what is to be profiled is unknown, or options contradict a file.
+        If it is neither, options contradict the file, or it describes another machine without a link.
     UnavailableError
-        If the runtime is not installed, or does not offer the precision.
+        If this machine is meant, and the runtime is not installed or does not offer the precision.
     """
-    _check_joints(wanted, joints)
     link: LinkDescription | None = None
     if target == "this-machine":
         described = local_target(runtime or _RUNTIME, threads, precision=precision or _PRECISION)
@@ -541,6 +538,33 @@ def run_profile(
                 f" 'link' to that device what is measured is this machine, '{here.processor}': add a 'link',"
                 " or correct the 'processor'; 'this-machine' as target needs no file"
             )
+    return described, link
+
+
+def run_profile(
+    target: str,
+    wanted: Sequence[str],
+    *,
+    joints: int | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    networks: int,
+    folder: Path,
+    precision: str | None = None,
+    share: float = 1.0,
+    settings: ProfileSettings | None = None,
+) -> dict[str, Any]:
+    """Carry out ``nas profile``; return what it made and how far it can be believed.
+
+    Raises
+    ------
+    InputError
+        If the target or what is to be profiled is unknown, or options contradict a file.
+    UnavailableError
+        If the runtime is not installed, or does not offer the precision.
+    """
+    _check_joints(wanted, joints)
+    described, link = described_target(target, runtime, precision, threads)
     check_share(share)
     weights, named, spaces = work_list(wanted, _JOINTS if joints is None else joints)
     archs = draw_networks(spaces, named, networks)

@@ -31,7 +31,8 @@ from tests.nas.conftest import Outcome
 
 COMMANDS = (
     *("demo", "train", "trust", "search", "profile", "plot", "emit", "cost", "eval", "spaces"),
-    *("load", "predict", "time", "quantise", "export", "import-checkpoint", "data check", "data fetch"),
+    *("load", "verify", "predict", "time", "quantise", "export", "import-checkpoint"),
+    *("data check", "data fetch"),
     *("tables export-trtexec", "tables import-trtexec"),
     *(f"tables {word}" for word in ("list", "show", "validate", "diff", "merge")),
     *(f"runs {word}" for word in ("list", "show", "compare", "resume", "prune", "relocate")),

@@ -1,0 +1,194 @@
+"""``nas verify``: the very file is timed where it will run, and held against what was promised."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nas.verifying
+from latency_tables import RUNTIMES, LatencyTable, Target, local_target
+from latency_tables.table import Row
+from nas.model_card import read_card, write_card
+from nas.verifying import VerifySettings, verify
+from search_spaces import Arch, InputError, UnavailableError, space_from_config
+from search_spaces.files import write_yaml
+from supernet.checkpoint import save_network
+from supernet.export import export_onnx
+from supernet.pose.skeleton import get_skeleton
+from supernet.registry import build_network
+from tests.latency_tables.devices import ssh_device
+from tests.nas import top_down
+from tests.nas.conftest import Outcome
+from tests.supernet.tiny import space
+
+SKELETON = get_skeleton("coco17")
+TOLD = {"skeleton": SKELETON.to_json()}
+QUICK = VerifySettings(seconds=0.05, rounds=2)
+
+
+def emitted(folder: Path, arch: Arch) -> Path:
+    network = build_network(arch, 17, torch.Generator().manual_seed(3)).eval()
+    folder.mkdir(parents=True)
+    save_network(folder / "model.safetensors", network, TOLD)
+    export_onnx(network, folder / "model.onnx", metadata=TOLD)
+    write_card(folder, {"id": arch.id, "arch": arch.to_json(), "skeleton": SKELETON.to_json()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return emitted(tmp_path_factory.mktemp("made") / "net", space().smallest())
+
+
+@pytest.fixture
+def net(made: Path, box: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An emitted folder ``net`` in the box."""
+    monkeypatch.setattr(nas.verifying, "_DECODE_S", 0.01)
+    shutil.copytree(made, box / "net")
+    return Path("net")
+
+
+def table(target: Target, ms: float, folder: Path = Path("tables")) -> None:
+    """Write a table by which every layer of the network takes as long."""
+    rows = {layer: Row(ms, ms, ms, 3, "measured-here", "test") for layer in space().smallest().layers(17)}
+    LatencyTable(target=target, rows=rows).save(folder / f"{target.name}.csv")
+
+
+def test_it_is_measured_and_held_against_prediction_and_budget(
+    net: Path, nas_: Callable[..., Outcome]
+) -> None:
+    target = local_target("onnxruntime", 1)
+    table(target, 1e-7)
+    told = nas_("verify", net, target.name, "--max-ms", "1e-6", "--seconds", 0.05, "--rounds", 2)
+    assert told.code == 1
+    assert "NOT met: over it by" in told.out and "measured OUTSIDE of the interval" in told.out
+    assert "1 person in the frame:" in told.out
+    found = json.loads(nas_("verify", net, target.name, "--max-ms", "1e9", "--rounds", 2, "--json").out)
+    assert found["budget"]["met"] and found["file"] == "model.onnx"
+    assert found["predicted"]["provenance"] == "measured-here" and not found["within_interval"]
+    assert found["measured"]["p10_ms"] <= found["measured"]["median_ms"] <= found["measured"]["p90_ms"]
+    (decode,) = found["decode"]
+    parts = found["measured"]["median_ms"] + decode["prepare_ms"] + decode["decode_ms"]
+    assert decode["total_ms"] == pytest.approx(parts) and decode["figure_of_target"]
+    assert read_card(net)["verified"] == [found]  # the newest of that file and target
+    page = (net / "README.md").read_text()
+    assert "## Verified on the target" in page and "Budget 1e+09 ms met: yes." in page
+
+
+def test_the_cards_budget_counts_and_another_target_is_kept_beside(net: Path) -> None:
+    target = local_target("onnxruntime", 1)
+    card = read_card(net)
+    budget = {"ms": 1e-6, "by": "search 'a'", "upper_end_within": True, "measured_within": None}
+    common = {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "provenance": "measured-here", "measured_here": None}
+    write_card(net, {**card, "latency": {target.name: {**common, "budget": budget}}})
+    first = verify(net, target.name, QUICK)
+    assert first["budget"] == {"ms": 1e-6, "by": "search 'a'", "met": False}
+    assert first["predicted"] is None and first["within_interval"] is None
+    second = verify(net / "model.safetensors", "this-machine", QUICK, runtime="torch", threads=1)
+    assert second["budget"] is None and "written for torch from the weights" in second["notices"][0]
+    assert [each["target"]["runtime"] for each in read_card(net)["verified"]] == ["onnxruntime", "torch"]
+
+
+def test_the_file_that_fits_the_target_is_taken_or_the_command_that_makes_it_named(net: Path) -> None:
+    table(Target("pi", "a processor", "onnxruntime"), 1.0)
+    for target, options, why in (
+        ("this-machine", {"runtime": "ncnn"}, "--format ncnn --precision fp32' makes one"),
+        (
+            "this-machine",
+            {"precision": "int8"},
+            "nas export net --data RECIPE --format onnx --precision int8",
+        ),
+        ("this-machine-onnxruntime-fp32-1t", {"threads": 2}, "--threads: the target"),
+        ("pi-onnxruntime-fp32-1t", {}, "name its target file, such as pi.yaml, whose 'link'"),
+        ("this-machin", {}, "there is no target 'this-machin'"),
+    ):
+        if RUNTIMES[options.get("runtime", "onnxruntime")].unavailable():
+            continue
+        with pytest.raises(InputError, match=why):
+            verify(net, target, QUICK, **options)
+    with pytest.raises(InputError, match=r"is no file for onnxruntime, which takes \.onnx"):
+        (net / "model.tflite").write_bytes(b"TFL3")
+        verify(net / "model.tflite", "this-machine", QUICK)
+    with pytest.raises(InputError, match="there is no model 'nowhere'"):
+        verify(Path("nowhere"), "this-machine", QUICK)
+    shutil.copy(net / "model.onnx", "alone.onnx")
+    assert verify(Path("alone.onnx"), "this-machine", QUICK)["file"] == "alone.onnx"
+    assert "verified" not in read_card(net)
+
+
+def test_an_export_is_taken_as_it_is_unless_it_missed_its_tolerance(net: Path) -> None:
+    (net / "exports").mkdir()
+    for name in ("a.onnx", "b.onnx"):
+        shutil.copy(net / "model.onnx", net / "exports" / name)
+
+    def entry(file: str, within: bool, **more: Any) -> dict[str, Any]:
+        told = {"format": "onnx", "runtime": "onnxruntime", "precision": "int8", "date": "2026"}
+        return {"file": file, **told, "within_tolerance": within, **more}
+
+    exports = [entry("a.onnx", True), entry("exports/b.onnx", False), entry("../net.onnx", True)]
+    write_card(net, {**read_card(net), "exports": exports})
+    found = verify(net, "this-machine", QUICK, precision="int8", threads=1)
+    assert found["file"] == "exports/a.onnx" and found["target"]["precision"] == "int8"
+    by_name = verify(net / "exports" / "b.onnx", "this-machine", QUICK, precision="int8", threads=1)
+    assert by_name["file"] == "exports/b.onnx"
+    with pytest.raises(InputError, match=r"is in int8, but the target '.*' in fp32"):
+        verify(net / "exports" / "b.onnx", "this-machine", QUICK)
+    write_card(net, {**read_card(net), "exports": exports[1:]})
+    with pytest.raises(InputError, match="has no int8 file for onnxruntime"):
+        verify(net, "this-machine", QUICK, precision="int8")
+
+
+def test_a_machine_that_is_not_this_one_is_not_measured_in_its_place(net: Path) -> None:
+    table(replace(local_target("onnxruntime", 1), processor="another one"), 1.0)
+    with pytest.raises(UnavailableError, match="was profiled on another processor, 'another one'"):
+        verify(net, "this-machine-onnxruntime-fp32-1t", QUICK)
+
+
+def test_a_top_down_network_runs_once_for_each_person(tmp_path: Path, box: Path) -> None:
+    arch = space_from_config(top_down.SPACE, joints=17).smallest()
+    emitted(box / "one", arch)
+    found = verify(Path("one"), "this-machine", replace(QUICK, people=3), threads=1)
+    (decode,) = found["decode"]
+    assert decode["network_passes"] == 3
+    assert decode["total_ms"] >= 3 * found["measured"]["median_ms"]
+
+
+def test_over_ssh_it_is_the_devices_time_and_decoding_is_said_to_be_ours(
+    net: Path, tmp_path_factory: pytest.TempPathFactory, nas_: Callable[..., Outcome]
+) -> None:
+    with ssh_device(tmp_path_factory.mktemp("device")) as device:
+        target = Target("kitchen-pi", "a processor", "onnxruntime", threads=1)
+        table(target, 1.0)
+        link = {"ssh": "device", "python": sys.executable, "folder": str(device.home)}
+        write_yaml("kitchen.yaml", {**target.to_dict(), "link": link})
+        told = nas_("verify", net, "kitchen.yaml", "--seconds", 0.05, "--rounds", 2)
+        assert told.code == 0, told.err
+        assert "kitchen-pi-onnxruntime-fp32-1t (a processor), over device" in told.out
+        assert "timed on THIS machine, not on the device" in " ".join(told.out.split())
+        (found,) = read_card(net)["verified"]
+        assert not found["decode"][0]["figure_of_target"] and found["over"] == "device"
+        write_yaml("gone.yaml", {**target.to_dict(), "link": {**link, "ssh": "locked"}})
+        told = nas_("verify", net, "gone.yaml")
+        assert told.code == 2 and told.err.count("\n") >= 1
+        assert read_card(net)["verified"] == [found]
+
+
+def test_damaged_settings_and_cards_are_refused_by_name(net: Path, nas_: Callable[..., Outcome]) -> None:
+    for options, why in (
+        ({"max_ms": 0.0}, "--max-ms is a positive number"),
+        ({"seconds": 0.0}, "--seconds is positive"),
+        ({"people": 31}, "--people is a number from 0 to 30"),
+    ):
+        with pytest.raises(InputError, match=why):
+            VerifySettings(**options)
+    (net / "card.json").write_text("{")
+    told = nas_("verify", net, "this-machine")
+    assert told.code == 2 and "model card 'net/card.json' is not valid JSON" in told.err
