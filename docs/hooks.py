@@ -131,9 +131,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return f"{label}({relative}{anchor})"
 
     text = outside_code(markdown, lambda part: LINK.sub(rewrite, part))
-    if "<!-- commands -->" in text:
-        text = text.replace("<!-- commands -->", commands())
-    return text
+    before, mark, _ = text.partition("<!-- commands -->")  # what follows is for readers on a forge
+    return before + commands() if mark else text
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.nas.test_plot_page import BROWSERS
 from tests.test_readme import leaves
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,3 +125,20 @@ def test_it_opens_from_disk(site: Path, pages: dict[Path, Page]) -> None:
     """Its search needs its index as a script, and a worker's place taken by a frame."""
     assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index")
     assert all("assets/iframe-worker.js" in page.text for page in pages.values())
+
+
+def test_the_search_works_from_disk(site: Path) -> None:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no headless browser on this machine")
+    told = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"),
+            *("--dump-dom", f"file://{site}/index.html?q=latency"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert re.search(r"[1-9]\d* matching documents", told.stdout), told.stderr[-2000:]
