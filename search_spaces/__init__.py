@@ -33,6 +33,7 @@ from search_spaces.layers import Block, Cost, Layer, Piece, layers_of, piece_fro
 from search_spaces.listed import ListedNetwork, listed_networks
 from search_spaces.litepose import (
     LITEPOSE,
+    UNFUSED,
     LitePoseFamily,
     LitePoseSpace,
     litepose_arch,
@@ -61,6 +62,7 @@ __all__ = [
     "FAMILIES",
     "LITEPOSE",
     "SPACES",
+    "UNFUSED",
     "Arch",
     "Block",
     "BudgetError",

@@ -8,6 +8,9 @@ The network, in this module's terms (stages, deconv steps and outputs are counte
 - ``head.deconv0..2``: the fusion deconv head; each step doubles the resolution of ``refined`` (from stage 3
   on) and of a backbone feature (stage 2, 1, 0), adds both, and normalises;
 - ``head.output0`` (at 1/4: heatmaps and tags) and ``head.output1`` (at 1/2: heatmaps).
+
+The family ``litepose-unfused`` is the same without the fusion: its head sees ``refined`` alone, as the
+networks do that the paper compares its fusion deconv head with (its published 4.06 G is this head's count).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from search_spaces.arch import Arch, Family, Value
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shown
 from search_spaces.files import check_keys
 from search_spaces.layers import Activation, Block, Layer
 from search_spaces.options import (
@@ -55,6 +58,8 @@ class LitePoseFamily(Family):
     """
 
     name: ClassVar[str] = "litepose"
+    fused: ClassVar[bool] = True
+    """Whether the head adds the backbone's features."""
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -71,10 +76,12 @@ class LitePoseFamily(Family):
         found: list[tuple[str, tuple[str, ...]]] = [("stem", ("resolution", "stem_width"))]
         found += stage_dependencies(STAGES, most)
         for i in range(DECONVS):
-            width, sources = f"head.deconv{i}.width", (self.refined_source(i), self.raw_source(i))
+            width, raw = f"head.deconv{i}.width", (self.raw_source(i),) if self.fused else ()
+            sources = (self.refined_source(i), *raw)
             found.append((f"head.deconv{i}", ("resolution", *sources, width, f"head.deconv{i}.kernel")))
             if i > 0:
-                found.append((f"head.output{i - 1}", ("resolution", width, self.output_source(i - 1))))
+                other = (self.output_source(i - 1),) if self.fused else ()
+                found.append((f"head.output{i - 1}", ("resolution", width, *other)))
         return tuple(found)
 
     def block_sources(self, blocks: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
@@ -87,10 +94,11 @@ class LitePoseFamily(Family):
         ]
         refined = features[-1]
         for i in range(DECONVS):
-            found[f"head.deconv{i}"] = (refined, features[STAGES - 1 - i])
+            found[f"head.deconv{i}"] = (refined, *((features[STAGES - 1 - i],) if self.fused else ()))
             refined = f"head.deconv{i}"
             if i > 0:
-                found[f"head.output{i - 1}"] = (refined, features[STAGES - 2 - i])
+                raw = (features[STAGES - 2 - i],) if self.fused else ()
+                found[f"head.output{i - 1}"] = (refined, *raw)
         return found
 
     @staticmethod
@@ -203,8 +211,22 @@ class LitePoseFamily(Family):
         self, name: str, step: int, values: Mapping[str, Value], at: Sequence[tuple[int, int]]
     ) -> Block:
         width, kernel = int(values[f"{name}.width"]), int(values[f"{name}.kernel"])
-        refined, raw = int(values[self.refined_source(step)]), int(values[self.raw_source(step)])
-        before = at[3 - step]
+        refined, before = int(values[self.refined_source(step)]), at[3 - step]
+        if not self.fused:
+            alone = Layer(
+                "deconv",
+                refined,
+                width,
+                kernel,
+                2,
+                1,
+                *before,
+                norm=True,
+                activation="relu",
+                name=f"{name}.refined",
+            )
+            return Block(name, (alone,))
+        raw = int(values[self.raw_source(step)])
         return Block(
             name,
             (
@@ -229,10 +251,9 @@ class LitePoseFamily(Family):
     def _output(
         self, name: str, index: int, values: Mapping[str, Value], at: Sequence[tuple[int, int]], joints: int
     ) -> Block:
-        channels = {
-            "refined": int(values[f"head.deconv{index + 1}.width"]),
-            "raw": int(values[self.output_source(index)]),
-        }
+        channels = {"refined": int(values[f"head.deconv{index + 1}.width"])}
+        if self.fused:
+            channels["raw"] = int(values[self.output_source(index)])
         size = at[1 - index]
         outputs = 2 * joints if index == 0 else joints
         layers = []
@@ -256,7 +277,14 @@ class LitePoseFamily(Family):
                     "conv", c, outputs, 1, 1, 1, *size, add=branch == "raw", name=f"{name}.{branch}.project"
                 )
             )
-        return Block(name, tuple(layers), branches=(2, 2))
+        return Block(name, tuple(layers), branches=(2,) * len(channels))
+
+
+class UnfusedFamily(LitePoseFamily):
+    """LitePose without the fusion: the head's deconvolutions and outputs see the refined features alone."""
+
+    name: ClassVar[str] = "litepose-unfused"
+    fused: ClassVar[bool] = False
 
 
 _CHANNELS, _FACTOR = "a number of channels", "a whole expansion factor"
@@ -284,6 +312,9 @@ _VALUE_NAMES = tuple(_BOUNDS)
 LITEPOSE = LitePoseFamily()
 """The one instance of the family."""
 
+UNFUSED = UnfusedFamily()
+"""The one instance of the family without the fusion."""
+
 
 def litepose_arch(
     resolution: int,
@@ -295,6 +326,7 @@ def litepose_arch(
     kernels: int | Sequence[int] = 7,
     expansions: int | Sequence[int] = 6,
     deconv_kernels: int | Sequence[int] = 4,
+    fusion: bool = True,
 ) -> Arch:
     """Return a LitePose arch from its widths, the way the paper's table writes them.
 
@@ -308,6 +340,8 @@ def litepose_arch(
         Per stage; a single number stands for all four.
     deconv_kernels
         Per deconv step; a single number stands for all three.
+    fusion
+        Whether the head adds the backbone's features; without it, the arch is of ``litepose-unfused``.
 
     Raises
     ------
@@ -329,7 +363,7 @@ def litepose_arch(
                 f"litepose has {count} values '{prefix}{{i}}.{what}', not {len(numbers)}: {numbers}"
             )
         values.update({f"{prefix}{i}.{what}": number for i, number in enumerate(numbers)})
-    return LITEPOSE.arch(values)
+    return (LITEPOSE if fusion else UNFUSED).arch(values)
 
 
 FULL = litepose_arch(512, 24, (32, 64, 96, 160), (64, 48, 32))
@@ -347,7 +381,8 @@ class LitePoseSpace(SearchSpace):
     Attributes
     ----------
     base
-        The network that multiplier 1 stands for; its resolution is not read.
+        The network that multiplier 1 stands for; its resolution is not read. Its family, with the fusion or
+        without, is the space's.
     resolutions
         Sides of the square input, pixels.
     multipliers
@@ -375,7 +410,7 @@ class LitePoseSpace(SearchSpace):
     def __post_init__(self) -> None:
         if self.joints < 1:
             raise InputError(f"the number of joints is at least 1, not {self.joints}")
-        if self.base.family != LITEPOSE:
+        if not isinstance(self.base.family, LitePoseFamily):
             raise InputError(f"the base of a litepose space is a litepose arch, not {self.base.family.name}")
         # Every option must make a valid arch: the extremes of each choice prove it.
         self.smallest()
@@ -387,7 +422,7 @@ class LitePoseSpace(SearchSpace):
 
     @property
     def family(self) -> Family:
-        return LITEPOSE
+        return self.base.family
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
@@ -495,7 +530,7 @@ def litepose_extended(
     )
 
 
-_BASE_KEYS = {"stem", "stages", "deconvs", "depths", "kernels", "expansions", "deconv_kernels"}
+_BASE_KEYS = {"stem", "stages", "deconvs", "depths", "kernels", "expansions", "deconv_kernels", "fusion"}
 
 
 def base_from_config(value: object, where: str) -> Arch:
@@ -504,6 +539,8 @@ def base_from_config(value: object, where: str) -> Arch:
     for key in ("stem", "stages", "deconvs"):
         if key not in given:
             raise InputError(f"{where} lacks '{key}'")
+    if not isinstance(given.get("fusion", True), bool):
+        raise InputError(f"{where}: 'fusion' is true or false, not {shown(given['fusion'])}")
     try:
         return litepose_arch(resolution=512, **given)
     except TypeError:

@@ -26,6 +26,7 @@ from search_spaces.files import check_keys, read_json, write_json
 from search_spaces.listed import ListedNetwork, listed_networks, refuse_listed
 from search_spaces.litepose import (
     LITEPOSE,
+    UNFUSED,
     base_from_config,
     litepose_arch,
     litepose_extended,
@@ -33,7 +34,9 @@ from search_spaces.litepose import (
 )
 from search_spaces.space import SearchSpace
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (LITEPOSE, DECONV_MBV2, DECONV_MBV3)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (LITEPOSE, UNFUSED, DECONV_MBV2, DECONV_MBV3)
+}
 """Every family by name."""
 
 SPACES: Mapping[str, Callable[..., SearchSpace]] = {
@@ -59,7 +62,8 @@ _SPACE_KEYS: Mapping[str, set[str]] = {
 def named_archs() -> Mapping[str, Arch]:
     """Return the published networks by name.
 
-    ``litepose-xs`` ... and the uniform ``prune`` baselines, and networks of the deconv families:
+    ``litepose-xs`` ... and the uniform ``prune`` baselines, ``prune-s-unfused`` (the small one without the
+    fusion in its head), and networks of the deconv families:
     ``simplebaseline-mbv2``, ``simplebaseline-mbv3``, ``deconv-reduced``.
     """
     text = resources.files("search_spaces").joinpath("archs.json").read_text(encoding="utf-8")
@@ -69,7 +73,9 @@ def named_archs() -> Mapping[str, Arch]:
 def _built(family: str = LITEPOSE.name, **values: Any) -> Arch:
     """Return the arch of a family with these widths."""
     rules = FAMILIES[family]
-    return deconv_arch(rules, **values) if isinstance(rules, DeconvFamily) else litepose_arch(**values)
+    if isinstance(rules, DeconvFamily):
+        return deconv_arch(rules, **values)
+    return litepose_arch(**values, fusion=rules != UNFUSED)
 
 
 def _base_from_config(kind: str, value: object, where: str) -> Arch:

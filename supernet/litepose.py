@@ -2,7 +2,8 @@
 
 Modules carry the names of :mod:`search_spaces.litepose`: a layer ``stage0.block1.depthwise`` is the module of
 that name, and its batch normalisation is ``stage0.block1.depthwise_norm``. Normalisation and activation:
-ReLU6 in the backbone, none after projections, ReLU in the head.
+ReLU6 in the backbone, none after projections, ReLU in the head. Networks of ``litepose-unfused`` are the same
+without the head's ``raw`` branches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from search_spaces.litepose import (
     STAGE_STRIDES,
     STAGES,
     STEM_CHANNELS,
+    LitePoseFamily,
 )
 from supernet.base import Channels, Subnet, Supernet, crop_like
 from supernet.elastic import (
@@ -35,9 +37,11 @@ from supernet.elastic import (
 __all__ = ["LitePose", "LitePoseSupernet"]
 
 OUTPUTS = DECONVS - 1
-_OUTPUT_LAYERS = tuple(
-    f"head.output{i}.{branch}.project" for i in range(OUTPUTS) for branch in ("refined", "raw")
-)
+
+
+def _output_layers(fused: bool) -> tuple[str, ...]:
+    branches = ("refined", "raw") if fused else ("refined",)
+    return tuple(f"head.output{i}.{branch}.project" for i in range(OUTPUTS) for branch in branches)
 
 
 def _conv(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -88,16 +92,16 @@ class _Bottleneck(nn.Module):
 
 
 class _Deconv(nn.Module):
-    """One step of the fusion deconv head."""
+    """One step of the fusion deconv head; ``raw`` is 0 where there is no fusion."""
 
     def __init__(self, refined: int, raw: int, width: int, kernel: int) -> None:
         super().__init__()
         self.refined = deconv(refined, width, kernel)
-        self.raw = deconv(raw, width, kernel)
+        self.raw = deconv(raw, width, kernel) if raw else None
         self.norm: nn.Module = nn.BatchNorm2d(width)
 
     def forward(self, refined: Tensor, raw: Tensor, like: Tensor) -> Tensor:
-        whole = self.refined(refined) + self.raw(raw)
+        whole = self.refined(refined) + self.raw(raw) if self.raw is not None else self.refined(refined)
         x = crop_like(whole, like)
         # Folded, the norm is none: written in place into a part, an export would scatter it into the whole.
         return F.relu(self.norm(x), inplace=x is whole)
@@ -116,26 +120,29 @@ class _Separable(nn.Module):
 
 
 class _Output(nn.Module):
+    """One output; ``raw`` is 0 where there is no fusion."""
+
     def __init__(self, refined: int, raw: int, c_out: int) -> None:
         super().__init__()
         self.refined = _Separable(refined, c_out)
-        self.raw = _Separable(raw, c_out)
+        self.raw = _Separable(raw, c_out) if raw else None
 
     def forward(self, refined: Tensor, raw: Tensor) -> Tensor:
-        return cast(Tensor, self.refined(refined) + self.raw(raw))
+        x = self.refined(refined)
+        return cast(Tensor, x + self.raw(raw) if self.raw is not None else x)
 
 
 class _Head(nn.Module):
     """Three fusion deconv steps; an output after the second (at 1/4) and the third (at 1/2)."""
 
-    def __init__(self, values: Mapping[str, int], joints: int) -> None:
+    def __init__(self, values: Mapping[str, int], joints: int, fused: bool) -> None:
         super().__init__()
         for i in range(DECONVS):
-            refined, raw = values[LITEPOSE.refined_source(i)], values[LITEPOSE.raw_source(i)]
+            refined, raw = values[LITEPOSE.refined_source(i)], values[LITEPOSE.raw_source(i)] * fused
             width, kernel = values[f"head.deconv{i}.width"], values[f"head.deconv{i}.kernel"]
             self.add_module(f"deconv{i}", _Deconv(refined, raw, width, kernel))
             if i > 0:
-                source = values[LITEPOSE.output_source(i - 1)]
+                source = values[LITEPOSE.output_source(i - 1)] * fused
                 self.add_module(f"output{i - 1}", _Output(width, source, _output_channels(i - 1, joints)))
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -181,7 +188,7 @@ class LitePose(Subnet):
                 )
                 c_in = width
             self.add_module(f"stage{i}", nn.Sequential(blocks))
-        self.head = _Head(values, joints)
+        self.head = _Head(values, joints, _fused(arch))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output maps.
@@ -209,7 +216,8 @@ class LitePose(Subnet):
             if isinstance(module, nn.BatchNorm2d):
                 room, _, own = name.rpartition(".")
                 if own == "norm":
-                    found[name] = (f"{room}.refined", f"{room}.raw")
+                    raw = (f"{room}.raw",) if _fused(self.arch) else ()
+                    found[name] = (f"{room}.refined", *raw)
                 else:
                     found[name] = (name.removesuffix("_norm"),)
         return found
@@ -222,7 +230,7 @@ class LitePose(Subnet):
     @property
     def output_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that write the network's outputs."""
-        return _OUTPUT_LAYERS
+        return _output_layers(_fused(self.arch))
 
     def beginnings(self) -> Mapping[str, tuple[tuple[str, Any], ...]]:
         """Return the four stages, and the values that each depends on: its own and all before them."""
@@ -246,10 +254,11 @@ class LitePose(Subnet):
             for i in range(STAGES)
         ]
         alone: list[list[str]] = [[f"{name}_norm" for name in names] for names in trunk]
-        for i in range(DECONVS):
+        fused = _fused(self.arch)
+        for i in range(DECONVS if fused else 0):
             readers[STAGES - 1 - i].append(f"head.deconv{i}.raw")
         readers[STAGES].append("head.deconv0.refined")
-        for index, source in ((0, 1), (1, 0)):
+        for index, source in ((0, 1), (1, 0)) if fused else ():
             readers[source].append(f"head.output{index}.raw.project")
             alone[source] += [f"head.output{index}.raw.{part}" for part in ("depthwise", "depthwise_norm")]
         for i in range(STAGES, 0, -1):
@@ -273,13 +282,19 @@ class LitePose(Subnet):
                 branch = f"head.output{i - 1}.refined"
                 kept += [f"{branch}.depthwise", f"{branch}.depthwise_norm"]
                 read.append(f"{branch}.project")
-            found.append(Channels((f"{at}.refined", f"{at}.raw"), tuple(kept), tuple(read)))
+            branches = (f"{at}.refined", f"{at}.raw") if fused else (f"{at}.refined",)
+            found.append(Channels(branches, tuple(kept), tuple(read)))
         return tuple(found)
+
+
+def _fused(arch: Arch) -> bool:
+    """Return whether a litepose arch's head adds the backbone's features."""
+    return isinstance(arch.family, LitePoseFamily) and arch.family.fused
 
 
 def _numbers(arch: Arch, joints: int) -> dict[str, int]:
     """Return the arch's values after checking family and joints."""
-    if arch.family != LITEPOSE:
+    if not isinstance(arch.family, LitePoseFamily):
         raise InputError(f"a litepose network needs a litepose arch, not one of {arch.family.name}")
     if joints < 1:
         raise InputError(f"the number of joints is at least 1, not {joints}")
@@ -330,11 +345,13 @@ class _ElasticDeconv(nn.Module):
     def __init__(self, refined: int, raw: int, width: int, kernel: int) -> None:
         super().__init__()
         self.refined = ElasticConvTranspose2d(refined, width, kernel)
-        self.raw = ElasticConvTranspose2d(raw, width, kernel)
+        self.raw = ElasticConvTranspose2d(raw, width, kernel) if raw else None
         self.norm = ElasticBatchNorm2d(width)
 
     def forward(self, refined: Tensor, raw: Tensor, like: Tensor, width: int, kernel: int) -> Tensor:
-        x = self.refined(refined, width, kernel) + self.raw(raw, width, kernel)
+        x = self.refined(refined, width, kernel)
+        if self.raw is not None:
+            x = x + self.raw(raw, width, kernel)
         return F.relu(self.norm(crop_like(x, like)), inplace=True)
 
 
@@ -354,21 +371,22 @@ class _ElasticOutput(nn.Module):
     def __init__(self, refined: int, raw: int, c_out: int) -> None:
         super().__init__()
         self.refined = _ElasticSeparable(refined, c_out)
-        self.raw = _ElasticSeparable(raw, c_out)
+        self.raw = _ElasticSeparable(raw, c_out) if raw else None
 
     def forward(self, refined: Tensor, raw: Tensor) -> Tensor:
-        return cast(Tensor, self.refined(refined) + self.raw(raw))
+        x = self.refined(refined)
+        return cast(Tensor, x + self.raw(raw) if self.raw is not None else x)
 
 
 class _ElasticHead(nn.Module):
-    def __init__(self, most: Mapping[str, int], joints: int) -> None:
+    def __init__(self, most: Mapping[str, int], joints: int, fused: bool) -> None:
         super().__init__()
         for i in range(DECONVS):
-            refined, raw = most[LITEPOSE.refined_source(i)], most[LITEPOSE.raw_source(i)]
+            refined, raw = most[LITEPOSE.refined_source(i)], most[LITEPOSE.raw_source(i)] * fused
             width, kernel = most[f"head.deconv{i}.width"], most[f"head.deconv{i}.kernel"]
             self.add_module(f"deconv{i}", _ElasticDeconv(refined, raw, width, kernel))
             if i > 0:
-                source = most[LITEPOSE.output_source(i - 1)]
+                source = most[LITEPOSE.output_source(i - 1)] * fused
                 self.add_module(
                     f"output{i - 1}", _ElasticOutput(width, source, _output_channels(i - 1, joints))
                 )
@@ -422,7 +440,7 @@ class LitePoseSupernet(Supernet):
                 )
                 c_in = width
             self.add_module(f"stage{i}", blocks)
-        self.head = _ElasticHead(most, space.joints)
+        self.head = _ElasticHead(most, space.joints, _fused(self.widest))
 
     def forward(self, x: Tensor, arch: Arch) -> tuple[Tensor, Tensor]:
         """Return what the plain network of ``arch`` returns (see :meth:`LitePose.forward`).
@@ -446,4 +464,4 @@ class LitePoseSupernet(Supernet):
     @property
     def output_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that write the network's outputs."""
-        return _OUTPUT_LAYERS
+        return _output_layers(_fused(self.widest))

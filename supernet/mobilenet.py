@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from search_spaces import Arch, Family, InputError
 from search_spaces.deconv import DECONV_MBV2, deconv_arch
-from search_spaces.litepose import LITEPOSE, STEM_CHANNELS, litepose_arch
+from search_spaces.litepose import LITEPOSE, STEM_CHANNELS, UNFUSED, litepose_arch
 from supernet.base import Subnet
 from supernet.checkpoint import fill, read_pth
 from supernet.registry import NETWORKS
@@ -92,7 +93,7 @@ class _Form:
         return found if self.last is None else {**found, self.last: f"{_LAST}.0"}
 
 
-def _litepose(found: _Shapes, where: str) -> Arch:
+def _litepose(found: _Shapes, where: str, fusion: bool = True) -> Arch:
     if found.stem != STEM_CHANNELS:
         raise InputError(
             f"{where} begins with {found.stem} channels, LitePose with {STEM_CHANNELS}; take MobileNetV2-1.0"
@@ -106,6 +107,7 @@ def _litepose(found: _Shapes, where: str) -> Arch:
         kernels=found.kernels,
         expansions=found.expansions,
         deconv_kernels=2,
+        fusion=fusion,
     )
 
 
@@ -124,8 +126,10 @@ def _deconv(found: _Shapes, where: str) -> Arch:
     )
 
 
+_STEM: Final = ("stem.conv", "stem.depthwise", "stem.project")
 _FORMS: Final[Mapping[str, _Form]] = {
-    LITEPOSE.name: _Form(4, 0, ("stem.conv", "stem.depthwise", "stem.project"), None, _litepose),
+    LITEPOSE.name: _Form(4, 0, _STEM, None, _litepose),
+    UNFUSED.name: _Form(4, 0, _STEM, None, partial(_litepose, fusion=False)),
     DECONV_MBV2.name: _Form(
         6, 1, ("stem.conv", "stage0.block0.depthwise", "stage0.block0.project"), "last.conv", _deconv
     ),
@@ -169,7 +173,7 @@ def import_mobilenet_v2(
     where = f"checkpoint '{path}'"
     if family.name not in _FORMS:
         raise InputError(
-            f"{where} holds MobileNetV2, the backbone of {' and '.join(_FORMS)}; {family.name} has another"
+            f"{where} holds MobileNetV2, the backbone of {', '.join(_FORMS)}; {family.name} has another"
         )
     form = _FORMS[family.name]
     tensors = read_pth(Path(path), where)

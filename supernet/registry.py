@@ -19,6 +19,7 @@ __all__ = ["NETWORKS", "SUPERNETS", "build_network", "build_supernet", "initiali
 
 NETWORKS: Mapping[str, type[Subnet]] = {
     "litepose": LitePose,
+    "litepose-unfused": LitePose,
     "deconv-mbv2": DeconvPose,
     "deconv-mbv3": DeconvPose,
 }
@@ -26,6 +27,7 @@ NETWORKS: Mapping[str, type[Subnet]] = {
 
 SUPERNETS: Mapping[str, type[Supernet]] = {
     "litepose": LitePoseSupernet,
+    "litepose-unfused": LitePoseSupernet,
     "deconv-mbv2": DeconvSupernet,
     "deconv-mbv3": DeconvSupernet,
 }

@@ -53,6 +53,7 @@ SPACES = {
         kernels=(3,),
         expansions=(1, 2),
     ),
+    "unfused": litepose_native(base=get_arch("prune-s-unfused")),
     "deconv-mbv2": deconv_mbv2(),
     "deconv-mbv3": deconv_mbv3(14),
     "deconv-mbv2-tiny": tiny("deconv-mbv2", expansions=(1, 2), deconvs=2),

@@ -37,6 +37,15 @@ SPACES: dict[str, SearchSpace] = {
         expansions=(2,),
         deconv_kernels=(2, 3),
     ),
+    # A head that sees the backbone's last features alone.
+    "unfused": litepose_native(
+        4,
+        base=litepose_arch(
+            64, 16, (16, 24, 32, 32), (32, 24, 16), depths=(1, 2, 1, 2), expansions=2, fusion=False
+        ),
+        resolutions=(64, 96),
+        multipliers=(1, 0.5),
+    ),
     # Two or three deconv steps; with and without a last convolution, narrower than what comes before it.
     "deconv-mbv2": deconv_mbv2(
         5,
@@ -74,6 +83,7 @@ DECONVS = tuple(name for name in SPACES if name.startswith("deconv"))
 
 _JOINED = {
     "litepose": (("stage2.width", "stage3.width"),),
+    "litepose-unfused": (("stage2.width", "stage3.width"),),
     "deconv-mbv2": (
         ("stem_width", "stage0.width"),
         ("stage3.width", "stage4.width"),
@@ -111,7 +121,7 @@ def output_shapes(arch: Arch, joints: int, n: int, height: int, width: int) -> l
     def at(stride: int) -> tuple[int, int]:
         return -(-height // stride), -(-width // stride)
 
-    if arch.family.name == "litepose":
+    if arch.family.name.startswith("litepose"):
         return [(n, 2 * joints, *at(4)), (n, joints, *at(2))]
     return [(n, joints, *at(4 if arch["head.deconv2.width"] else 8))]
 

@@ -23,7 +23,7 @@ def test_a_paradigm_stays_the_one_of_its_name_in_another_process(paradigm: Parad
 @pytest.mark.parametrize("family", NETWORKS)
 def test_plain_and_elastic_networks_are_of_one_paradigm(family: str) -> None:
     assert paradigm_of(NETWORKS[family]) is paradigm_of(SUPERNETS[family])
-    assert paradigm_of(NETWORKS[family]) is (BOTTOM_UP if family == "litepose" else TOP_DOWN)
+    assert paradigm_of(NETWORKS[family]) is (BOTTOM_UP if family.startswith("litepose") else TOP_DOWN)
 
 
 def test_an_unknown_paradigm_is_refused() -> None:

@@ -416,7 +416,9 @@ def test_a_narrow_encoder_takes_the_most_important_channels(tmp_path: Path, by: 
 
 def test_mobilenets_weights_have_no_place_in_mobilenet_v3(tmp_path: Path) -> None:
     torch.save(imagenet(), tmp_path / "mobilenet.pth")
-    with pytest.raises(InputError, match="backbone of litepose and deconv-mbv2; deconv-mbv3 has another"):
+    with pytest.raises(
+        InputError, match="backbone of litepose, litepose-unfused, deconv-mbv2; deconv-mbv3 has another"
+    ):
         import_mobilenet_v2(tmp_path / "mobilenet.pth", 5, DECONV_MBV3)
 
 
