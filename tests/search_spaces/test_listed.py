@@ -141,3 +141,40 @@ def test_layers_are_those_of_an_independent_sheet(model: str) -> None:
         if x.kind != "se"
     )
     assert ours == theirs
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "papers.md"
+
+
+def _rows(start: str) -> list[list[str]]:
+    """Return the cells of the page's table rows that begin so."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(start)]
+
+
+def test_the_pages_table_is_what_is_counted() -> None:
+    rows = {row[0].strip("`"): row for row in _rows("| `")}
+    assert set(rows) == set(NETWORKS)
+    for name, row in rows.items():
+        published = NETWORKS[name].published[0]
+        cost = NETWORKS[name].cost(published.joints)
+        assert row[2] == str(published.joints)
+        assert row[3] == f"{cost.params / 1e6:.2f}"
+        assert row[4] == ("-" if published.params_m is None else f"{published.params_m:g}")
+        assert row[5] == f"{cost.macs / 1e9:.2f}"
+        assert row[6] == f"{NETWORKS[name].counted_g(published):.2f}"
+        assert row[7] == f"{published.macs_g:g}"
+
+
+def test_the_pages_ways_of_counting_are_those() -> None:
+    """LitePose-S at 14 joints and HigherHRNet-W32 at 17, four ways."""
+    litepose, higher = get_arch("litepose-s"), NETWORKS["higherhrnet-w32"]
+    found = []
+    for layers, cost in (
+        (litepose.layers(14), litepose.cost(14)),
+        (higher.layers(17), higher.cost(17)),
+    ):
+        output = sum(x.macs * (4 if x.kind == "deconv" else 1) for x in layers)
+        found.append([cost.macs / 1e9, cost.macs / 2**30, output / 1e9, cost.macs_paper / 1e9])
+    ways = [*_rows("| true"), *_rows("| in units"), *_rows("| deconvolutions at"), *_rows("| LitePose's |")]
+    assert [row[-2:] for row in ways] == [[f"{a:.2f}", f"{b:.2f}"] for a, b in zip(*found, strict=True)]
