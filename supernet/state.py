@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,7 +61,13 @@ def write_tensors(
     with atomic_path(path) as temporary:
         contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         told = {**meta, _DIGEST: _digest(contiguous, meta)}
-        save_file(contiguous, temporary, metadata={_META: json.dumps(told)})
+        try:
+            save_file(contiguous, temporary, metadata={_META: json.dumps(told)})
+        except SafetensorError as error:  # how a full disk is told there
+            number = re.search(r"\(os error ([0-9]+)\)", str(error))
+            if number is None:
+                raise OSError(str(error)) from None
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
         if former is not None and path.exists():
             path.replace(former)
 
