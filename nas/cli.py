@@ -563,7 +563,8 @@ def profile(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, or int8 (onnxruntime, openvino, litert): weights and activations in 8 bits;"
+            help="fp32; int8 (onnxruntime, openvino, ncnn, litert): weights and activations in 8 bits; fp16"
+            " (ncnn: computed in 16 bits where the processor can; litert: weights in 16 bits);"
             " default: the target file's, else fp32."
         ),
     ] = None,

@@ -111,7 +111,9 @@ NETWORK_WRITERS: Mapping[str, Callable[[Program, Path, str], Path]] = {
     "litert": lambda program, stem, precision: litert_runtime.write_network(
         program, stem.with_suffix(".tflite"), precision
     ),
-    "ncnn": lambda program, stem, precision: ncnn_runtime.write_network(program, stem.with_suffix(".param")),
+    "ncnn": lambda program, stem, precision: ncnn_runtime.write_network(
+        program, stem.with_suffix(".param"), precision
+    ),
 }
 """By runtime that reads a format of its own: what writes whole networks, at a precision, beside a stem."""
 

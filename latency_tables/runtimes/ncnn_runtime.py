@@ -1,9 +1,8 @@
-"""ncnn on the CPU, at fp32; layers and blocks get and hand over their activations packed, as in a network.
+"""ncnn on the CPU; layers and blocks get and hand over their activations packed, as in a network.
 
 ncnn keeps 4, 8 or 16 channels of a pixel side by side (*packs* them) where the number of channels allows it,
 and every layer decides for itself, so that a block runs alone as it runs in a network once its input comes
-packed. A program is written as the text and the numbers of an ncnn network, with the layers that ncnn's own
-converter, pnnx, would write.
+packed. Programs are written as ncnn networks by :mod:`latency_tables.runtimes.ncnn_writer`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -27,44 +25,42 @@ from latency_tables.runtimes.base import (
     Prepared,
     Program,
     Runtime,
-    Step,
     check_picture_input,
-    conv_padding,
-    deconv_padding,
     file_digest,
     random_picture,
 )
+from latency_tables.runtimes.ncnn_writer import network_text, program_network
+from latency_tables.runtimes.ranges import Range, checked_ranges, kept_steps
 from search_spaces.errors import InputError, UnavailableError
 from search_spaces.layers import Layer, Piece
 
 if TYPE_CHECKING:
     import ncnn
 
-_MAGIC = 7767517
-"""First line of every ncnn network."""
-
-_Part = tuple[int, tuple[int, int]]
-"""A value's number, and the height and width of the upper left part that is read."""
-
-_HARD = f"0={np.float32(1 / 6):.9g} 1=0.5"
-"""Slope and offset of hard-sigmoid and hard-swish; ncnn's own default is another slope."""
-
-_FLOAT32 = np.zeros(1, dtype="<u4").tobytes()
-"""What precedes weights that are stored as 32-bit floats."""
+__all__ = ["NcnnRuntime", "program_network", "write_network"]
 
 
 class NcnnRuntime(Runtime):
-    """ncnn on the CPU: 32-bit floats stored and computed, packed layouts, algorithms as ncnn picks them.
+    """ncnn on the CPU: packed layouts, algorithms as ncnn picks them, activations from pools.
 
-    Without being told otherwise, ncnn computes in 16 bits wherever a processor can; that is switched off, so
-    that fp32 is fp32. Activations come from pools, as in ncnn's own benchmark.
+    What is computed in what is a matter of ncnn's options:
+
+    - fp32: 32-bit floats stored and computed. Without being told otherwise, ncnn computes in 16 bits wherever
+      a processor can; that is switched off, so that fp32 is fp32.
+    - fp16: ncnn's own defaults. Weights and activations are stored and computed with in 16 bits where the
+      processor and ncnn's kernels for it have them (ARM from 8.2 on); elsewhere, as on most x86 processors,
+      this is fp32 with weights that were rounded. How weights are stored in a file changes nothing: those of
+      fp32 are rounded when they are loaded, those of fp16 widened where they have to be.
+    - int8: convolutions in 8 bits, see :mod:`latency_tables.runtimes.ncnn_writer`, all else as in fp32. A
+      piece is handed floats, and turns them into 8 bits at its own expense, as a block does that reads what
+      is added to its output; only between two convolutions are 8 bits handed over.
 
     Whole networks are ``.param`` files with their ``.bin`` beside them, or ``.onnx`` files, which pnnx
-    converts.
-    int8 is not offered: what would quantise a network for ncnn is not in its Python package.
+    converts, but not to 8 bits.
     """
 
     name: ClassVar[str] = "ncnn"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     packages: ClassVar[tuple[str, ...]] = ("ncnn",)
     install: ClassVar[str] = "install it with: pip install ncnn pnnx"
 
@@ -77,16 +73,16 @@ class NcnnRuntime(Runtime):
     def prepare(self, piece: Piece | Program, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
         program = Program.of(piece)
-        text, numbers = program_network(program)
-        with _network(text, numbers, threads) as net:
+        text, numbers = _written(program, precision)
+        with _network(text, numbers, threads, precision) as net:
             feeds = [_packed(x, net.opt) for x in program.inputs]
             yield _prepared(net, feeds)
 
     @contextmanager
     def prepare_empty(self, threads: int, precision: str = "fp32") -> Iterator[Prepared]:
         self.check(threads, precision)
-        text = _text(["Input in0 0 1 in0", "ReLU relu 1 1 in0 out0"])
-        with _network(text, b"", threads) as net:
+        text = network_text(["Input in0 0 1 in0", "ReLU relu 1 1 in0 out0"])
+        with _network(text, b"", threads, precision) as net:
             yield _prepared(net, [_mat(np.ones((1, 1, 1, 1), dtype=np.float32))])
 
     def network_files(self, path: Path) -> tuple[Path, ...]:
@@ -99,17 +95,22 @@ class NcnnRuntime(Runtime):
         self.check_network(path, threads, precision)
         numbers: bytes | Path
         if path.suffix == ".onnx":
+            if precision == "int8":
+                raise InputError(
+                    f"ncnn times .param files in int8, not '{path}': write one with calibrated ranges"
+                )
             text, numbers = _converted(path, size)
         elif path.suffix == ".param":
             text, numbers = path.read_text(encoding="utf-8", errors="replace"), path.with_suffix(".bin")
             if not path.with_suffix(".bin").is_file():
                 raise InputError(f"the network '{path}' has no '{path.stem}.bin' beside it, its numbers")
             _check_stated_size(path, text, size)
+            _check_bits(path, text, precision)
         else:
             raise InputError(f"ncnn times .param files (with their .bin) and .onnx files, not '{path}'")
         x = random_picture(size)
         try:
-            with _network(text, numbers, threads) as net:
+            with _network(text, numbers, threads, precision) as net:
                 if len(net.input_names()) != 1:
                     raise _RefusedError(f"it has {len(net.input_names())} inputs, not one")
                 with _prepared_network(net, x) as prepared:
@@ -134,184 +135,100 @@ def _check_stated_size(path: Path, text: str, size: tuple[int, int]) -> None:
             )
 
 
+def _check_bits(path: Path, text: str, precision: str) -> None:
+    """Raise :class:`InputError` if an ncnn network is in 8 bits and should not be, or the other way round."""
+    eight = any(
+        line.startswith("Convolution")
+        and any(word.startswith("8=") and word != "8=0" for word in line.split())
+        for line in text.splitlines()
+    )
+    if eight != (precision == "int8"):
+        found = "in int8" if eight else "in floats"
+        raise InputError(
+            f"the network '{path}' is {found}, so it is not timed in '{precision}': no file is quantised, nor"
+            " the other way round, when it is read"
+        )
+
+
 class _RefusedError(Exception):
     """ncnn does not take a network; the reason in its words."""
 
 
-def write_network(program: Program, path: Path) -> Path:
+def write_network(
+    program: Program,
+    path: Path,
+    precision: str = "fp32",
+    ranges: Mapping[int, Range] | None = None,
+    keep: Iterable[str] = (),
+) -> Path:
     """Write a piece or a whole network as a ``.param`` file with its ``.bin`` beside it; return the former.
 
-    Neither ncnn nor pnnx is needed for it.
+    Neither ncnn nor pnnx is needed for it, but for int8 without ranges.
+
+    Parameters
+    ----------
+    program
+        What is written.
+    path
+        Of the ``.param`` file, which is written last, when its numbers are there.
+    precision
+        ``fp32``; ``fp16``: weights are stored in 16 bits (about half the size), and ncnn's options decide
+        what is computed in; ``int8``: convolutions but for transposed ones in 8 bits, in the form of ncnn's
+        own tools: weights with one scale per output channel, activations with one scale, symmetric (about
+        a quarter of the size, but for the weights of transposed convolutions, half of theirs).
+    ranges
+        For int8: the range of every value, from :func:`latency_tables.runtimes.ranges.value_ranges` on
+        calibration pictures. By default they come from a run of ncnn in fp32 on the program's own inputs:
+        enough for timing, too little for accuracy.
+    keep
+        For int8: names of layers that compute in floats.
+
+    Raises
+    ------
+    InputError
+        If there is no such precision, a range is missing, no layer is called so, or 16 bits do not hold a
+        layer's weights.
+    UnavailableError
+        If ranges would have to be found and ncnn is not installed.
     """
+    if precision not in NcnnRuntime.precisions:
+        raise InputError(f"ncnn has {', '.join(NcnnRuntime.precisions)}, not '{precision}'")
     from search_spaces.files import write_bytes  # needs yaml, which devices do without
 
-    text, numbers = program_network(program)
+    text, numbers = _written(program, precision, ranges, keep)
     write_bytes(path.with_suffix(".bin"), numbers)
     write_bytes(path, text.encode())
     return path
 
 
-def program_network(program: Program) -> tuple[str, bytes]:
-    """Return a program as the text (``.param``) and the numbers (``.bin``) of an ncnn network.
-
-    Its inputs are called ``in0``, ``in1``, ..., its outputs ``out0``, ``out1``, ...
-    """
-    wires = _Wires(program)
-    lines = wires.lines
-    for number, array in enumerate(program.inputs):
-        channels, height, width = array.shape[1:]
-        lines.append(f"Input in{number} 0 1 in{number} 0={width} 1={height} 2={channels}")
-        wires.give(number, f"in{number}")
-    for place, step in enumerate(program.steps):
-        layer = step.layer
-        number = len(program.inputs) + place
-        y = wires.name(number)
-        x = wires.take(step.x, (layer.h_in, layer.w_in))
-        if layer.kind == "se":
-            lines += _gate(layer, place, x, y)
-        elif step.other is None:
-            # pnnx fuses ReLUs into convolutions, and leaves hard-swish a layer of its own.
-            alone = layer.activation == "hswish"
-            lines.append(_convolution(step, f"conv{place}", x, f"z{place}" if alone else y, fused=not alone))
-            if alone:
-                lines.append(_activation(layer, place, f"z{place}", y))
-        else:
-            other = wires.take(step.other, (layer.h_out, layer.w_out))
-            end = y if layer.activation == "none" else f"sum{place}"
-            lines.append(_convolution(step, f"conv{place}", x, f"z{place}", fused=False))
-            lines.append(f"BinaryOp add{place} 2 1 {other} z{place} {end} 0=0")
-            if layer.activation != "none":
-                lines.append(_activation(layer, place, end, y))
-        wires.give(number, y)
-    return _text(lines), b"".join(chunk for step in program.steps for chunk in _numbers(step))
+def _written(
+    program: Program,
+    precision: str,
+    ranges: Mapping[int, Range] | None = None,
+    keep: Iterable[str] = (),
+) -> tuple[str, bytes]:
+    """Return a program as the text and the numbers of an ncnn network in that precision."""
+    kept = kept_steps(program, keep, precision)
+    if precision != "int8":
+        return program_network(program, halves=precision == "fp16")
+    given = _own_ranges(program) if ranges is None else checked_ranges(program, ranges)
+    return program_network(program, halves=True, ranges=given, keep=kept)
 
 
-class _Wires:
-    """The names under which a program's values are found; ncnn wants one name per reader.
-
-    A value that several read is split, and what reads a part of a value gets it cropped: each part once,
-    however many read it.
-    """
-
-    def __init__(self, program: Program) -> None:
-        self.lines: list[str] = []
-        self._results = {number: f"out{i}" for i, number in enumerate(program.results)}
-        self._sizes = [x.shape[2:] for x in program.inputs]
-        self._sizes += [(step.layer.h_out, step.layer.w_out) for step in program.steps]
-        self._waiting: dict[_Part, list[str]] = {}
-        self._readers: Counter[_Part] = Counter((number, self._sizes[number]) for number in program.results)
-        for step in program.steps:
-            layer = step.layer
-            self._readers[step.x, (layer.h_in, layer.w_in)] += 1
-            if step.other is not None:
-                self._readers[step.other, (layer.h_out, layer.w_out)] += 1
-        for number, size in list(self._readers):
-            if size != self._sizes[number]:
-                self._readers[number, self._sizes[number]] += 1  # the crop
-
-    def name(self, number: int) -> str:
-        """Return what a value is called where it is computed."""
-        alone = self._readers[number, self._sizes[number]] == 1
-        return self._results[number] if alone and number in self._results else f"y{number}"
-
-    def give(self, number: int, name: str) -> None:
-        """Make known that a value has been computed."""
-        self._spread((number, self._sizes[number]), name)
-
-    def take(self, number: int, size: tuple[int, int]) -> str:
-        """Return the name under which the next reader finds a value's upper left part of that size."""
-        part = number, size
-        if part not in self._waiting:
-            whole, name = self.take(number, self._sizes[number]), f"y{number}_{size[0]}x{size[1]}"
-            ends = f"-23309=2,0,0 -23310=2,{size[0]},{size[1]} -23311=2,1,2"
-            self.lines.append(f"Crop crop_{name} 1 1 {whole} {name} {ends}")
-            self._spread(part, name)
-        return self._waiting[part].pop(0)
-
-    def _spread(self, part: _Part, name: str) -> None:
-        count = self._readers[part]
-        names = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-        if count > 1:
-            number, size = part
-            if number in self._results and size == self._sizes[number]:
-                names[-1] = self._results[number]
-            self.lines.append(f"Split split_{name} 1 {count} {name} {' '.join(names)}")
-        self._waiting[part] = names
-
-
-def _text(lines: Sequence[str]) -> str:
-    """Return the text of a network: magic number, how many layers and values it has, and the layers."""
-    values = sum(int(line.split()[3]) for line in lines)
-    return "\n".join([str(_MAGIC), f"{len(lines)} {values}", *lines, ""])
-
-
-def _convolution(step: Step, name: str, x: str, y: str, *, fused: bool) -> str:
-    """Return the line of a convolution, with its activation if that is ``fused`` with it."""
-    layer = step.layer
-    operator = "Deconvolution" if layer.kind == "deconv" else "Convolution"
-    given = {0: layer.c_out, 1: layer.kernel, 2: 1, 3: layer.stride, 5: int(step.bias is not None)}
-    if layer.kind == "deconv":
-        padding, extra = deconv_padding(layer)
-        given |= {4: padding, 18: extra, 19: extra}
-    else:
-        before, after = conv_padding(layer)
-        given |= {4: before, 14: before, 15: after, 16: after}
-    given[6] = step.weight.size
-    if layer.groups > 1:
-        operator += "DepthWise"
-        given[7] = layer.groups
-    words = [f"{key}={value}" for key, value in sorted(given.items())]
-    if fused and layer.activation == "relu":
-        words.append("9=1")
-    elif fused and layer.activation == "relu6":
-        words += ["9=3", "-23310=2,0.0,6.0"]
-    return f"{operator} {name} 1 1 {x} {y} {' '.join(words)}"
-
-
-def _activation(layer: Layer, place: int, x: str, y: str) -> str:
-    """Return the line of an activation that is a layer of its own."""
-    what = {
-        "relu": ("ReLU", ""),
-        "relu6": ("Clip", " 0=0.0 1=6.0"),
-        "hswish": ("HardSwish", f" {_HARD}"),
-    }
-    operator, words = what[layer.activation]
-    return f"{operator} act{place} 1 1 {x} {y}{words}"
-
-
-def _gate(layer: Layer, place: int, x: str, y: str) -> list[str]:
-    """Return the lines of a squeeze-and-excitation, as pnnx converts torch's."""
-    name, squeeze, channels = f"se{place}", layer.squeeze, layer.c_out
-    size = squeeze * channels
-    return [
-        f"Split split_{name} 1 2 {x} {name}_x {name}_seen",
-        f"Reduction mean_{name} 1 1 {name}_seen {name}_mean 0=3 1=0 -23303=2,2,1 4=1 5=1",
-        f"Convolution reduce_{name} 1 1 {name}_mean {name}_few 0={squeeze} 1=1 3=1 4=0 5=1 6={size} 9=1",
-        f"Convolution expand_{name} 1 1 {name}_few {name}_sum 0={channels} 1=1 3=1 4=0 5=1 6={size}",
-        f"HardSigmoid act_{name} 1 1 {name}_sum {name}_gate {_HARD}",
-        f"BinaryOp mul_{name} 2 1 {name}_x {name}_gate {y} 0=2",
-    ]
-
-
-def _numbers(step: Step) -> list[bytes]:
-    """Return weights and bias as ncnn stores them: output channels before input channels, group by group."""
-    layer, weight = step.layer, step.weight
-    if layer.kind == "se":
-        reduce, shift, expand, rise = (
-            np.ascontiguousarray(each, dtype="<f4").tobytes() for each in step.gate
-        )
-        return [_FLOAT32, reduce, shift, _FLOAT32, expand, rise]
-    if layer.kind == "deconv":
-        groups = weight.reshape(layer.groups, layer.c_in // layer.groups, -1, layer.kernel**2)
-        weight = groups.swapaxes(1, 2)
-    found = [_FLOAT32, np.ascontiguousarray(weight, dtype="<f4").tobytes()]
-    if step.bias is not None:
-        found.append(step.bias.astype("<f4").tobytes())
-    return found
+def _own_ranges(program: Program) -> dict[int, Range]:
+    """Return the range of every value when the program runs in fp32 on its own inputs."""
+    NcnnRuntime().check(1)
+    first = len(program.inputs)
+    every = Program(program.inputs, program.steps, tuple(range(first, first + len(program.steps))))
+    with _network(*program_network(every), 1) as net:
+        found = _extracted(net, [_mat(x) for x in program.inputs], packed=False)
+        values = [*program.inputs, *(np.array(mat) for mat in found)]
+        del found
+    return {number: (float(y.min()), float(y.max())) for number, y in enumerate(values)}
 
 
 @contextmanager
-def _network(text: str, numbers: bytes | Path, threads: int) -> Iterator[ncnn.Net]:
+def _network(text: str, numbers: bytes | Path, threads: int, precision: str = "fp32") -> Iterator[ncnn.Net]:
     """Yield a loaded network that computes with so many threads; at the end all its memory is given back.
 
     Raises
@@ -329,7 +246,7 @@ def _network(text: str, numbers: bytes | Path, threads: int) -> Iterator[ncnn.Ne
     for width in ("fp16", "bf16"):
         for part in ("packed", "storage", "arithmetic"):
             if hasattr(options, f"use_{width}_{part}"):
-                setattr(options, f"use_{width}_{part}", False)
+                setattr(options, f"use_{width}_{part}", precision == width)
     options.blob_allocator, options.workspace_allocator = blobs, workspace
     try:
         with tempfile.TemporaryDirectory(prefix="litepose-nas-") as folder:
@@ -437,12 +354,15 @@ def _packed(array: Array, options: Any) -> ncnn.Mat:
 
     mat, channels = _mat(array), array.shape[1]
     one = Layer("conv", 1, channels, 1, 1, 1, 1, 1)
-    with _network(*program_network(Program.of(one)), options.num_threads) as neighbour:
+    precision = "fp16" if options.use_fp16_storage else "fp32"
+    with _network(*program_network(Program.of(one)), options.num_threads, precision) as neighbour:
         extractor = neighbour.create_extractor()
         extractor.input("in0", _mat(np.ones((1, 1, 1, 1), dtype=np.float32)))
         _, handed = extractor.extract("out0", 1)
-        pack = handed.elempack
+        pack, halves = handed.elempack, handed.elembits() == 16
         del handed, extractor
+    if halves:
+        mat = ncnn.cast_float32_to_float16(mat)
     return mat if pack == 1 else ncnn.convert_packing(mat, pack)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from latency_tables.networks import network_program
 from latency_tables.runtimes import Program, Step, ncnn_runtime, onnx_runtime
 from search_spaces import InputError, Layer, UnavailableError, piece_from_key
 from supernet.registry import build_network
-from tests.latency_tables.test_litert import SMALL, SMALL_DECONV, stirred, weights_of
+from tests.latency_tables.test_litert import SMALL, SMALL_DECONV, calibrated, stirred, weights_of
 from tests.latency_tables.test_runtimes import BLOCKS, layer_reference, needs, save_doubler
 
 NCNN = RUNTIMES["ncnn"]
@@ -150,6 +151,147 @@ def test_a_written_network_states_its_size(tmp_path: Path) -> None:
     path = ncnn_runtime.write_network(network_program(SMALL, 5), tmp_path / "network.param")
     with pytest.raises(InputError, match=r"takes 3x64x64, not one picture of 3x64x96: state its size"):
         measure_model(NCNN, path, (64, 96), 1)
+
+
+# -- 16 and 8 bits -------------------------------------------------------------------------------------
+
+NETWORKS = {"litepose": SMALL, "deconv-mbv2": SMALL_DECONV["mbv2"], "deconv-mbv3": SMALL_DECONV["mbv3"]}
+
+
+def outputs(path: Path, size: tuple[int, int], precision: str) -> tuple[Any, ...]:
+    with NCNN.prepare_model(path, size, 1, precision) as prepared:
+        found = prepared.outputs()
+        assert prepared.feed is not None
+        assert prepared.fetch is not None
+        prepared.feed(np.zeros((1, 3, *size), dtype=np.float32))
+        prepared.run()
+        assert any((a != b).any() for a, b in zip(prepared.fetch(), found, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_networks_in_sixteen_and_eight_bits(tmp_path: Path, name: str) -> None:
+    arch = NETWORKS[name]
+    program, ranges = calibrated(arch)
+    paths = {
+        precision: ncnn_runtime.write_network(program, tmp_path / f"{precision}.param", precision, given)
+        for precision, given in (("fp32", None), ("fp16", None), ("int8", ranges))
+    }
+    sizes = {precision: path.with_suffix(".bin").stat().st_size for precision, path in paths.items()}
+    assert sizes["int8"] < sizes["fp16"] < 0.6 * sizes["fp32"]
+    wanted = outputs(paths["fp32"], arch.size, "fp32")
+    for y, expected in zip(outputs(paths["fp16"], arch.size, "fp16"), wanted, strict=True):
+        assert 0 < np.abs(y - expected).max() < 5e-3 * np.abs(expected).max()
+    for y, expected in zip(outputs(paths["int8"], arch.size, "int8"), wanted, strict=True):
+        assert np.corrcoef(y.ravel(), expected.ravel())[0, 1] > 0.95
+    every = [step.layer.name for step in program.steps]
+    path = ncnn_runtime.write_network(program, tmp_path / "kept.param", "int8", ranges, every[1:])
+    assert path.read_text().count(" 8=") == 1  # a file without any would not be one in int8
+    errors = [
+        max(np.abs(y - x).max() / np.abs(x).max() for y, x in zip(found, wanted, strict=True))
+        for found in (outputs(path, arch.size, "int8"), outputs(paths["int8"], arch.size, "int8"))
+    ]
+    assert errors[0] < min(0.03, errors[1])
+
+
+def eight_bits(step: Step, x: Any, step_x: float) -> Any:
+    """A convolution's outcome from integers, in float64, by its definition."""
+    layer = step.layer
+    most = 31 if (layer.kernel, layer.stride, layer.groups) == (3, 1, 1) else 127
+    scale = most / np.abs(step.weight).reshape(step.layer.c_out, -1).max(axis=1).astype(np.float64)
+    along = scale[:, None, None, None]
+    weight = np.rint(step.weight * along) / along
+    stored = np.clip(np.rint(x[0] / step_x), -127, 127) * step_x
+    return layer_reference(replace(step, weight=weight), stored, None)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "conv_k1_s1_g1_64x6x5_24+bn+relu6",
+        "conv_k1_s1_g1_20x7x5_7+bias",
+        "conv_k3_s1_g1_32x9x8_32+bn+relu",  # what ncnn computes by Winograd's algorithm
+        "conv_k3_s1_g1_16x30x25_64+bn",
+        "conv_k3_s2_g1_3x16x16_16+bn+relu6",
+        "dwconv_k7_s1_g48_48x9x7_48+bn",
+        "dwconv_k3_s2_g8_8x9x9_8+bn",
+    ],
+)
+def test_eight_bits_are_summed_without_overflow(key: str) -> None:
+    """As the largest numbers show best, which 16 bits would not hold; what is written is what is meant."""
+    given = Program.of(piece_from_key(key), np.random.default_rng(1))
+    (step,) = given.steps
+    most = np.abs(step.weight).reshape(step.layer.c_out, -1).max(axis=1)[:, None, None, None]
+    largest = replace(step, weight=np.broadcast_to(most, step.weight.shape).astype(np.float32))
+    for now, x in ((step, given.inputs[0]), (largest, np.full_like(given.inputs[0], 1.5))):
+        program = Program((x,), (now,))
+        with NCNN.prepare(program, 1, "int8") as prepared:
+            (y,) = prepared.outputs()
+        wanted = eight_bits(now, x, float(np.abs(x).max()) / 127)
+        np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=2e-4 * np.abs(wanted).max())
+
+
+def test_eight_bits_are_handed_from_convolution_to_convolution() -> None:
+    """Not to what adds, crops or gives out what they computed, nor to a layer in floats."""
+    program = Program.of(piece_from_key(BLOCKS[1]))
+    ranges = dict.fromkeys(range(4), (-1.0, 2.0))
+    assert terms(ncnn_runtime.program_network(program, ranges=ranges)[0]) == ["102", "101", "2"]
+    kept = ncnn_runtime.program_network(program, ranges=ranges, keep=[1])[0]
+    assert terms(kept) == ["2", None, "2"]
+    outside = replace(program, outputs=(1, 3))
+    assert terms(ncnn_runtime.program_network(outside, ranges=ranges)[0]) == ["2", "101", "2"]
+    hard = Program.of(piece_from_key(BLOCKS[7]))  # hard-swish is no part of a convolution, nor is a gate
+    ranges = dict.fromkeys(range(5), (-1.0, 2.0))
+    assert terms(ncnn_runtime.program_network(hard, ranges=ranges)[0]) == ["2", "1", None, None, "2"]
+
+
+def terms(text: str) -> list[str | None]:
+    """Return the form of scales of every convolution."""
+    rows = [line.split() for line in text.splitlines() if line.startswith("Convolution")]
+    return [next((word[2:] for word in row if word.startswith("8=")), None) for row in rows]
+
+
+def test_files_are_not_timed_in_what_they_are_not(tmp_path: Path) -> None:
+    program = network_program(SMALL, 5)
+    for held, asked in (("int8", "fp32"), ("int8", "fp16"), ("fp32", "int8"), ("fp16", "int8")):
+        path = ncnn_runtime.write_network(program, tmp_path / f"{held}.param", held)
+        with pytest.raises(InputError, match=rf"not timed in '{asked}'"):
+            measure_model(NCNN, path, SMALL.size, 1, precision=asked)
+    # Weights in 16 bits are widened, and those in 32 rounded, as ncnn's options say.
+    path = ncnn_runtime.write_network(program, tmp_path / "fp16.param", "fp16")
+    assert measure_model(NCNN, path, SMALL.size, 1, seconds=0.01).median_ms > 0
+    save_doubler("ncnn", tmp_path / "network.onnx")
+    with pytest.raises(InputError, match=r"\.param files in int8"):
+        measure_model(NCNN, tmp_path / "network.onnx", (8, 12), 1, precision="int8")
+
+
+def test_files_are_written_without_ncnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, ranges = calibrated(SMALL)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ncnn" else find_spec(name))
+    for precision, given in (("fp32", None), ("fp16", None), ("int8", ranges)):
+        ncnn_runtime.write_network(program, tmp_path / f"{precision}.param", precision, given)
+    with pytest.raises(UnavailableError, match="pip install ncnn"):
+        ncnn_runtime.write_network(program, tmp_path / "own.param", "int8")
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    program, ranges = calibrated(SMALL)
+    path = tmp_path / "network.param"
+    with pytest.raises(InputError, match=r"no layer 'stem\.convs'; did you mean 'stem\.conv'"):
+        ncnn_runtime.write_network(program, path, "int8", ranges, ["stem.convs"])
+    with pytest.raises(InputError, match="in fp32 none computes in 8 bits"):
+        ncnn_runtime.write_network(program, path, keep=["stem.conv"])
+    with pytest.raises(InputError, match=r"'stem\.conv' .* is missing"):
+        ncnn_runtime.write_network(program, path, "int8", {0: (0.0, 1.0)})
+    with pytest.raises(InputError, match="fp32, fp16, int8, not 'int4'"):
+        ncnn_runtime.write_network(program, path, "int4")
+    weights = dict(weights_of(stirred(SMALL), SMALL))
+    weights["stem.conv"] = weights["stem.conv"][0] * np.float32(1e6), weights["stem.conv"][1]
+    with pytest.raises(InputError, match=r"layer 'stem\.conv' has weights up to .* 16 bits do not hold"):
+        ncnn_runtime.write_network(network_program(SMALL, 5, weights=weights), path, "fp16")
+    assert not list(tmp_path.iterdir())
 
 
 # -- the converter -------------------------------------------------------------------------------------

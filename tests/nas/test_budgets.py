@@ -113,7 +113,7 @@ def test_why_a_target_is_not_measured_here(monkeypatch: pytest.MonkeyPatch) -> N
         Target("this-machine", here.processor, "onnxruntime", threads=many): f"it has {many} threads",
         Target("this-machine", here.processor, "onnxruntime", threads=0): "threads is at least 1",
         Target("this-machine", here.processor, "tensorrt"): "no runtime 'tensorrt'",
-        Target("this-machine", here.processor, "ncnn", "int8"): "ncnn",
+        Target("this-machine", here.processor, "torch", "int8"): "'torch' is timed in fp32",
     }
     for target, reason in told.items():
         assert reason in str(why_not_here(target))

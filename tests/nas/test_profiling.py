@@ -97,7 +97,7 @@ def test_a_description_heeds_what_it_is_told(
     assert json.loads(nas_(*describe, "--json").out)["link"] == {"ssh": "pi@kitchen"}
     for options, reason in (
         (("--threads", 5), "'ssh:pi@kitchen' has 4 processors, so not 5 threads"),
-        (("--runtime", "ncnn", "--precision", "int8"), "'ncnn' is timed in fp32, not in 'int8'"),
+        (("--runtime", "torch", "--precision", "int8"), "'torch' is timed in fp32, not in 'int8'"),
         (("--runtime", "ncn"), "did you mean 'ncnn'?"),
         (("--networks", 12), "--networks has no meaning with it"),
         (("--for", "litepose-s"), "--for has no meaning with it"),
