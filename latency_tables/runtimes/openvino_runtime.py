@@ -83,7 +83,10 @@ class OpenvinoRuntime(Runtime):
         if precision == "int8":
             self.check_network(path, threads, precision)
             if path.suffix != ".onnx":
-                raise InputError(f"OpenVINO times .onnx networks in int8, not '{path}'")
+                _check_quantised(path)
+                with self._ready(path, path, (1, 3, *size), threads) as prepared:
+                    yield prepared
+                return
             check_picture_input(path, size)
             with self._ready(path, int8_network(path, size), (1, 3, *size), threads) as prepared:
                 yield prepared
@@ -131,6 +134,19 @@ class OpenvinoRuntime(Runtime):
                 " state its size"
             )
         yield prepared
+
+
+def _check_quantised(path: Path) -> None:
+    """Raise :class:`InputError` unless a network in OpenVINO's own format is quantised already."""
+    try:
+        kinds = {node.get_type_name() for node in _core().read_model(path).get_ops()}
+    except RuntimeError as error:
+        raise InputError(f"the network '{path}' does not run in OpenVINO: {first_line(error)}") from None
+    if "FakeQuantize" not in kinds:
+        raise InputError(
+            f"the network '{path}' is in floats, so it is not timed in 'int8': .onnx networks are quantised"
+            " when they are read, .xml networks are taken as they are"
+        )
 
 
 def write_network(model: bytes, path: Path, told: Mapping[str, str], *, half: bool = False) -> None:

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 
 from latency_tables import RUNTIMES, Runtime, get_runtime, measure_model
 from latency_tables.runtimes import Prepared, Program, Step, int8, onnx_runtime
+from latency_tables.runtimes.base import random_picture
 from latency_tables.runtimes.tflite_writer import write_relu
 from latency_tables.timing import take_samples
 from search_spaces import (
@@ -602,11 +603,23 @@ def test_openvino_times_no_conversion_at_the_edges(precision: str, key: str) -> 
     assert not [name for name in conversions if name.startswith("x")], ran
 
 
-def test_openvino_refuses_ir_files_in_int8(tmp_path: Path) -> None:
+def test_openvino_times_its_own_files_in_int8_if_they_are(tmp_path: Path) -> None:
     needs("openvino")
-    path = tmp_path / "network.xml"
+    from latency_tables.runtimes import openvino_runtime
+
+    openvino, path = RUNTIMES["openvino"], tmp_path / "network.xml"
+    model, _ = onnx_runtime.program_model(Program.of(piece_from_key(BLOCKS[0])), neighbours=False)
+    openvino_runtime.write_network(model.SerializeToString(), path, {})
+    with pytest.raises(InputError, match="is in floats, so it is not timed in 'int8'"):
+        measure_model(openvino, path, (16, 24), 1, precision="int8")
+    with openvino.prepare_model(path, (16, 24), 1) as prepared:
+        (wanted,) = prepared.outputs()
+    ranges = int8.observed_ranges(model, [random_picture((16, 24))])
+    openvino_runtime.write_network(int8.quantised(model, ranges).SerializeToString(), path, {})
+    with openvino.prepare_model(path, (16, 24), 1, "int8") as prepared:
+        (y,) = prepared.outputs()
+    assert _fewest("int8") < decibels(wanted.astype(np.float64), y) < 60
     path.write_text("<net/>")
-    with pytest.raises(InputError, match=r"\.onnx networks in int8"):
-        measure_model(RUNTIMES["openvino"], path, (8, 12), 1, precision="int8")
-    with pytest.raises(InputError, match="does not run in OpenVINO"):
-        measure_model(RUNTIMES["openvino"], path, (8, 12), 1)
+    for precision in ("fp32", "int8"):
+        with pytest.raises(InputError, match="does not run in OpenVINO"):
+            measure_model(openvino, path, (8, 12), 1, precision=precision)
