@@ -77,6 +77,25 @@ class Prediction:
     beyond: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PieceTime:
+    """What a table says of one piece of a network, milliseconds, before the affine fix.
+
+    Attributes
+    ----------
+    ms
+        Its median.
+    fitted_ms
+        How much of that rests on fits rather than on rows that were measured or estimated.
+    provenance
+        The weakest among the rows used.
+    """
+
+    ms: float
+    fitted_ms: float
+    provenance: Provenance
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Predictions for many networks, milliseconds: float64 arrays of shape (n,)."""
@@ -233,6 +252,18 @@ class LatencyPredictor:
             networks=None if calibration is None else calibration.networks,
             beyond=beyond,
         )
+
+    def times(self, pieces: Iterable[Piece]) -> tuple[PieceTime, ...]:
+        """Return what the table says of each piece by itself, without the affine fix, which is of networks.
+
+        Raises
+        ------
+        MissingLayerError
+            As :meth:`predict`.
+        """
+        wanted = tuple(pieces)
+        prices = self._priced(wanted)
+        return tuple(PieceTime(p.median, p.fitted, p.provenance) for p in (prices[x] for x in wanted))
 
     def beyond(self, ms: float) -> str:
         """Return what to know of networks that are predicted to take so long; empty where it is tried."""

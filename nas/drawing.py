@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -21,7 +21,7 @@ from nas.search.result import Record, SearchResult
 from nas.trust.standing import standing
 from search_spaces import space_from_config
 
-__all__ = ["draw_result", "draw_study", "draw_together"]
+__all__ = ["Together", "draw_result", "draw_study", "draw_together", "put_together", "tables_of"]
 
 
 def draw_study(
@@ -83,6 +83,43 @@ def draw_together(
     studies
         Their names, the oldest first.
     """
+    together = put_together(run, studies, tables)
+    if together is None:
+        return []
+    result, count = together.result, together.studies
+    return draw_result(
+        run, result, run.folder / "search" if output is None else output, together.chosen, tables=tables,
+        reference=reference, own_budgets=True,
+        heading=f"{count} searches, {len(result.evaluated)} networks evaluated",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several studies as one search.
+
+    Attributes
+    ----------
+    result
+        Every network that one of them evaluated.
+    chosen
+        The best for each study's budget among all of them, by that budget in words.
+    studies
+        How many they are.
+    """
+
+    result: SearchResult
+    chosen: Mapping[str, Record]
+    studies: int
+
+
+def put_together(
+    run: RunDirectory, studies: Sequence[str], tables: Sequence[Path] | None = None
+) -> Together | None:
+    """Return several studies, named from the oldest on, as one search; None where there are no two.
+
+    Studies whose APs rest on something else than those of the latest one are left out, with a note.
+    """
     results = {name: load_result(run, name) for name in studies}
     results = {name: result for name, result in results.items() if result.evaluated}
     latest = next(reversed(results.values()), None)
@@ -94,9 +131,9 @@ def draw_together(
             )
             del results[name]
     if latest is None or len(results) < 2:
-        return []
+        return None
     targets = dict.fromkeys(target for result in results.values() for target in result.targets)
-    predictors = _tables_of(run, tuple(targets), tables)
+    predictors = tables_of(run, tuple(targets), tables)
     space = space_from_config(run.recipe.space, "space", joints=latest.joints)
     records: dict[str, Record] = {}
     for result in results.values():
@@ -114,12 +151,8 @@ def draw_together(
             best, _ = try_choose(pool, result.constraints)
             if best is not None:
                 chosen.setdefault(f"best{_under(result)}", best)
-    folder = run.folder / "search" if output is None else output
     together = replace(found, study=f"{len(results)} studies", constraints=held)
-    return draw_result(
-        run, together, folder, chosen, tables=tables, reference=reference, own_budgets=True,
-        heading=f"{len(results)} searches, {len(found.evaluated)} networks evaluated",
-    )  # fmt: skip
+    return Together(together, chosen, len(results))
 
 
 def _under(result: SearchResult) -> str:
@@ -161,7 +194,7 @@ def draw_result(
     heading
         What stands over the pictures, after the run's name.
     """
-    around, changed = beside(result, run.recipe, _tables_of(run, result.targets, tables), reference)
+    around, changed = beside(result, run.recipe, tables_of(run, result.targets, tables), reference)
     for target in changed:
         note_once(
             f"the latency table '{target}' has changed since the search, so the pictures show no intervals of"
@@ -195,7 +228,7 @@ class _Drawn(TypedDict):
     caption: str
 
 
-def _tables_of(
+def tables_of(
     run: RunDirectory, targets: Sequence[str], tables: Sequence[Path] | None
 ) -> dict[str, LatencyPredictor]:
     """Return a predictor for each target that has a table; of the others it is told that they have none."""

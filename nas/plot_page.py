@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nas.plot import View, resolution
+from nas.plot_style import MUTED
 from nas.search import noise
 from nas.search.objectives import MACS, Constraint, Objective
 from search_spaces import InputError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from nas.beside import Beside
     from nas.search.result import Record, SearchResult
 
-__all__ = ["page_data", "write_page"]
+__all__ = ["fill_page", "front_json", "page_data", "page_part", "page_policy", "write_page"]
 
 _READING: Final = (
     "Bars on the front: AP's 95% interval over the search images; a latency's predicted interval, with a"
@@ -79,20 +80,47 @@ def write_page(
         raise InputError(f"a page is written as .html, not as '{path.name}'")
     view = View.of(result, chosen=chosen, budgets=budgets, beside=beside, own_budgets=own_budgets)
     heading = title or f"{result.space}: {len(result.evaluated)} networks evaluated"
-    data = {**page_data(view, run), "title": heading, "caption": caption, "reading": _READING}
-    style, script = _part("pareto.css"), _part("pareto.js")
+    style, script = page_part("base.css") + page_part("pareto.css"), page_part("pareto.js")
     parts = {
-        "policy": f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)};"
-        " base-uri 'none'; form-action 'none'",
+        "policy": page_policy(style, script),
         "title": html.escape(heading),
         "style": style,
+        "front": page_part("front.html"),
         "script": script,
-        "data": _json(data),
+        "data": front_json(view, run, heading, caption),
     }
-    # In one pass, so that nothing in a part is taken for the place of another one.
-    text = re.sub(r"\{\{([a-z]+)\}\}", lambda found: parts[found[1]], _part("pareto.html"))
-    write_text(path, text)
+    write_text(path, fill_page("pareto.html", parts))
     return path
+
+
+def front_json(view: View, run: str | Path | None, heading: str, caption: str = "") -> str:
+    """Return what the script of a front draws, as it stands in a page's element of data."""
+    return _json({**page_data(view, run), "title": heading, "caption": caption, "reading": _READING})
+
+
+def page_policy(style: str, script: str = "", images: str = "") -> str:
+    """Return the policy of a page that allows one style, one script where it has one, and no other thing.
+
+    ``images`` is where its images may come from, such as ``data:``.
+    """
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_digest(style)}",
+            *([f"script-src {_digest(script)}"] if script else []),
+            *([f"img-src {images}"] if images else []),
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def fill_page(name: str, parts: Mapping[str, str]) -> str:
+    """Return one of the package's pages with its parts put in.
+
+    That is done in one pass, so that nothing in a part is taken for the place of another one.
+    """
+    return re.sub(r"\{\{([a-z]+)\}\}", lambda found: parts[found[1]], page_part(name))
 
 
 def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
@@ -125,7 +153,7 @@ def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
                     for objective in axes
                     if (told := view.beside.prediction(record, objective)) is not None
                 },
-                "colour": view.colours.get(resolution(record), "#5c6b7a"),
+                "colour": view.colours.get(resolution(record), MUTED),
                 "values": [record.arch[name] for name in different or names],
                 **{"origin": record.origin, "generation": record.generation},
                 **{"seconds": None if record.ap is None else record.seconds, "reused": record.reused},
@@ -210,7 +238,8 @@ def _interval(record: Record) -> list[float] | None:
     return None if known is None else [known.low, known.high]
 
 
-def _part(name: str) -> str:
+def page_part(name: str) -> str:
+    """Return one of the files that pages are made of."""
     return resources.files("nas").joinpath("pages", name).read_text(encoding="utf-8")
 
 

@@ -5,8 +5,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
   const WIDTH = 880, HEIGHT = 540, LEFT = 62, RIGHT = 18, TOP = 22, BOTTOM = 48, NEAR = 18;
-  const INK = "#1c2733", FAINT = "#b9c2cc", GRID = "#e8ecf0", CHOSEN = "#d1273f", BUDGET = "#b45309",
-    PUBLISHED = "#7c3aed";
+  // Of the page's style, so that they follow its light or dark scheme.
+  const [INK, MUTED, FAINT, GRID, PAPER, CHOSEN, BUDGET, PUBLISHED] =
+    ["ink", "muted", "faint", "grid", "paper", "chosen", "budget", "published"].map((name) => `var(--${name})`);
   const KINDS = [
     ["front", "Pareto front"], ["dominated", "dominated"], ["over", "over budget"],
     ["early", "ended early"], ["priced", "priced only"], ["bars", "intervals"], ["published", "published"],
@@ -125,7 +126,7 @@
       shape(svg, "text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, digits(value));
     }
     const bottom = HEIGHT - BOTTOM;
-    shape(svg, "path", { d: `M${LEFT},${TOP}V${bottom}H${WIDTH - RIGHT}`, fill: "none", stroke: "#5c6b7a" });
+    shape(svg, "path", { d: `M${LEFT},${TOP}V${bottom}H${WIDTH - RIGHT}`, fill: "none", stroke: MUTED });
     shape(svg, "text", { class: "label", x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8,
       "text-anchor": "middle" }, axis.label);
     shape(svg, "text", { class: "label", x: 14, y: TOP - 8 }, "AP");
@@ -181,7 +182,7 @@
     for (const index of spots) {
       const network = data.networks[index], [atX, atY] = place(index);
       if (network.marks.length) {
-        shape(svg, "polygon", { points: star(atX, atY, 11), fill: CHOSEN, stroke: "#fff" });
+        shape(svg, "polygon", { points: star(atX, atY, 11), fill: CHOSEN, stroke: PAPER });
         shape(svg, "text", { x: atX - 10, y: atY - 10, "text-anchor": "end", class: "label" },
           network.label);
       } else if (network.name) {
@@ -268,7 +269,7 @@
     aside.replaceChildren(...parts, list);
   }
   function table() {
-    const [head, body] = [document.querySelector("thead"), document.querySelector("tbody")];
+    const head = byId("networks").tHead, body = byId("networks").tBodies[0];
     byId("heading").textContent = `Pareto front: AP against ${axis.name}`;
     const columns = ["network", "AP", "95%", ...data.axes.map((each) => each.name), "gain is a tie"];
     head.replaceChildren(element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name))));
@@ -322,8 +323,7 @@
     }
   }
 
-  byId("title").textContent = data.title;
-  byId("caption").textContent = data.caption;
+  for (const name of ["title", "caption"]) if (byId(name)) byId(name).textContent = data[name];
   byId("keys").append(...data.keys.map((text) => element("p", {}, text)));
   byId("reading").textContent = data.reading;
   const chooser = byId("axis");
