@@ -709,6 +709,59 @@ def plot(
         print("\n".join(str(path) for path in made))
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, in whatever state.")],
+    study: Annotated[
+        str | None, typer.Option(help="The study whose front is shown; default: all that go together.")
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|NAME",
+            help="The network in the middle: an emitted one by its folder's name, or any by its id; default:"
+            " the best that was chosen.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="An .html file; default: report.html in the run.")
+    ] = None,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Leave out the val images and what is found in them.")
+    ] = False,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Show it in the browser; by default nothing is opened.")
+    ] = False,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Write everything that a run can tell as one page, which needs no network to be read or sent on.
+
+    The front to point at, the chosen network as a diagram, its time block by block, what it finds in val
+    images, how far the ranking can be trusted, and the commands that make it again. What is missing is said,
+    with the command that makes it. A search may be at work meanwhile.
+
+    Example: nas report runs/synthetic --output report.html
+    """
+    from nas.console import note, print_json
+    from nas.report.page import write_report
+    from nas.run import RunDirectory
+
+    told = write_report(
+        RunDirectory.open(run), output, study=study, network=network, tables=tables, pictures=not no_pictures
+    )
+    for line in told["problems"]:
+        note(f"not in the report: {line}")
+    if open_:
+        import webbrowser
+
+        webbrowser.open(Path(told["file"]).resolve().as_uri())
+    if as_json:
+        print_json(told)
+    else:
+        print(told["file"])
+
+
 def _studies(run: RunDirectory, wanted: str | None) -> list[str]:
     from search_spaces.errors import did_you_mean
 

@@ -34,6 +34,7 @@ COMMANDS = (
     *("load", "verify", "predict", "time", "quantise", "export", "import-checkpoint"),
     *("data check", "data fetch"),
     *("tables export-trtexec", "tables import-trtexec"),
+    "report",
     *(f"tables {word}" for word in ("list", "show", "validate", "diff", "merge")),
     *(f"runs {word}" for word in ("list", "show", "compare", "resume", "prune", "relocate")),
 )
