@@ -814,6 +814,23 @@ def emit(
     ] = None,
     tables: Tables = None,
     strict_tables: StrictTables = False,
+    fine_tune: Annotated[
+        int | None,
+        typer.Option(
+            "--fine-tune", metavar="EPOCHS", help="Train it on alone for so many epochs; resumable."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="largest|none|FILE",
+            help="Whom it learns from as it is fine-tuned; default: the supernet's largest network.",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Peak of the fine-tuning; default: a tenth of the training's."),
+    ] = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -824,17 +841,23 @@ def emit(
     measured on the val images from the files written. Where a latency table is of this very machine, the
     network is timed, too, and held against the budget.
 
+    Fine-tuned, it is kept only if its AP on the search images rises. Stopped? The same command continues.
+
     Example: nas emit runs/synthetic --max-macs 300M -o mynet
     """
     from nas.console import note, print_json, show
     from nas.emitting import emit_from_run
     from nas.eval_report import interval_words
+    from nas.fine_tuning import FineTuning
     from nas.known import find_arch
     from nas.latency_report import emitted_lines
     from nas.run import RunDirectory
     from nas.search import BudgetText
     from nas.search_report import chosen_words, ties_words
 
+    if fine_tune is None and (teacher is not None or learning_rate is not None):
+        raise InputError("--teacher and --learning-rate are of a fine-tuning; add --fine-tune EPOCHS")
+    tuning = None if fine_tune is None else FineTuning(fine_tune, teacher or "largest", learning_rate)
     directory = RunDirectory.open(run)
     emitted = emit_from_run(
         directory,
@@ -846,6 +869,7 @@ def emit(
         tables=tables,
         strict_tables=strict_tables,
         folder=output,
+        tuning=tuning,
     )
     if as_json:
         print_json({"folder": str(emitted.folder), **emitted.card})
@@ -861,6 +885,12 @@ def emit(
     for name, value in card["latency"].items():
         lines |= emitted_lines(name, value)
     lines["supernet's ranking"] = card["trust"]["says"]
+    if card["fine_tuned"] is not None:
+        tuned, kept = card["fine_tuned"]["val"], card["fine_tuned"]["kept"]
+        lines["fine-tuned"] = (
+            f"AP {tuned['before']:.4f} to {tuned['after']:.4f} on val (difference:"
+            f" {interval_words(tuned['difference'], signed=True)}), {'kept' if kept else 'not kept'}"
+        )
     if "within_noise" in card["chosen"]:
         lines["chosen"] = chosen_words(card["chosen"])
         lines["networks like it"] = ties_words(card["chosen"]["within_noise"])

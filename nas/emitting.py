@@ -15,6 +15,7 @@ from nas.asked import Asked, read_asked
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.evaluation import how_measured
+from nas.fine_tuning import FineTuning, Tuned, fine_tune, paired
 from nas.known import Answer, KnownNetworks, known_networks, load_result, own_answer, search_context
 from nas.latency import (
     UpperEnd,
@@ -44,9 +45,11 @@ from search_spaces import (
 )
 from search_spaces.files import atomic_folder, write_json
 from search_spaces.research import has_research_config
+from supernet.base import Subnet
 from supernet.checkpoint import load_network, save_network
+from supernet.distillation import Teacher
 from supernet.export import export_onnx
-from supernet.pose.evaluate import evaluate
+from supernet.pose.evaluate import EvalResult, evaluate
 
 __all__ = ["Emitted", "emit", "emit_from_run"]
 
@@ -82,6 +85,7 @@ def emit(
     found: Mapping[str, Any] | None = None,
     trust: Mapping[str, Any] | None = None,
     command: Sequence[str] | None = None,
+    tuned: Tuned | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Emitted:
     """Extract the network from the run's supernet, recalibrate it, measure it on the val images, write it.
@@ -106,6 +110,8 @@ def emit(
         What is known of the ranking that it was chosen by (:meth:`nas.trust.standing.Standing.to_json`).
     command
         The words after ``nas`` that emit it again, for the card.
+    tuned
+        The network trained on; its weights are taken if it was kept, and both are scored on the val images.
     progress
         Told about the evaluation, images done and in all.
 
@@ -126,26 +132,51 @@ def emit(
     with atomic_folder(folder) as building:
         weights, skeleton = building / "model.safetensors", data.skeleton.to_json()
         told = {"skeleton": skeleton, "sigma": run.recipe.train.sigma}
-        network = evaluator.subnet(arch).to("cpu")
+        extracted = evaluator.subnet(arch).to("cpu")
+        network = tuned.network if tuned is not None and tuned.kept else extracted
         save_network(weights, network, {**told, "recipe": run.recipe.name})
         reloaded, _ = load_network(weights)
         export = export_onnx(reloaded, building / "model.onnx", metadata=told)
         config = replace(evaluator.config, resolution=arch.number("resolution"))
-        result = evaluate(
-            reloaded.to(device=evaluator.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            data.val,
-            config,
-            protocol=evaluator.protocol,
-            device=evaluator.device,
-            progress=progress,
-            resamples=RESAMPLES,
-            rng=np.random.default_rng(run.recipe.seed),
-        )
+
+        def scored(subnet: Subnet, resamples: int) -> EvalResult:
+            return evaluate(
+                subnet.to(device=evaluator.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+                data.val,
+                config,
+                protocol=evaluator.protocol,
+                device=evaluator.device,
+                progress=progress,
+                resamples=resamples,
+                rng=np.random.default_rng(run.recipe.seed),
+            )
+
+        result = scored(reloaded, RESAMPLES)
+        told_tuned = None
+        if tuned is not None:
+            other = scored(extracted if tuned.kept else tuned.network, 0)
+            before, after = (other, result) if tuned.kept else (result, other)
+            told_tuned = {
+                **tuned.told,
+                "val": {
+                    "images": len(data.val),
+                    "before": before.stats["AP"],
+                    "after": after.stats["AP"],
+                    "difference": paired(
+                        data.val,
+                        before.detections,
+                        after.detections,
+                        evaluator.protocol,
+                        config.max_detections,
+                        run.recipe.seed,
+                    ).to_json(),
+                },
+            }
         write_arch(building / "arch.json", arch)
         if has_research_config(arch):
             write_json(building / "arch.research.json", to_research_config(arch))
         cost = space.cost(arch)
-        scored = [name for name, given in zip(data.skeleton.joints, data.val.labelled) if given]
+        joints = [name for name, given in zip(data.skeleton.joints, data.val.labelled) if given]
         card: dict[str, Any] = {
             "format": CARD_FORMAT,
             "id": arch.id,
@@ -166,11 +197,12 @@ def emit(
                 "protocol": evaluator.protocol,
                 "flip": config.flip,
                 **how_measured(config),
-                "joints_scored": scored,
+                "joints_scored": joints,
                 "stats": result.stats,
                 "interval": None if result.interval is None else result.interval.to_json(),
             },
             "chosen": dict(found or {}),
+            "fine_tuned": told_tuned,
             "trust": dict(trust or {}),
             "supernet": {"run": run.recipe.name, "seed": run.recipe.seed, "space": space.config()},
             "calibration_images": len(evaluator.calibration),
@@ -243,6 +275,7 @@ def emit_from_run(
     strict_tables: bool = False,
     folder: Path | None = None,
     data: Datasets | None = None,
+    tuning: FineTuning | None = None,
 ) -> Emitted:
     """Carry out ``nas emit``: choose by budget (or take ``arch``), emit, measure where possible.
 
@@ -274,6 +307,8 @@ def emit_from_run(
         Where it goes; by default ``emitted/ID`` in the run.
     data
         The run's data sets, where they are open already.
+    tuning
+        Train the network on, alone, before it is written; see :mod:`nas.fine_tuning`.
 
     Raises
     ------
@@ -294,6 +329,7 @@ def emit_from_run(
     asked = read_asked({"": text}, objectives, run, tables, strict=strict_tables)
     own = None if study is None else load_result(run, study)
     opened = data or open_datasets(run.recipe)
+    teacher = None if tuning is None else tuning.external(run.recipe, opened)
     named = arch
     found: dict[str, Any] = {"by": "hand"}
     budgets: dict[str, dict[str, Any]] = {}
@@ -325,6 +361,7 @@ def emit_from_run(
         for line in notices:
             note(line)
         where = folder or run.folder / "emitted" / arch.id
+        tuned = None if tuning is None else _tuned(run, opened, arch, tuning, teacher)
         with progress_bar("evaluating", len(opened.val)) as bar:
             emitted = emit(
                 run,
@@ -335,13 +372,47 @@ def emit_from_run(
                 notices=notices,
                 found=found,
                 trust=standing(run.folder, context).to_json(),
-                command=_command(run, text, objectives, study, named, tables, strict_tables, folder),
+                command=_command(run, text, objectives, study, named, tables, strict_tables, folder, tuning),
+                tuned=tuned,
                 progress=lambda d, n: bar.update(d, n),
             )
         for told in emitted.card["latency"].values():
             told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
         write_card(emitted.folder, emitted.card)
     return emitted
+
+
+def _tuning_words(tuning: FineTuning) -> Sequence[tuple[str, str | None]]:
+    rate = tuning.learning_rate
+    return (
+        ("--fine-tune", str(tuning.epochs)),
+        ("--teacher", tuning.teacher),
+        ("--learning-rate", None if rate is None else f"{rate:.12g}"),
+    )
+
+
+def _tuned(
+    run: RunDirectory, data: Datasets, arch: Arch, tuning: FineTuning, teacher: Teacher | None
+) -> Tuned:
+    """Train the network on, with a progress bar."""
+    space = run.recipe.build_space(data.skeleton)
+    if arch not in space:
+        raise InputError(f"the arch is not in this run's space: {'; '.join(space.differences(arch))}")
+    with progress_bar("fine-tuning") as bar:
+        tuned = fine_tune(
+            run,
+            data,
+            open_supernet(run, space),
+            arch,
+            tuning,
+            teacher=teacher,
+            progress=lambda step, steps, row: bar.update(step, steps, f"loss {row['total']:.5f}"),
+            noticed=note,
+        )
+    told = tuned.told["search"]
+    kept = "kept" if tuned.kept else "not kept: no higher, so the weights from the supernet stay"
+    note(f"fine-tuned: AP {told['before']:.4f} to {told['after']:.4f} on the search images, {kept}")
+    return tuned
 
 
 def _command(
@@ -353,6 +424,7 @@ def _command(
     tables: Sequence[Path] | None,
     strict_tables: bool,
     folder: Path | None,
+    tuning: FineTuning | None,
 ) -> list[str]:
     """Return the words after ``nas`` that ask for the same again."""
     words = ["emit", str(run.folder)]
@@ -371,6 +443,7 @@ def _command(
         ("--study", study),
         *(("--tables", str(each)) for each in tables or ()),
         ("--output", None if folder is None else str(folder)),
+        *(_tuning_words(tuning) if tuning is not None else ()),
     ):
         words += [] if value is None else [option, value]
     return [*words, *(["--strict-tables"] if strict_tables else [])]

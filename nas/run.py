@@ -12,6 +12,7 @@ Layout::
     evaluations.jsonl    every AP that a search measured, for all that follow
     search/NAME/         one study: journal, result.json, result.csv, plots
     emitted/NAME/        one emitted network
+    fine-tuned/ID-DIGEST/  one network trained on alone: checkpoints, result
     bn-statistics/       recalibrated BN statistics by network, kept for the next command; may be deleted
     trust/               how far the ranking can be trusted; stand-alone trainings
 """
