@@ -22,11 +22,16 @@ from nas.report.pictures import Picture, sample_pictures
 from nas.report.sections import Section, sections
 from nas.run import RunDirectory
 from nas.search import MACS, SearchResult
-from search_spaces import InputError, LitePoseNasError, named_archs
+from search_spaces import InputError, LitePoseNasError, listed_networks, named_archs
 from search_spaces.files import write_text
+from supernet.paradigms import TOP_DOWN
 
 __all__ = ["write_report"]
 
+_TOP_DOWN_RULES = "hrnet"
+"""By which rules listed networks are made that see one person at a time."""
+_STEPS = "gradual-shrinking"
+"""Listed networks that are steps of a study, and no networks that anybody ships."""
 _TARGETS_SHOWN = 4
 """Targets that published networks are priced on at most: a table of more is not read."""
 
@@ -213,7 +218,8 @@ def _published(facts: Facts, times: Sequence[Breakdown]) -> Mapping[str, Any]:
             ms[each.name] = f"{ms_of(p.ms)} ({ms_of(p.low_ms)} to {ms_of(p.high_ms)})"
         size = sides(arch.size)
         rows.append({"name": name, "input": size, "macs": cost.macs, "params": cost.params, "ms": ms})
-    found: dict[str, Any] = {"rows": rows if archs else [], "targets": [each.name for each in shown]}
+    rows += _listed(facts, joints, shown)
+    found: dict[str, Any] = {"rows": rows if len(rows) > 1 else [], "targets": [each.name for each in shown]}
     data = published_data(joints)
     marks = () if facts.shown is None else landmarks(MACS, facts.shown, {})
     if data is not None and (marks or any(name in data.ap for name in archs)):
@@ -224,6 +230,25 @@ def _published(facts: Facts, times: Sequence[Breakdown]) -> Mapping[str, Any]:
             "source": data.source,
         }
     return found
+
+
+def _listed(facts: Facts, joints: int, shown: Sequence[Breakdown]) -> list[dict[str, Any]]:
+    """Return the networks of others, known by their layers alone, that find people in the same way."""
+    top_down = facts.run.recipe.paradigm is TOP_DOWN
+    rows = []
+    for network in listed_networks().values():
+        if (network.rules == _TOP_DOWN_RULES) is not top_down or network.name.startswith(_STEPS):
+            continue
+        cost, ms = network.cost(joints), {}
+        for each in shown:
+            try:
+                p = each.predictor.predict_layout(network.layout(joints))
+            except LitePoseNasError:
+                continue
+            ms[each.name] = f"{ms_of(p.ms)} ({ms_of(p.low_ms)} to {ms_of(p.high_ms)})"
+        told = {"name": network.title, "input": sides(network.size), "ms": ms}
+        rows.append({**told, "macs": cost.macs, "params": cost.params})
+    return rows
 
 
 def _same(facts: Facts, result: SearchResult | None) -> bool:

@@ -478,20 +478,37 @@ def _verified_row(each: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _export_row(each: Mapping[str, Any]) -> tuple[str, ...]:
-    ap, difference = each.get("ap"), each.get("difference")
-    kind = " on ".join(str(each[key]) for key in ("format", "runtime") if each.get(key))
-    within = each.get("within_tolerance")
+    """Return what a card says of an exported file: of one by ``nas export``, or told in fewer words."""
+    told = each.get("ap")
+    of_file = told.get("file", told) if isinstance(told, Mapping) else told
+    inner = told if isinstance(told, Mapping) else {}
+    difference = each.get("difference", inner.get("difference"))
+    runtime = each.get("runtime")
+    by = runtime.get("name", plain(runtime)) if isinstance(runtime, Mapping) else runtime
     size = each.get("size_bytes")
+    error = each.get("max_rel_error")
     return (
         str(each.get("file", "-")),
-        kind or "-",
+        " by ".join(str(word) for word in (each.get("format"), by) if word) or "-",
         str(each.get("precision", "-")),
         size_of(size) if isinstance(size, int) else "-",
-        f"{each['max_rel_error']:.2g}" if isinstance(each.get("max_rel_error"), int | float) else "-",
-        with_ends(ap, 3),
+        f"{error:.2g}" if isinstance(error, int | float) else "-",
+        with_ends(of_file, 3),
         with_ends(difference, 4),
-        {True: "yes", False: "NO"}.get(within, "-") if isinstance(within, bool) else "-",
+        _within(each, difference, each.get("tolerance", inner.get("tolerance"))),
     )
+
+
+def _within(each: Mapping[str, Any], difference: object, tolerance: object) -> str:
+    """Return whether a file loses no more AP than it may, and how much that is."""
+    within = each.get("within_tolerance")
+    value = difference.get("value") if isinstance(difference, Mapping) else None
+    limit = tolerance if isinstance(tolerance, int | float) else None
+    if not isinstance(within, bool) and isinstance(value, int | float) and limit is not None:
+        within = -value <= limit
+    if not isinstance(within, bool):
+        return "-"
+    return ("yes" if within else "NO") + ("" if limit is None else f" (at most {limit:g} AP)")
 
 
 def _data(facts: Facts) -> Markup:

@@ -137,7 +137,17 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
         "budget": {"ms": 20, "met": True},
         "notices": ["the device was warm"],
     }
-    change_card(whole, exports=[exported], verified=[verified], notices=["mind the step"])
+    certified = {
+        **{"file": "exports/net.ncnn.param", "format": "ncnn", "precision": "fp16", "max_rel_error": 2e-3},
+        "runtime": {"name": "ncnn", "version": "1"},
+        "ap": {
+            "file": {"value": 0.41, "low": 0.31, "high": 0.51},
+            "torch": {"value": 0.42, "low": 0.32, "high": 0.52},
+            "difference": {"value": -0.002, "low": -0.004, "high": 0.001},
+            **{"tolerance": 0.005, "sure": True, "on": "6 images"},
+        },
+    }
+    change_card(whole, exports=[exported, certified], verified=[verified], notices=["mind the step"])
     told = write_report(whole, tmp_path / "report", now=NOW)
     path = tmp_path / "report.html"
     assert told["file"] == str(path) and told["bytes"] == path.stat().st_size < 1_000_000
@@ -158,8 +168,12 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
     assert "nas trust" in parts["trust"] and "Not measured" in parts["trust"]
     assert "the training is complete" in parts["training"]
     assert "litepose-xs" in parts["published"] and "not comparable" in parts["published"]
+    assert "HigherHRNet-W16" in parts["published"] and "HRNet-W48 " not in parts["published"].replace(
+        "HigherHRNet-W48 ", ""
+    )
     for words in (
         *("net-int8.onnx", "0.12 MB", "0.012", "0.250 (0.200 to 0.300)", "-0.0125 (-0.0200 to 0.0010)", "NO"),
+        *("ncnn by ncnn", "0.410 (0.310 to 0.510)", "-0.0020 (-0.0040 to 0.0010)", "yes (at most 0.005 AP)"),
         *("my-pi", "12.50 ms", "met: yes", "the device was warm", "mind the step"),
     ):
         assert words in parts["exports"], words
