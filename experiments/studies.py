@@ -215,7 +215,7 @@ def row_of(
         if variant.published is None
         else {
             "macs_g": variant.published.macs_g,
-            "our_count_g": round(variant.published.ours_g, 4),
+            "our_count_g": round(variant.published.ours_g, 6),
             "ap": variant.published.ap,
         },
     }
