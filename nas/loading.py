@@ -12,6 +12,7 @@ from nas.train import load_plain_network, network_file
 from nas.watching import PredictSettings
 from nas.written import SUFFIXES, WrittenNetwork
 from search_spaces import InputError, arch_from_json
+from search_spaces.listed import refuse_listed
 from supernet.base import Subnet
 from supernet.paradigms import paradigm_of
 from supernet.pose.predictor import PersonPredictor, PosePredictor
@@ -43,6 +44,7 @@ def check_model(path: Path, suffixes: tuple[str, ...] = WEIGHTS) -> None:
             raise InputError(f"'{path}' is no emitted network: it holds no model.safetensors")
         return
     if not path.exists():
+        refuse_listed(str(path))
         raise InputError(f"there is no model '{path}'; {named}")
     if path.suffix not in suffixes:
         if path.suffix in EXPORTS:

@@ -225,6 +225,7 @@ COST: list[tuple[str, str]] = [
     ("cost higherhrnet-w48 --latency test-phone-onnxruntime-fp32-1t", "known by its layers alone"),
     ("profile this-machine --for higherhrnet-w48", "'higherhrnet-w48' is known by its layers alone"),
     ("time higherhrnet-w48", "'higherhrnet-w48' is known by its layers alone"),
+    ("load higherhrnet-w48", "'higherhrnet-w48' is known by its layers alone"),
     ("spaces --joints -1", "--joints"),
     ("cots litepose-s", "Did you mean 'cost'"),
 ]
