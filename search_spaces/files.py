@@ -115,6 +115,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
         building = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}-", dir=path.parent))
     except OSError as error:
         raise RunError(
@@ -150,6 +151,9 @@ def _hold(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_DRAWN: Final = 8
+"""Letters that a temporary name ends with."""
+
 _FORMER: Final = ".former-"
 _TEMPORARY: Final = re.compile(r"\..*-[a-z0-9_]{8}(\.[^.]+)?")
 
@@ -169,16 +173,19 @@ def leftovers(folder: Path) -> list[Path]:
     return found
 
 
-def sweep(folder: Path) -> int:
-    """Remove :func:`leftovers`; return the number of bytes. Where a kill fell between the two renamings of
-    :func:`atomic_folder`, the former folder is put back.
+def sweep(folder: Path, name: str = "") -> int:
+    """Remove :func:`leftovers`, those of one ``name`` alone where it is given; return the number of bytes.
+
+    Where a kill fell between the two renamings of :func:`atomic_folder`, the former folder is put back.
     """
     freed = 0
     for path in leftovers(folder):
-        _, mark, name = path.name.partition(_FORMER)
+        temporary, mark, former = path.name.partition(_FORMER)
+        if name and temporary[:-_DRAWN] != f".{name[:80]}-":
+            continue
         with suppress(OSError):
-            if mark and name and not (folder / name).exists():
-                path.replace(folder / name)
+            if mark and former and not (folder / former).exists():
+                path.replace(folder / former)
                 continue
             freed += size_of(path)
             if path.is_dir():

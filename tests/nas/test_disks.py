@@ -136,7 +136,10 @@ def test_a_kill_between_the_renamings_loses_nothing(
         write_folder(tmp_path / "net", "two")
         os._exit(9)  # before anything is cleared away
     os.waitpid(pid, 0)
-    sweep(tmp_path)
+    other = tmp_path / ".other-abcdefgh"
+    other.mkdir()
+    sweep(tmp_path, "net")  # as the next one that writes it does
+    other.rmdir()
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     assert (tmp_path / "net" / "a").read_text() == ("one" if renamed < 2 else "two")
 
