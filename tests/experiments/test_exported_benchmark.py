@@ -1,0 +1,44 @@
+"""The benchmark of exported networks: every variant computes the same, and what is measured is recorded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from search_spaces import litepose_arch
+from search_spaces.registry import write_arch
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCH = litepose_arch(64, 8, (8, 16, 8, 8), (8, 16, 8), depths=1, kernels=(3, 5, 7, 7), expansions=2)
+
+
+def test_variants_agree_and_are_recorded(tmp_path: Path) -> None:
+    write_arch(tmp_path / "tiny.json", ARCH)
+    small = ("--repeats", "1", "--threads", "1", "--networks", str(tmp_path / "tiny.json"))
+    record = ("--runtimes", "onnxruntime", "openvino", "--record", "--results", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "experiments/benchmarks/exported.py", *small, *record],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "exported.json").read_text(encoding="utf-8"))
+    found = report["networks"]["tiny"]
+    assert found["rewritten_places"] == {"phases": 6, "interleave": 3, "padding": 5}
+    variants = found["variants"]
+    wanted = {"PyTorch eager", "ONNX Runtime: plain export", "ONNX Runtime: phases, interleave, padding"}
+    assert wanted <= set(variants)
+    assert "openvino" in report["left_out"] or "OpenVINO: phases" in variants
+    for name, figures in variants.items():
+        assert figures["median_ms"] > 0
+        assert figures["visits"] == 1
+        if "int8" not in name and "bf16" not in name:
+            assert figures["largest_error"] < 1e-4, name
+    page = (tmp_path / "exported.md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in page for name in variants)
+    assert "## tiny, 64x64" in page
+    assert str(tmp_path) not in page
