@@ -14,6 +14,7 @@ Layout::
     emitted/NAME/        one emitted network
     fine-tuned/ID-DIGEST/  one network trained on alone: checkpoints, result
     bn-statistics/       recalibrated BN statistics by network, kept for the next command; may be deleted
+    report.html          what 'nas report' told of it
     trust/               how far the ranking can be trusted; stand-alone trainings
 """
 

@@ -156,7 +156,8 @@ def gather(
         The study whose front is shown; by default all that can be put together.
     network
         The network in the middle: the name of an emitted folder, the id of a network that was emitted or
-        searched, a named arch or an arch file. By default the one emitted last, else the one chosen.
+        searched, a named arch or an arch file. By default the best chosen; where that is not emitted and no
+        study was named, the one emitted last.
     tables
         Further folders of latency tables.
 
@@ -190,7 +191,7 @@ def gather(
         shown, marked = together.result, dict(together.chosen)
     else:
         shown, marked = _one_study(studies, study)
-    subject = _subject(run, network, cards, shown, marked, joints)
+    subject = _subject(run, network, study, cards, shown, marked, joints)
     context = {} if shown is None else dict(shown.context)
     if not context and data is not None and run.best.is_file():
         context = search_context(run, data)
@@ -247,6 +248,7 @@ def _one_study(
 def _subject(
     run: RunDirectory,
     network: str | None,
+    study: str | None,
     cards: Sequence[Card],
     shown: SearchResult | None,
     marked: Mapping[str, Record],
@@ -261,8 +263,8 @@ def _subject(
         card = card or next((c for c in reversed(cards) if c.arch == arch), None)
         return Subject(arch, "Shown because it was asked for.", card, records.get(arch.id))
     best = max(marked.values(), key=lambda record: record.require_ap(), default=None)
-    if cards:
-        chosen = [c for c in cards if best is not None and c.arch == best.arch]
+    chosen = [c for c in cards if best is not None and c.arch == best.arch]
+    if chosen or (cards and study is None):
         card = (chosen or list(cards))[-1]
         why = "The network emitted last." if not chosen else "The best network chosen, as it was emitted."
         return Subject(card.arch, why, card, records.get(card.arch.id))

@@ -373,11 +373,14 @@ def test_a_study_and_a_network_can_be_asked_for(whole: RunDirectory, tmp_path: P
     first, last = whole.studies()
     page, told = shown(whole, tmp_path, study=first, pictures=False)
     assert {m for n in page.data["networks"] for m in n["marks"]} == {"chosen"}
+    for study in (first, last):
+        page, told = shown(whole, tmp_path, study=study, pictures=False)
+        assert [n["id"] for n in page.data["networks"] if n["marks"]] == [told["network"]]
     others = [n["id"] for n in page.data["networks"] if n["ap"] is not None and n["id"] != told["network"]]
     page, told = shown(whole, tmp_path, network=others[0], pictures=False)
     assert told["network"] == others[0] and "asked for" in page.sections["head"]
     page, told = shown(whole, tmp_path, network="net", pictures=False)
-    assert "'net'" in page.sections["head"] and last
+    assert "'net'" in page.sections["head"]
 
 
 def test_what_cannot_be_done_is_refused(whole: RunDirectory, tmp_path: Path) -> None:
