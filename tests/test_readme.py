@@ -15,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from latency_tables import RUNTIMES, get_runtime
 from latency_tables.links import LinkDescription, read_linked_target
 from nas.cli import app
 from nas.config import to_plain
@@ -330,6 +331,11 @@ def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
     assert people.data.val.boxes == tmp_path / "detector.json"
     named = {found for block in YAML_BLOCKS for found in re.findall(r"\A# (\S+\.yaml)$", block, re.MULTILINE)}
     assert named >= {*("mine.yaml", "mixed.yaml", "people.yaml"), *NO_RECIPES}
+
+
+def test_precisions_of_runtimes_are_those_of_the_code() -> None:
+    rows = {row[0].split("`")[1]: row[1] for row in table("runtime")}
+    assert rows == {name: ", ".join(get_runtime(name).precisions) for name in RUNTIMES}
 
 
 def test_fields_of_links_are_those_of_the_code() -> None:
