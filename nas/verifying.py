@@ -18,7 +18,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from latency_tables import LatencyPredictor, LatencyTable, Target, available_tables, find_table, local_target
+from latency_tables import (
+    LatencyPredictor,
+    LatencyTable,
+    Target,
+    available_tables,
+    find_table,
+    get_runtime,
+    local_target,
+)
 from latency_tables.links import LinkDescription
 from latency_tables.profiler import MeasuredRounds, measure_rounds
 from nas.console import note, progress_bar
@@ -55,8 +63,6 @@ FORMS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """By runtime: what the files end in that it is given, the best first."""
 _EXPORT_AS: Final = {"onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn", "litert": "litert"}
-_AS_IT_IS: Final = ("onnxruntime", "openvino", "ncnn")
-"""Runtimes whose bench would quantise an fp32 file for int8: a file in 8 bits is timed as it is."""
 _DRIFT: Final = 0.15
 _DECODE_S: Final = 0.5
 _CROPS: Final = 64
@@ -192,7 +198,7 @@ def _open(model: Path, target: Target) -> _Model:
         return _given(model, folder, target)
     network = load_plain_network(model, 448)
     found = _Model(network.arch, network.joints, folder, None, model)
-    exported = _exported(folder, target) if model.is_dir() and folder is not None else None
+    exported = _exported(folder, network.arch, target) if model.is_dir() and folder is not None else None
     if exported is not None:
         return replace(found, file=exported, quantised=True)
     if target.precision == "fp32" and target.runtime in ("onnxruntime", "openvino"):
@@ -229,7 +235,7 @@ def _given(file: Path, folder: Path | None, target: Target) -> _Model:
     joints = len(card.get("skeleton", {}).get("joints", ()))
     entry = _entry(card, folder, file)
     stated = "fp32" if entry is None and file.name == "model.onnx" else (entry or {}).get("precision")
-    if stated is not None and stated != target.precision:
+    if stated not in (None, target.precision) and stated in get_runtime(target.runtime).precisions:
         raise InputError(
             f"'{file}' is in {stated}, but the target '{target.name}' in {target.precision}; name a target in"
             f" {stated}, or another file"
@@ -256,15 +262,20 @@ def _entry(card: Mapping[str, Any], folder: Path, file: Path) -> Mapping[str, An
     return None
 
 
-def _exported(folder: Path, target: Target) -> Path | None:
-    """Return the folder's export for the target's runtime and precision that passed, the newest one."""
+def _exported(folder: Path, arch: Arch, target: Target) -> Path | None:
+    """Return the folder's export for the target's runtime and precision that passed, the newest one.
+
+    One that takes several pictures, or of another size, or that gives peaks in place of maps, is none.
+    """
     fitting = FORMS.get(target.runtime, ())
     found: list[tuple[str, Path]] = []
     for each in read_card(folder).get("exports") or ():
-        if each.get("precision") != target.precision or each.get("within_tolerance") is False:
-            continue
+        words = str(each.get("runtime") or target.runtime).split()  # the version may follow
+        usual = each.get("batch") in (None, 1) and not each.get("peaks")
+        usual = usual and each.get("size") in (None, list(arch.size))
+        passed = each.get("within_tolerance") is not False and each.get("precision") == target.precision
         place = _place(folder, str(each.get("file")))
-        if place is not None and place.suffix in fitting and each.get("runtime") in (None, target.runtime):
+        if passed and usual and place is not None and place.suffix in fitting and words[0] == target.runtime:
             found.append((str(each.get("date")), place))
     return max(found)[1] if found else None
 
@@ -401,7 +412,7 @@ def verify(
             note(f"writing the network for {aim.runtime}")
             file = runnable(aim.runtime, load_plain_network(model, 448), scratch / "model")
             notices.append(f"the file was written for {aim.runtime} from the weights, and is not kept")
-        timed_as = replace(aim, precision="fp32") if _own_numbers(opened, aim) else aim
+        timed_as = replace(aim, precision=_timed_in(opened, aim))
         bench = stack.enter_context(bench_of(timed_as, link))
         bar = stack.enter_context(progress_bar("timing rounds", settings.rounds))
         found = measure_rounds(
@@ -441,9 +452,14 @@ def verify(
     return report
 
 
-def _own_numbers(model: _Model, target: Target) -> bool:
-    """Return whether the file is in the target's precision already, and is not to be converted again."""
-    return model.quantised and target.runtime in _AS_IT_IS
+def _timed_in(model: _Model, target: Target) -> str:
+    """Return the precision that the bench is told: fp32 runs a file as it is, without converting it first.
+
+    An .onnx in 8 bits would be quantised again; and fp16 may be a matter of the file alone.
+    """
+    onnx = model.file is not None and model.file.suffix == ".onnx"
+    own = target.precision in get_runtime(target.runtime).precisions
+    return "fp32" if not own or (onnx and model.quantised) else target.precision
 
 
 def _budget(

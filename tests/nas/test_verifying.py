@@ -130,10 +130,17 @@ def test_an_export_is_taken_as_it_is_unless_it_missed_its_tolerance(net: Path) -
         shutil.copy(net / "model.onnx", net / "exports" / name)
 
     def entry(file: str, within: bool, **more: Any) -> dict[str, Any]:
-        told = {"format": "onnx", "runtime": "onnxruntime", "precision": "int8", "date": "2026"}
+        told = {"format": "onnx", "runtime": "onnxruntime 1.2.3", "precision": "int8", "date": "2026"}
         return {"file": file, **told, "within_tolerance": within, **more}
 
-    exports = [entry("a.onnx", True), entry("exports/b.onnx", False), entry("../net.onnx", True)]
+    shutil.copy(net / "model.onnx", net / "exports" / "c.onnx")
+    size = list(space().smallest().size)
+    exports = [
+        entry("a.onnx", True, size=size, batch=1, peaks=False),
+        entry("exports/b.onnx", False),
+        entry("../net.onnx", True),
+        entry("exports/c.onnx", True, date="2027", peaks=True),
+    ]
     write_card(net, {**read_card(net), "exports": exports})
     found = verify(net, "this-machine", QUICK, precision="int8", threads=1)
     assert found["file"] == "exports/a.onnx" and found["target"]["precision"] == "int8"
