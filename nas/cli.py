@@ -1346,6 +1346,12 @@ def export(
         int | None, typer.Option(min=1, help="Most images that int8's float layers are chosen by.")
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=1, metavar="N", help="Resamples for the intervals.")] = 1000,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="Keep the network's own operators where an engine computes others faster."
+        ),
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="Make anew what is certified already.")] = False,
     sets: Sets = None,
     as_json: Json = False,
@@ -1375,6 +1381,7 @@ def export(
         limit=limit,
         resamples=bootstrap,
         again=again,
+        plain=plain,
     )
     report = export_model(model, data, output, settings, images=images, skeleton=skeleton, sets=sets)
     if as_json:

@@ -142,6 +142,7 @@ class Reference:
         scored = scored_joints(val)
         return {
             "on": f"{len(val)} images of {val.where}",
+            "images": len(val),
             "protocol": job.images.settings.protocol,
             "fitted_into": None if job.size is None else list(job.size),
             **how_measured(self.scorer.config),

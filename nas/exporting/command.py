@@ -20,11 +20,13 @@ from nas.evaluation import heatmap_sigma
 from nas.exporting.certificate import Reference, Tolerances, refusal
 from nas.exporting.formats import Export, plan_exports
 from nas.exporting.sources import Sources
+from nas.model_card import CARD, changing_card, read_card
 from nas.quantising import Images, Job, QuantiseSettings, kept_layers, open_images
 from nas.run import environment
 from nas.train import load_with_skeleton, network_file
 from nas.written import SUFFIXES, RuntimeNetwork, open_written, sidecar_of
 from search_spaces import InputError, RunError, UnavailableError
+from search_spaces.errors import shown
 from search_spaces.files import locked, make_folder, put_in_place, read_json, write_json
 from supernet.paradigms import TOP_DOWN, paradigm_of
 
@@ -68,6 +70,8 @@ class ExportSettings:
         Of the bootstrap for intervals.
     again
         Whether files are made again that are certified already.
+    plain
+        Whether ONNX files keep the network's own operators, where a runtime computes others faster.
     """
 
     formats: tuple[str, ...] = ("onnx",)
@@ -85,6 +89,7 @@ class ExportSettings:
     pictures: int = 4
     resamples: int = 1000
     again: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if not self.tolerance_ap >= 0:
@@ -173,7 +178,9 @@ def export_model(
         )
     file = network_file(model)
     network, joints = load_with_skeleton(file, skeleton)
-    card = _read_card(model)
+    card = model.is_dir() and (model / CARD).is_file()
+    if card:
+        read_card(model)
     opened = open_images(data, images, joints, settings.quantising(), sets)
     size = settings.size or network.arch.size
     network.arch.layers(network.joints, size)  # raises where the network cannot take the size
@@ -194,7 +201,7 @@ def export_model(
         try:
             for export in asked:
                 work.make(export)
-                if card is not None:
+                if card:
                     _tell_card(model, folder, work.record)
         finally:
             work.clean()
@@ -205,51 +212,37 @@ def _default_folder(model: Path) -> Path:
     return model / "exports" if model.is_dir() else model.with_name(f"{model.stem}-exports")
 
 
-def _read_card(model: Path) -> dict[str, Any] | None:
-    """Return the card of an emitted folder; None where there is none."""
-    path = model / "card.json"
-    if not model.is_dir() or not path.is_file():
-        return None
-    card = read_json(path, "card")
-    if not isinstance(card, dict) or not isinstance(card.get("exports", []), list):
-        raise InputError(f"card '{path}' is no card of an emitted network; emit it anew with 'nas emit'")
-    return card
-
-
 def _tell_card(model: Path, folder: Path, record: Mapping[str, Any]) -> None:
     """Let an emitted network's card list what is in the folder now; what it lists elsewhere stays."""
-    card = _read_card(model) or {}
     where = Path(os.path.relpath(folder, model))
-    others = [
-        each
-        for each in card.get("exports", [])
-        if not (isinstance(each, dict) and Path(str(each.get("file"))).parent == where)
-    ]
     own = [_short(each, where) for each in record["exports"] if each["status"] == "certified"]
-    card["exports"] = others + own
-    write_json(model / "card.json", card)
+    with changing_card(model) as card:
+        listed = card.get("exports") or []
+        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+            raise InputError(
+                f"model card '{model / CARD}': 'exports' is a list of files, not {shown(listed)}"
+            )
+        card["exports"] = [each for each in listed if Path(str(each.get("file"))).parent != where] + own
 
 
 def _short(entry: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """Return what a card says of a file."""
     outputs, ap = entry["certificate"]["outputs"], entry["certificate"]["ap"]
-    told = (
-        "format",
-        "precision",
-        "batch",
-        "peaks",
-        "size",
-        "size_bytes",
-        "sha256",
-        "kept_in_float",
-        "runtime",
-    )
+    told = ("format", "precision", "batch", "peaks", "size", "size_bytes", "sha256", "kept_in_float")
     return {
         "file": (where / entry["file"]).as_posix(),
         **{name: entry[name] for name in told},
+        "runtime": f"{entry['runtime']['name']} {entry['runtime']['version']}",
         "max_abs_error": outputs["max_abs"],
         "max_rel_error": outputs["max_rel"],
-        "ap": {name: ap[name] for name in ("on", "torch", "file", "difference", "tolerance", "sure")},
+        "on": ap["on"],
+        "images": ap["images"],
+        "ap": ap["file"],
+        "ap_torch": ap["torch"],
+        "difference": ap["difference"],
+        "tolerance": f"{ap['tolerance']:g} AP",
+        "within_tolerance": ap["within"],
+        "sure": ap["sure"],
     }
 
 
@@ -280,7 +273,7 @@ class _Work:
         self.clean()
         self._job = job
         told = {"skeleton": job.skeleton.to_json(), "sigma": heatmap_sigma(job.network)}
-        self._sources = Sources(job, size, told, folder / "journals")
+        self._sources = Sources(job, size, told, folder / "journals", plain=settings.plain)
         self._reference = Reference(job, settings.pictures)
 
     def clean(self) -> None:
@@ -323,7 +316,7 @@ class _Work:
             [export.told, export.batch, export.peaks, list(self.size)],
             [self._job.skeleton.to_json(), repr(images.settings), _boxes(images)],
             [images.val.fingerprint, settings.pictures, settings.resamples],
-            [settings.tolerance_ap, settings.tolerance_outputs],
+            [settings.tolerance_ap, settings.tolerance_outputs, settings.plain],
             [metadata.version(name) for name in ("litepose-nas", "torch", "onnx")],
             [runtime.name, runtime.version()],
         ]

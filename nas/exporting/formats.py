@@ -56,8 +56,10 @@ FORMATS: Final[Mapping[str, Format]] = {
     for each in (
         Format("onnx", (".onnx",), "onnxruntime", PRECISIONS, True, True, 1e-4, carries=True),
         Format("openvino", (".xml", ".bin"), "openvino", PRECISIONS, True, True, 1e-4),
-        Format("ncnn", (".ncnn.param", ".ncnn.bin"), "ncnn", ("fp32",), False, False, 1e-3),
-        Format("litert", (".tflite",), "litert", ("fp32",), False, False, 1e-3),
+        Format(
+            "ncnn", (".ncnn.param", ".ncnn.bin"), "ncnn", get_runtime("ncnn").precisions, False, False, 1e-3
+        ),
+        Format("litert", (".tflite",), "litert", get_runtime("litert").precisions, False, False, 1e-3),
     )
 }
 """Every format by name. ncnn's files are called as its own converter calls them."""

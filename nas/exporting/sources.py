@@ -5,25 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from latency_tables.networks import network_program
-from latency_tables.runtimes import Program, ncnn_runtime, openvino_runtime
-from latency_tables.runtimes.litert_runtime import write_network as write_litert
-from nas.console import note
+from latency_tables.runtimes import Program, litert_runtime, ncnn_runtime, openvino_runtime
+from latency_tables.runtimes.ranges import Range, value_ranges
+from nas.console import note, progress_bar
 from nas.exporting.formats import Export
 from nas.latency import trained_weights
-from nas.quantising import Job, choose_int8
+from nas.quantising import Job, choose_int8, network_inputs
 from nas.written import SIDECAR, sidecar_of
 from search_spaces.files import make_folder, write_bytes, write_json
 from supernet.export import export_onnx
+from supernet.fusing import FOR_RUNTIME, rewritten
 from supernet.quantise import half_precision
 
 if TYPE_CHECKING:
     import onnx
+
+    from latency_tables.runtimes.base import Array
 
 __all__ = ["Sources", "with_batch"]
 
@@ -63,11 +69,15 @@ class Sources:
         What every file is to say, such as the skeleton.
     journals
         Folder of what was measured on the way to int8; it is not measured again.
+    plain
+        Whether ONNX files keep the network's own operators, where a runtime computes others faster.
     """
 
-    def __init__(self, job: Job, size: tuple[int, int], told: dict[str, Any], journals: Path) -> None:
+    def __init__(
+        self, job: Job, size: tuple[int, int], told: dict[str, Any], journals: Path, *, plain: bool = False
+    ) -> None:
         self.job, self.size, self.told = job, size, told
-        self._journals = journals
+        self._journals, self.plain = journals, plain
 
     @cached_property
     def fp32(self) -> onnx.ModelProto:
@@ -103,14 +113,39 @@ class Sources:
         network = self.job.network
         return network_program(network.arch, network.joints, self.size, weights=trained_weights(network))
 
+    @cached_property
+    def ranges(self) -> dict[int, Range]:
+        """The range of every value of the program over the calibration pictures."""
+        job, most = self.job, self.job.settings.calibration_images
+        pictures = network_inputs(job.images.calibrate, job.config(), most, self.size)
+        with progress_bar("calibrating", len(pictures)) as bar:
+
+            def told() -> Iterator[Array]:
+                for place, picture in enumerate(pictures, start=1):
+                    yield picture
+                    bar.update(place)
+
+            return value_ranges(self.program, told(), max(1, torch.get_num_threads()))
+
+    def _steps(self, kept: Sequence[str]) -> list[str]:
+        """Return layers of ONNX models by a program's names: a gate is one there, not two convolutions."""
+        names = {step.layer.name for step in self.program.steps}
+        found = [name if name in names else name.rpartition(".")[0] for name in kept]
+        return list(dict.fromkeys(found))
+
     def model(self, export: Export) -> onnx.ModelProto:
         """Return the ONNX model that an export is, or is converted from."""
+        runtime = export.format.runtime
         if export.precision == "int8":
             model = self.int8["model"]
         elif export.precision == "fp16" and export.format.name == "onnx":
             model = half_precision(self.fp32)
         else:
             model = self.fp32
+            if not self.plain:
+                model, made = rewritten(model, FOR_RUNTIME.get(runtime, ()))
+                entry = model.metadata_props.add()
+                entry.key, entry.value = "rewrites", json.dumps(made)
         model = with_batch(model, export.batch)
         if export.precision != "fp32":
             entry = model.metadata_props.add()
@@ -138,10 +173,16 @@ class Sources:
                 texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.told.items()}
                 model = self.model(export).SerializeToString()
                 openvino_runtime.write_network(model, path, texts, half=export.precision == "fp16")
-            case "ncnn":
-                ncnn_runtime.write_network(self.program, path)
-            case "litert":
-                write_litert(self.program, path, export.precision)
+            case "ncnn" | "litert":
+                modules: dict[str, Any] = {"ncnn": ncnn_runtime, "litert": litert_runtime}
+                write = modules[export.format.name].write_network
+                if export.precision == "fp32":
+                    write(self.program, path)
+                elif export.precision == "int8":
+                    kept = self.kept_in_float(export) or []
+                    write(self.program, path, "int8", self.ranges, self._steps(kept))
+                else:
+                    write(self.program, path, export.precision)
         if not export.format.carries:
             write_json(sidecar_of(path), self._sidecar(export))
         return path

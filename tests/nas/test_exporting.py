@@ -19,6 +19,7 @@ from latency_tables import get_runtime
 from nas.exporting import FORMATS, ExportSettings, certificate, export_model
 from nas.exporting.formats import plan_exports
 from nas.exporting.sources import Sources
+from nas.model_card import read_card, write_card
 from nas.written import open_written, sidecar_of
 from search_spaces import InputError, RunError, UnavailableError
 from search_spaces.deconv import DECONV_MBV3, deconv_arch
@@ -81,8 +82,8 @@ def bottom_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = randomise(build_network(arch, 17, torch.Generator().manual_seed(0)))
     (folder / "net").mkdir()
     save_network(folder / "net" / "model.safetensors", network, {"skeleton": COCO17.to_json()})
-    card = {"id": arch.id, "latency": {"x": 1}, "exports": [{"file": "elsewhere/model-fp32.onnx"}]}
-    (folder / "net" / "card.json").write_text(json.dumps(card))
+    card = {"id": arch.id, "notices": ["a note"], "exports": [{"file": "elsewhere/model-fp32.onnx"}]}
+    write_card(folder / "net", card)
     for settings in everything(HERE):
         export_model(folder / "net", str(folder / "tiny.yaml"), None, settings)
     return folder
@@ -172,12 +173,13 @@ def test_what_the_record_and_the_card_say(shop: Path) -> None:
         assert ap["telling"] is False  # the network is untrained
         if entry["precision"] == "int8":
             assert isinstance(entry["kept_in_float"], list), file
-    card = json.loads((shop / "net" / "card.json").read_text()) if (shop / "net/card.json").exists() else None
-    if card is not None:
+    if (shop / "net" / "card.json").exists():
+        card = read_card(shop / "net")
         listed = [each["file"] for each in card["exports"]]
         assert listed == ["elsewhere/model-fp32.onnx", *(f"exports/{file}" for file in record_of(shop))]
-        assert card["latency"] == {"x": 1}
-        assert card["exports"][1]["ap"]["file"]["confidence"] == 0.95
+        assert card["notices"] == ["a note"]
+        assert card["exports"][1]["ap"]["confidence"] == 0.95
+        assert "exports/model-int8.onnx" in (shop / "net" / "README.md").read_text()
 
 
 def test_a_free_batch_takes_any_number(shop: Path) -> None:
