@@ -168,38 +168,36 @@ class Reference:
         if batch != 1:
             together = list(self.inputs)[: batch or 3]
             calls.append((torch.cat([self.inputs[key] for key in together]), together))
-        real = 0.0
+        real = {name: dict(each) for name, each in worst.items()}
         with torch.no_grad():
             for images, keys in calls:
                 found = network(images)
                 for place, name in enumerate(names):
                     ours = torch.cat([self.outputs[key][place] for key in keys]).double()
-                    relative = _widen(worst[name], ours, found[place].double())
+                    _widen(worst[name], ours, found[place].double())
                     if len(keys) == 1 and keys[0] not in ODD:
-                        real = _most((real, relative))
+                        _widen(real[name], ours, found[place].double())
         return {
             "pictures": {"val": len(self.inputs) - len(ODD), "odd": list(ODD)},
             "max_abs": _most(each["max_abs"] for each in worst.values()),
             "max_rel": _most(each["max_rel"] for each in worst.values()),
-            "max_rel_val": real,
+            "max_rel_val": _most(each["max_rel"] for each in real.values()),
             "by_output": worst,
         }
 
 
-def _widen(worst: dict[str, float], ours: Tensor, theirs: Tensor) -> float:
-    """Let the worst so far grow by one picture's outputs; return their relative error.
+def _widen(worst: dict[str, float], ours: Tensor, theirs: Tensor) -> None:
+    """Let the worst so far grow by one picture's outputs; what has another shape is infinitely wrong.
 
-    What has another shape is infinitely wrong.
+    Errors are relative to the largest value in any picture: where nobody is, heatmaps are next to 0, and so
+    would every error be large.
     """
     if ours.shape != theirs.shape:
         worst["max_abs"] = worst["max_rel"] = float("inf")
-        return float("inf")
-    error, largest = float((ours - theirs).abs().max()), float(ours.abs().max())
-    relative = error / largest if largest > 0 else error
-    worst["max_abs"] = _most((worst["max_abs"], error))
-    worst["max_rel"] = _most((worst["max_rel"], relative))
-    worst["largest"] = _most((worst["largest"], largest))
-    return relative
+        return
+    worst["max_abs"] = _most((worst["max_abs"], float((ours - theirs).abs().max())))
+    worst["largest"] = _most((worst["largest"], float(ours.abs().max())))
+    worst["max_rel"] = worst["max_abs"] / worst["largest"] if worst["largest"] > 0 else worst["max_abs"]
 
 
 def _most(values: Any) -> float:
