@@ -131,10 +131,11 @@
       "text-anchor": "middle" }, axis.label);
     shape(svg, "text", { class: "label", x: 14, y: TOP - 8 }, "AP");
 
-    for (const budget of axis.budgets.filter((each) => within(each.value))) {
+    const budgets = axis.budgets.filter((each) => within(each.value)).sort((a, b) => a.value - b.value);
+    for (const [row, budget] of budgets.entries()) {
       const at = x(budget.value), far = at > WIDTH / 2;
       shape(svg, "line", { x1: at, x2: at, y1: TOP, y2: bottom, stroke: BUDGET, "stroke-dasharray": "6 4" });
-      shape(svg, "text", { class: "budget", x: at + (far ? -5 : 5), y: TOP + 10,
+      shape(svg, "text", { class: "budget", x: at + (far ? -5 : 5), y: TOP + 10 + 14 * (row % 4),
         "text-anchor": far ? "end" : "start" }, `budget ${budget.text}`);
     }
     if (shown.has("published")) {
