@@ -334,7 +334,7 @@ def test_yaml_blocks_are_valid(tmp_path: Path) -> None:
 
 
 def test_precisions_of_runtimes_are_those_of_the_code() -> None:
-    rows = {row[0].split("`")[1]: row[1] for row in table("runtime")}
+    rows = {row[0].split("`")[1]: row[1] for row in table("runtime | precisions")}
     assert rows == {name: ", ".join(get_runtime(name).precisions) for name in RUNTIMES}
 
 
