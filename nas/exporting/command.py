@@ -48,8 +48,6 @@ class ExportSettings:
         Names in :data:`nas.exporting.formats.FORMATS` and ``PRECISIONS``; every format comes in every one.
     batch
         Pictures of one run; None leaves it free.
-    peaks
-        Whether peaks are picked in the graph.
     size
         Height and width of the pictures; by default the network's own.
     tolerance_ap
@@ -77,7 +75,6 @@ class ExportSettings:
     formats: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] = ("fp32",)
     batch: int | None = 1
-    peaks: bool = False
     size: tuple[int, int] | None = None
     tolerance_ap: float = 0.01
     tolerance_outputs: float | None = None
@@ -107,7 +104,7 @@ class ExportSettings:
     @property
     def asked(self) -> tuple[Export, ...]:
         """The files, each possible here."""
-        return plan_exports(self.formats, self.precisions, self.batch, self.peaks)
+        return plan_exports(self.formats, self.precisions, self.batch)
 
     def quantising(self) -> QuantiseSettings:
         """Return how int8 is made.
@@ -313,7 +310,7 @@ class _Work:
         told: list[Any] = [
             _VERSION,
             self._weights,
-            [export.told, export.batch, export.peaks, list(self.size)],
+            [export.told, export.batch, list(self.size)],
             [self._job.skeleton.to_json(), repr(images.settings), _boxes(images)],
             [images.val.fingerprint, settings.pictures, settings.resamples],
             [settings.tolerance_ap, settings.tolerance_outputs, settings.plain],
@@ -349,7 +346,7 @@ class _Work:
             "format": export.format.name,
             "precision": export.precision,
             "batch": export.batch,
-            "peaks": export.peaks,
+            "peaks": False,
             "size": list(self.size),
             "made_from": made_from,
             "runtime": {

@@ -31,8 +31,6 @@ class Format:
         Those that can be written.
     batches
         Whether it takes other than one picture at a time.
-    peaks
-        Whether peaks can be picked in its graph.
     tolerance
         Most error of an fp32 file's outputs, relative to their largest value, that is rounding. Of ncnn and
         LiteRT more, whose algorithms for 3x3 and 1x1 convolutions (Winograd's, indirect products) add in
@@ -46,7 +44,6 @@ class Format:
     runtime: str
     precisions: tuple[str, ...]
     batches: bool
-    peaks: bool
     tolerance: float
     carries: bool = False
 
@@ -54,12 +51,10 @@ class Format:
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each
     for each in (
-        Format("onnx", (".onnx",), "onnxruntime", PRECISIONS, True, True, 1e-4, carries=True),
-        Format("openvino", (".xml", ".bin"), "openvino", PRECISIONS, True, True, 1e-4),
-        Format(
-            "ncnn", (".ncnn.param", ".ncnn.bin"), "ncnn", get_runtime("ncnn").precisions, False, False, 1e-3
-        ),
-        Format("litert", (".tflite",), "litert", get_runtime("litert").precisions, False, False, 1e-3),
+        Format("onnx", (".onnx",), "onnxruntime", PRECISIONS, True, 1e-4, carries=True),
+        Format("openvino", (".xml", ".bin"), "openvino", PRECISIONS, True, 1e-4),
+        Format("ncnn", (".ncnn.param", ".ncnn.bin"), "ncnn", get_runtime("ncnn").precisions, False, 1e-3),
+        Format("litert", (".tflite",), "litert", get_runtime("litert").precisions, False, 1e-3),
     )
 }
 """Every format by name. ncnn's files are called as its own converter calls them."""
@@ -77,20 +72,17 @@ class Export:
         One of :data:`PRECISIONS`.
     batch
         Pictures of one run; None leaves it free.
-    peaks
-        Whether peaks are picked in the graph.
     """
 
     format: Format
     precision: str
     batch: int | None = 1
-    peaks: bool = False
 
     @property
     def stem(self) -> str:
         """What its files are called, but for their suffixes."""
         batch = {1: "", None: "-free"}.get(self.batch, f"-batch{self.batch}")
-        return f"model-{self.precision}{batch}{'-peaks' if self.peaks else ''}"
+        return f"model-{self.precision}{batch}"
 
     @property
     def file(self) -> str:
@@ -116,7 +108,7 @@ def _known(option: str, names: Sequence[str], known: Sequence[str]) -> tuple[str
 
 
 def plan_exports(
-    formats: Sequence[str], precisions: Sequence[str], batch: int | None = 1, peaks: bool = False
+    formats: Sequence[str], precisions: Sequence[str], batch: int | None = 1
 ) -> tuple[Export, ...]:
     """Return every format in every precision, after making sure that each is possible here.
 
@@ -140,8 +132,6 @@ def plan_exports(
                 f"--format {each.name} takes one picture at a time, so there is no --batch"
                 f" {'free' if batch is None else batch} of it; leave the option out, or the format"
             )
-        if peaks and not each.peaks:
-            raise InputError(f"--peaks are written into onnx and openvino files, not into {each.name}")
         try:
             get_runtime(each.runtime).check(1)
         except UnavailableError as error:
@@ -152,5 +142,5 @@ def plan_exports(
                     f"--format {each.name} is written in {', '.join(each.precisions)}, not in {precision};"
                     f" export {precision} of other formats in a command of its own"
                 )
-            found.append(Export(each, precision, batch, peaks))
+            found.append(Export(each, precision, batch))
     return tuple(found)

@@ -345,7 +345,6 @@ def test_stopped_in_the_middle(
         ({"formats": ("tflite",)}, "--format: unknown 'tflite'"),
         ({"precisions": ("int4",)}, "--precision: unknown 'int4'"),
         ({"formats": ("ncnn",), "batch": None}, "--format ncnn takes one picture at a time"),
-        ({"formats": ("onnx", "litert"), "peaks": True}, "--peaks are written into onnx and openvino"),
         ({"batch": 0}, "--batch is a number of pictures"),
         ({"formats": ()}, "nothing is asked for"),
     ],
