@@ -279,7 +279,7 @@ class MeasuredNetwork:
         text, joints = given.pop("arch"), given.pop("joints")
         try:
             arch = arch_from_json(json.loads(text) if isinstance(text, str) else text, f"{where}: arch")
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: arch is no JSON ({error}): {shown(text)}") from None
         if not isinstance(joints, int) or isinstance(joints, bool) or joints < 1:
             raise InputError(f"{where}: joints is a whole number from 1, not {shown(joints)}")

@@ -149,7 +149,7 @@ def cost(
     arch: Annotated[str, typer.Argument(help="A named arch (see 'nas spaces') or an arch .json file.")],
     joints: Joints = 14,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Input size in pixels; default: the arch's own square.")
+        str | None, typer.Option(metavar="HxW", help="Input size in pixels; default: the network's own.")
     ] = None,
     latency: Annotated[
         list[str] | None,
@@ -1550,13 +1550,19 @@ def _usage(error: Any) -> str:
 
 
 def _fail(message: str) -> NoReturn:
+    from nas.console import printable
+
     # One line, whatever was passed on; spaces stay, since they may be a path's.
-    line = " ".join(filter(None, map(str.strip, message.splitlines())))
-    print(f"error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    line = printable(" ".join(filter(None, map(str.strip, message.splitlines()))))
+    if len(line) > _LONGEST_ERROR:
+        line = f"{line[: _LONGEST_ERROR // 2]} ... {line[-_LONGEST_ERROR // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 
 _INTERRUPTED = 130
+_LONGEST_ERROR = 4000
+"""Characters; a value of a file may be as long as the file."""
 _NO_READER = 128 + signal.SIGPIPE
 _ClickException = cast(
     "type[Exception]",

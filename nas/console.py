@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -31,8 +32,19 @@ def _errors() -> Console:
 
 
 def printable(text: str) -> str:
-    r"""Return a text with what cannot be printed, the bytes of names that are not UTF-8, as ``\\udcff``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    r"""Return a text as a terminal may show it: what would move its cursor, or is no character, is escaped.
+
+    Names come from files of others. An escape sequence in one is shown as ``\\x1b``, a mark that turns the
+    direction of writing as ``\\u202e``, the bytes of names that are not UTF-8 as ``\\udcff``; line ends and
+    tabs stay.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters, those of line breaks and of direction in Unicode, and halves of surrogate pairs."""
 
 
 _SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
@@ -92,12 +104,13 @@ class Bar:
         """Show that ``done`` of ``total`` parts are done."""
         self.total = total or self.total
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=self.total, text=text)
+            self._progress.update(self._task, completed=done, total=self.total, text=printable(text))
         elif self.total:
             tenth = 10 * done // self.total
             if tenth != self._tenth:
                 self._tenth = tenth
-                print(f"{self.title}: {done}/{self.total} {text}".rstrip(), file=sys.stderr, flush=True)
+                line = printable(f"{self.title}: {done}/{self.total} {text}").rstrip()
+                print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -126,11 +139,11 @@ def print_json(value: object) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table on standard output; all columns but the first are aligned right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=printable(title), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(printable(str(cell)) for cell in row))
     # Names of the user's may look like markup; they are shown as they are.
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from nas.console import note_once
 from nas.recipe import DataConfig, DataSource, Recipe
 from search_spaces import InputError
+from supernet.pose.boxes import read_boxes
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.skeleton import Skeleton, get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 
-__all__ = ["Datasets", "open_datasets", "open_source", "open_training"]
+__all__ = ["Datasets", "note_empty_boxes", "open_datasets", "open_source", "open_training"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,23 @@ class Datasets:
     def skeleton(self) -> Skeleton:
         """The joints that networks predict."""
         return self.train.skeleton
+
+
+def note_empty_boxes(dataset: PoseDataset, boxes: Path | str | None) -> None:
+    """Tell how many boxes of a detector's file are left out because they have no width or no height.
+
+    Raises
+    ------
+    InputError
+        As :func:`supernet.pose.boxes.read_boxes`.
+    """
+    if boxes is None or str(boxes) in ("annotated", "whole-image"):
+        return
+    category = int(dataset.ground_truth()["categories"][0]["id"])
+    empty = read_boxes(boxes, dataset.ids, category=category, subset=True).empty
+    if empty:
+        plural = "es have" if empty > 1 else " has"
+        note_once(f"detection file '{boxes}': {empty} box{plural} no width or no height; left out")
 
 
 def open_source(source: DataSource, skeleton: Skeleton | None = None) -> PoseDataset:

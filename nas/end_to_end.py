@@ -317,7 +317,7 @@ class _Model:
             raise TypeError("an .onnx is run by ONNX Runtime")
         try:
             told = json.loads(network.metadata.get("arch", "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             told = None
         arch = arch_from_json(told, f"model '{path}': its metadata 'arch'")
         _check_paradigm(arch, str(path))

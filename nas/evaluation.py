@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nas.console import progress_bar
-from nas.data import open_source
+from nas.data import note_empty_boxes, open_source
 from nas.recipe import DataSource, EvaluateConfig, SyntheticData, load_recipe
 from nas.run import RunDirectory
 from nas.train import load_with_skeleton, skeleton_of
@@ -75,7 +75,7 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
         try:
             joints = int(network.told["joints"])
             metadata = {"skeleton": json.loads(told) if isinstance(told, str) else told}
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise InputError(
                 f"model '{path}' does not say what it predicts; was it written by 'nas emit'?"
             ) from None
@@ -241,6 +241,8 @@ class _Contender:
                 )
             sides = data.ground_truth(), found, data.skeleton.sigmas, scored, protocol, config.max_detections
             return {"stats": keypoint_ap(*sides), "images": len(data), "people_found": len(found)}, found
+        if isinstance(config, TopDownConfig):
+            note_empty_boxes(data, config.boxes)
         fitted = None
         if isinstance(self.network, WrittenNetwork) and isinstance(config, EvalConfig):
             fitted = self.network.size

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from nas.context import images_told
-from nas.data import Datasets, open_datasets
+from nas.data import Datasets, note_empty_boxes, open_datasets
 from nas.recipe import DataSource, Recipe
 from nas.run import RunDirectory
 from search_spaces import Arch, InputError, RunError, SearchSpace
@@ -220,6 +220,8 @@ def make_evaluator(
     recipe = run.recipe
     device = pick_device(recipe.train.device)
     supernet.to(device)
+    images, source = (data.search, _search_source(recipe)) if on == "search" else (data.val, recipe.data.val)
+    note_empty_boxes(images, source.boxes)
     return SubnetEvaluator(
         supernet,
         CalibrationImages(
@@ -229,8 +231,8 @@ def make_evaluator(
             recipe.train.augmentation,
             paradigm=recipe.paradigm,
         ),
-        data.search if on == "search" else data.val,
-        recipe.evaluation(64, _search_source(recipe) if on == "search" else recipe.data.val),
+        images,
+        recipe.evaluation(64, source),
         device,
         protocol=recipe.evaluate.protocol,
         fixed=fixed,

@@ -81,7 +81,7 @@ class WrittenNetwork(nn.Module, ABC):
         told = self.told.get("arch")
         try:
             return json.loads(told) if isinstance(told, str) else told
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     @property

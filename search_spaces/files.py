@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,10 @@ from typing import Any, Final, TextIO
 
 import yaml
 
-from search_spaces.errors import InputError, RunError, did_you_mean
+from search_spaces.errors import InputError, RunError, did_you_mean, shown
 
 __all__ = [
+    "MOST_BYTES",
     "append_whole",
     "atomic_folder",
     "atomic_path",
@@ -32,6 +34,7 @@ __all__ = [
     "make_folder",
     "parse_yaml",
     "put_in_place",
+    "read_bytes",
     "read_json",
     "read_text",
     "read_yaml",
@@ -46,6 +49,12 @@ __all__ = [
     "write_yaml",
     "yaml_text",
 ]
+
+MOST_BYTES: Final = 2 << 30
+"""Largest file that is read at once; annotation files of public data sets have half a gigabyte at most."""
+_MOST_YAML_BYTES: Final = 16 << 20
+_MOST_YAML_NODES: Final = 1_000_000
+"""Most values in a YAML file, those behind aliases counted each time they are named."""
 
 
 def make_folder(path: str | Path) -> Path:
@@ -399,27 +408,53 @@ def yaml_text(value: object) -> str:
     return text
 
 
-def read_text(path: str | Path, what: str = "file") -> str:
+def read_bytes(path: str | Path, what: str = "file", most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most ``most`` bytes.
+
+    Nothing is waited for: a pipe or a device, which may never end or never begin, is refused.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is a directory, a pipe or a device, is too large or cannot be read. ``what``
+        names its role.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{what} '{path}' is a pipe or a device; a regular file is needed")
+            content = stream.read(most + 1) if facts.st_size <= most else b""
+    except FileNotFoundError:
+        raise InputError(f"{what} '{path}' does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{what} '{path}' is a directory; a file is needed") from None
+    except OSError as error:
+        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    size = max(facts.st_size, len(content))
+    if size > most:
+        raise InputError(f"{what} '{path}' has {size:,} bytes or more; at most {most:,} are read")
+    return content
+
+
+def read_text(path: str | Path, what: str = "file", most: int = MOST_BYTES) -> str:
     """Return the text of ``path``.
 
     Raises
     ------
     InputError
-        If the file is missing, is a directory, cannot be read or is not UTF-8. ``what`` names its role.
+        As :func:`read_bytes`, or if it is not UTF-8.
     """
-    path = Path(path)
+    content = read_bytes(path, what, most)
     try:
-        return path.read_text(encoding="utf-8-sig")  # Windows tools put a mark in front
-    except FileNotFoundError:
-        raise InputError(f"{what} '{path}' does not exist") from None
-    except IsADirectoryError:
-        raise InputError(f"{what} '{path}' is a directory; a file is needed") from None
+        text = content.decode("utf-8-sig")  # Windows tools put a mark in front
     except UnicodeDecodeError as error:
         raise InputError(f"{what} '{path}' is not a UTF-8 text file (byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a NUL in the name
-        raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | Path, what: str = "file") -> Any:
@@ -439,7 +474,7 @@ def read_json(path: str | Path, what: str = "file") -> Any:
 
 def read_yaml(path: str | Path, what: str = "file") -> Any:
     """Return the YAML value in ``path`` (safe subset); an :class:`InputError` names file and line."""
-    return parse_yaml(read_text(path, what), f"{what} '{path}'")
+    return parse_yaml(read_text(path, what, _MOST_YAML_BYTES), f"{what} '{path}'")
 
 
 class _Loader(yaml.SafeLoader):
@@ -467,12 +502,40 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 _MOST_BITS = 4096
 
 
+def _check_size(root: yaml.Node, where: str) -> None:
+    """Refuse a document that its aliases make endless, or larger than memory and patience."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in open_nodes:
+            raise InputError(f"{where} contains itself through a YAML alias")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ((each,) for each in node.value)
+            sizes[id(node)] = 1 + sum(size(each) for pair in pairs for each in pair)
+            open_nodes.remove(id(node))
+        return sizes[id(node)]
+
+    if (found := size(root)) > _MOST_YAML_NODES:
+        raise InputError(
+            f"{where} is not usable YAML: its aliases make {shown(found)} values of it; at most"
+            f" {_MOST_YAML_NODES:,} are read"
+        )
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Return the YAML value in ``text`` (safe subset); errors name ``where`` and the line (InputError)."""
     try:
         loader = _Loader(text)
         try:
-            return loader.get_single_data()
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_size(node, where)
+            return loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:

@@ -22,6 +22,7 @@ heatmap is above the threshold of detection, weighed by its height.
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,7 +184,7 @@ class Distillation:
     Raises
     ------
     InputError
-        If the settings and the teacher disagree, or the teacher is of another paradigm.
+        If the settings and the teacher disagree, or the teacher is of another paradigm or another sigma.
     """
 
     def __init__(
@@ -202,6 +203,12 @@ class Distillation:
             raise InputError(
                 f"the teacher is a {paradigm_of(teacher.network).name} network, but those that learn are"
                 f" {paradigm.name}: their maps mean different things; take a {paradigm.name} teacher"
+            )
+        if teacher is not None and not math.isclose(teacher.network.sigma, sigma, rel_tol=1e-3):
+            raise InputError(
+                f"the teacher gives Gaussians of {teacher.network.sigma:g} cells, but train.sigma is"
+                f" {sigma:g}: no network can learn both; set train.sigma to {teacher.network.sigma:g}, or"
+                " take another teacher"
             )
 
     @property

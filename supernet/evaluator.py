@@ -32,7 +32,7 @@ from supernet.pose.inference import Inference, Predictions
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import Matches, match_detections
 from supernet.pose.metrics import keypoint_ap
-from supernet.pose.scoring import ScoringProtocol
+from supernet.pose.scoring import ScoringProtocol, check_protocol
 from supernet.pose.topdown import TopDownConfig
 from supernet.pose.transforms import Augmentation, normalise
 from supernet.pose.workers import DecodeWorkers
@@ -194,6 +194,8 @@ class SubnetEvaluator:
         decode_workers: int | None = None,
         statistics: StatisticsCache | None = None,
     ) -> None:
+        if protocol != "coco":
+            check_protocol(dataset.ground_truth(), protocol)
         self.protocol = protocol
         self.supernet, self.calibration, self.dataset = supernet, calibration, dataset
         self.config, self.device = config, torch.device(device)

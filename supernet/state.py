@@ -97,7 +97,9 @@ def read_tensors(path: Path, what: str = "checkpoint") -> tuple[dict[str, Tensor
             header = stream.metadata() or {}
             meta = json.loads(header.get(_META, "null"))
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+    except RecursionError:
+        raise InputError(f"{what} '{path}' is refused: its header is nested too deeply") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"{what} '{path}' is damaged or no safetensors file ({error})") from None
     if not isinstance(meta, dict):
         raise InputError(f"{what} '{path}' was not written by this toolkit (it has no '{_META}' entry)")

@@ -175,7 +175,7 @@ class Journal(BaseJournalBackend):
             for number, line in enumerate(stream, start=1):
                 try:
                     self._entries.append(json.loads(line))
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise RunError(
                         f"the study file {path} is damaged in line {number}; restore it, or start anew"
                     ) from None

@@ -183,9 +183,10 @@ class FoundBoxes:
     ----------
     by_image
         Boxes of each image by falling score; images of which the file tells nothing are there, without any.
-    other_category, below_threshold, beyond_most, of_other_images
+    other_category, below_threshold, beyond_most, of_other_images, empty
         How many entries of the file were left out: boxes of other categories, with too low a score, those
-        beyond the most that are taken per image, and those of images that the data set lacks.
+        beyond the most that are taken per image, those of images that the data set lacks, and those without
+        any width or height, which detectors write where they clip at the picture's edge.
     """
 
     by_image: Mapping[int, tuple[Box, ...]]
@@ -193,6 +194,7 @@ class FoundBoxes:
     below_threshold: int
     beyond_most: int
     of_other_images: int = 0
+    empty: int = 0
 
 
 def read_boxes(
@@ -225,8 +227,8 @@ def read_boxes(
     Raises
     ------
     InputError
-        If the file is not such a list; if an entry lacks a field, or has one that is no finite number or an
-        empty box; if it is of an image that the data set lacks; if no entry is of the category; if the
+        If the file is not such a list; if an entry lacks a field, or has one that is no finite number or a
+        negative size; if it is of an image that the data set lacks; if no entry is of the category; if the
         threshold or ``most`` is out of its range.
     """
     if not 0 <= threshold < math.inf:
@@ -241,7 +243,7 @@ def read_boxes(
         )
     known = frozenset(ids)
     found: dict[int, list[Box]] = {image_id: [] for image_id in known}
-    other = low = elsewhere = 0
+    other = low = elsewhere = empty = 0
     for place, row in enumerate(rows):
         at = f"{where}: entry {place}"
         image_id, box, of_people = _read_row(row, at, category)
@@ -254,6 +256,8 @@ def read_boxes(
                 )
         elif not of_people:
             other += 1
+        elif box is None:
+            empty += 1
         elif box.score < threshold:
             low += 1
         else:
@@ -266,11 +270,11 @@ def read_boxes(
     sorted_ = {i: tuple(sorted(each, key=lambda box: -box.score)) for i, each in found.items()}
     kept = {image_id: each[:most] for image_id, each in sorted_.items()}
     beyond = sum(map(len, sorted_.values())) - sum(map(len, kept.values()))
-    return FoundBoxes(kept, other, low, beyond, elsewhere)
+    return FoundBoxes(kept, other, low, beyond, elsewhere, empty)
 
 
-def _read_row(row: object, where: str, category: int) -> tuple[int, Box, bool]:
-    """Return the image, the box, and whether it is of the category."""
+def _read_row(row: object, where: str, category: int) -> tuple[int, Box | None, bool]:
+    """Return the image, the box (None if it is empty), and whether it is of the category."""
     if not isinstance(row, dict):
         raise InputError(f"{where} must be a mapping with image_id, bbox and score, got {shown(row)}")
     image_id, kind = row.get("image_id"), row.get("category_id", category)
@@ -281,15 +285,13 @@ def _read_row(row: object, where: str, category: int) -> tuple[int, Box, bool]:
     sides, score = row.get("bbox"), row.get("score")
     if not isinstance(sides, list) or len(sides) != 4 or not all(map(_is_number, sides)):
         raise InputError(f"{where} needs a 'bbox' of x, y, width, height in pixels, got {shown(sides)}")
-    if min(sides[2:]) < _SMALLEST:
-        raise InputError(
-            f"{where} needs a 'bbox' of positive width and height (at least {_SMALLEST} pixels), got"
-            f" {shown(sides)}"
-        )
+    if min(sides[2:]) < 0:
+        raise InputError(f"{where} needs a 'bbox' of positive width and height, got {shown(sides)}")
     if not _is_number(score) or score < 0:
         raise InputError(f"{where} needs a 'score' that is a finite number of at least 0, got {shown(score)}")
     x, y, width, height = map(float, sides)
-    return image_id, Box(x, y, width, height, float(score)), kind == category
+    box = None if min(width, height) < _SMALLEST else Box(x, y, width, height, float(score))
+    return image_id, box, kind == category
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -17,6 +17,7 @@ from supernet.pose.inference import EvaluationDataset, Inference, Progress
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
+from supernet.pose.scoring import check_protocol
 from supernet.pose.topdown import TopDownConfig
 
 __all__ = ["EvalResult", "evaluate", "scored_joints"]
@@ -88,6 +89,7 @@ def evaluate(
         raise InputError(f"{resamples} bootstrap resamples need a generator of random numbers (rng)")
     joints = scored_joints(dataset) if joints is None else joints
     truth = dataset.ground_truth(ids)
+    check_protocol(truth, protocol)
     result = find_people(
         network, dataset, config, progress=progress, device=device, ids=ids, inference=inference
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import InputError
 from supernet.pose.dataset import BOX_AREA
 
-__all__ = ["CROWD_LEVELS", "DetectedPeople", "ScoringProtocol", "TruePeople", "read_people"]
+__all__ = ["CROWD_LEVELS", "DetectedPeople", "ScoringProtocol", "TruePeople", "check_protocol", "read_people"]
 
 ScoringProtocol = Literal["coco", "crowdpose"]
 FloatArray = NDArray[np.float64]
@@ -161,11 +161,25 @@ def _index_of(entry: Mapping[str, Any], known: Mapping[Any, int], category: int,
     return known[image]
 
 
+def check_protocol(truth: Mapping[str, Any], protocol: ScoringProtocol) -> None:
+    """Refuse ground truth that a protocol cannot score, before time is spent on finding people.
+
+    Raises
+    ------
+    InputError
+        Naming the image that lacks what the protocol needs.
+    """
+    if protocol == "crowdpose":
+        for image in truth["images"]:
+            _crowd_index(image)
+
+
 def _crowd_index(image: Mapping[str, Any]) -> float:
     value = image.get("crowdIndex")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
-            f"image {image.get('id')} needs a 'crowdIndex' under the crowdpose protocol, not {value!r}"
+            f"image {image.get('id')} needs a 'crowdIndex' under the crowdpose protocol, not"
+            f" {reprlib.repr(value)}; score by the protocol coco, or take CrowdPose's own annotations"
         )
     return float(value)
 

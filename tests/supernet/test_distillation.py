@@ -240,6 +240,14 @@ def test_teachers_of_other_joints_are_refused() -> None:
         Teacher(teacher().network, CROWDPOSE14, COCO17)
 
 
+def test_a_teacher_of_another_sigma_is_refused() -> None:
+    config, wise = DistillConfig("teacher", teacher=Path("there.pth")), teacher()
+    wise.network.sigma = 1.5
+    with pytest.raises(InputError, match=r"Gaussians of 1.5 cells, but train.sigma is 2: .* to 1.5"):
+        Distillation(config, wise, sigma=2.0)
+    assert Distillation(config, wise, sigma=1.5).teacher is wise
+
+
 def test_a_teacher_is_known_by_its_weights() -> None:
     assert teacher(1).fingerprint == teacher(1).fingerprint != teacher(2).fingerprint
     changed = copy.deepcopy(teacher(1).network)

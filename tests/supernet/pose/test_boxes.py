@@ -146,7 +146,6 @@ FAULTS: list[tuple[object, str]] = [
     ({**GOOD, "bbox": [1, 2, "3", 4]}, "'bbox'"),
     ({**GOOD, "bbox": [1, 2, 3, True]}, "'bbox'"),
     ({**GOOD, "bbox": [1, 2, -3, 4]}, "positive width and height"),
-    ({**GOOD, "bbox": [1, 2, 3, 0]}, "positive width and height"),
     ({**GOOD, "score": math.nan}, "'score'"),
     ({**GOOD, "score": math.inf}, "'score'"),
     ({**GOOD, "score": -0.1}, "'score'"),
@@ -155,6 +154,13 @@ FAULTS: list[tuple[object, str]] = [
     ({**GOOD, "bbox": [1, 2, 10**400, 4]}, "'bbox'"),
     ([1], "must be a mapping"),
 ]
+
+
+def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Detectors that clip boxes at the picture's edge write them."""
+    rows = [GOOD, {**GOOD, "bbox": [1, 2, 3, 0]}, {**GOOD, "bbox": [1, 2, 0.0, 5]}]
+    found = read_boxes(write(tmp_path, rows), [7])
+    assert (len(found.by_image[7]), found.empty) == (1, 2)
 
 
 def test_a_part_of_the_images_takes_its_part_of_the_file(tmp_path: Path) -> None:

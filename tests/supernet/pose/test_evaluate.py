@@ -380,3 +380,12 @@ def test_the_published_network_is_no_worse_than_in_its_own_pipeline(shared: Path
     network.to(memory_format=torch.channels_last)  # quicker on a CPU
     stats = evaluate(network, data, EvalConfig(448, batch_size=1)).stats
     assert stats["AP"] >= recorded["AP"] - 5e-6  # recorded with five digits
+
+
+def test_what_a_protocol_lacks_is_told_before_anybody_is_looked_for() -> None:
+    class Never(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("the network ran")
+
+    with pytest.raises(InputError, match=r"image 10 needs a 'crowdIndex' .* not None; score by"):
+        evaluate(Never(), Kites(), EvalConfig(128), protocol="crowdpose")
