@@ -33,6 +33,7 @@ from search_spaces import (
     named_archs,
 )
 from search_spaces.errors import ToldElsewhereError
+from search_spaces.files import MOST_PIXELS
 
 if TYPE_CHECKING:
     from nas.run import RunDirectory
@@ -1499,6 +1500,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     from nas.console import begin, open_streams
 
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))  # before OpenCV is imported
     open_streams()
     begin(sys.stdout, sys.stderr)
     with Stops() as stops:

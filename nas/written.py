@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latency_tables.runtimes import Prepared, get_runtime
+from latency_tables.runtimes.base import check_contained
 from latency_tables.runtimes.openvino_runtime import OpenvinoRuntime
 from search_spaces import InputError
 from search_spaces.files import read_json
@@ -126,6 +127,7 @@ class OnnxNetwork(WrittenNetwork):
 
         if not path.is_file():
             raise InputError(f"model '{path}' does not exist")
+        check_contained(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

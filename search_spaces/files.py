@@ -23,6 +23,7 @@ from search_spaces.errors import InputError, RunError, did_you_mean, shown
 
 __all__ = [
     "MOST_BYTES",
+    "MOST_PIXELS",
     "append_whole",
     "atomic_folder",
     "atomic_path",
@@ -52,6 +53,8 @@ __all__ = [
 
 MOST_BYTES: Final = 2 << 30
 """Largest file that is read at once; annotation files of public data sets have half a gigabyte at most."""
+MOST_PIXELS: Final = 1 << 28
+"""Most pixels of a picture that is decoded, 16,384 x 16,384: files of a few bytes may claim any number."""
 _MOST_YAML_BYTES: Final = 16 << 20
 _MOST_YAML_NODES: Final = 1_000_000
 """Most values in a YAML file, those behind aliases counted each time they are named."""

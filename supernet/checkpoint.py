@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Arch, InputError, arch_from_json, litepose_arch, named_archs
-from search_spaces.errors import did_you_mean
+from search_spaces.errors import did_you_mean, shown
 from search_spaces.litepose import DECONVS, STAGES
 from supernet.base import DEFAULT_SIGMA, Subnet
 from supernet.litepose import OUTPUTS, LitePose
@@ -37,6 +38,8 @@ __all__ = [
 
 _KIND = "network"
 _COUNTER = ".num_batches_tracked"
+_MOST_JOINTS = 10_000
+"""A whole body with face and hands has 133."""
 
 
 # -- our own files -------------------------------------------------------------------------------------------
@@ -88,8 +91,10 @@ def load_network(path: str | Path) -> tuple[Subnet, dict[str, Any]]:
         )
     arch = arch_from_json(header.get("arch"), f"{where}: 'arch'")
     joints, metadata = header.get("joints"), header.get("metadata", {})
-    if not isinstance(joints, int) or isinstance(joints, bool) or joints < 1:
-        raise InputError(f"{where}: 'joints' is a positive whole number, not {joints!r}")
+    if not isinstance(joints, int) or isinstance(joints, bool) or not 1 <= joints <= _MOST_JOINTS:
+        raise InputError(
+            f"{where}: 'joints' is a positive whole number, not {shown(joints)} (at most {_MOST_JOINTS:,})"
+        )
     if not isinstance(metadata, dict):
         raise InputError(f"{where}: 'metadata' is a mapping, not {type(metadata).__name__}")
     with torch.device("meta"):  # shapes are checked before any memory is taken for them
@@ -108,7 +113,7 @@ def read_sigma(value: object, where: str) -> float:
         If it is no number above 0 and at most 100.
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 100:
-        raise InputError(f"{where}: 'sigma' is a number of cells above 0 and at most 100, not {value!r}")
+        raise InputError(f"{where}: 'sigma' is a number of cells above 0 and at most 100, not {shown(value)}")
     return float(value)
 
 
@@ -242,6 +247,7 @@ def read_pth(path: Path, where: str) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{where} does not exist or is not a file")
+    _refuse_packed(path, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -263,8 +269,31 @@ def read_pth(path: Path, where: str) -> dict[str, Tensor]:
         raise InputError(f"{where} must hold a mapping of names to tensors, not {type(content).__name__}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{where}: entry {key!r} is a {type(value).__name__}; a tensor is needed")
+            raise InputError(f"{where}: entry {shown(key)} is a {type(value).__name__}; a tensor is needed")
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise InputError(f"{where}: tensor {shown(key)} is sparse, quantised or without values")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(
+                f"{where}: tensor {shown(key)} has the shape {tuple(value.shape)}, for which the file holds"
+                " too few values"
+            )
     return content
+
+
+def _refuse_packed(path: Path, where: str) -> None:
+    """Refuse an archive with compressed members: torch writes none, and few bytes could fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [
+                each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED
+            ]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the old form, or damaged: torch tells
+    if packed:
+        raise InputError(
+            f"{where} is refused: its member {shown(packed[0])} is compressed, as torch writes none; save it"
+            " again with torch"
+        )
 
 
 _ANCHOR = "first.0.0.weight"

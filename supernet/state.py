@@ -201,13 +201,20 @@ class TrainingState:
 
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], told: Mapping[str, Any], notice: str = "") -> TrainingState:
+        try:
+            return cls._read(tensors, told, notice)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise InputError(f"a checkpoint's header is unsound ({error!r}); it was not written so") from None
+
+    @classmethod
+    def _read(cls, tensors: Mapping[str, Tensor], told: Mapping[str, Any], notice: str) -> TrainingState:
         best = told.get("best")
         return cls(
             tensors,
             int(told["step"]),
             float("nan") if best is None else float(best),
-            told.get("identity", {}),
-            told.get("space", {}),
+            dict(told.get("identity", {})),
+            dict(told.get("space", {})),
             notice,
         )
 
@@ -288,10 +295,10 @@ def load_state(
             continue
         try:
             tensors, meta = read_tensors(path)
+            state = TrainingState._of(tensors, meta)
         except InputError as error:
             damaged.append(str(error))
             continue
-        state = TrainingState._of(tensors, meta)
         said = {**(unsaid or {}), **state.identity}
         differing = []
         for key, value in identity.items():
@@ -362,5 +369,9 @@ def load_weights(path: Path, network: nn.Module, space: SearchSpace) -> dict[str
             f"'{path}' is a supernet that shares kernels by {theirs}, not by {kernel_sharing(network)};"
             f" set train.kernels to {theirs}, as in the recipe that it was trained with"
         )
-    network.load_state_dict(tensors)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"'{path}' does not hold the weights of its own space: {told[:300]}") from None
     return meta

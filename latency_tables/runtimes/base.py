@@ -9,13 +9,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.errors import InputError, UnavailableError
+from search_spaces.errors import InputError, UnavailableError, shown
 from search_spaces.layers import Layer, Piece
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = npt.NDArray[np.float32]
 
@@ -128,6 +131,42 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
 
 
+def check_contained(path: Path) -> None:
+    """Refuse an ONNX file whose numbers lie in other files, which it may name anywhere on the disk.
+
+    Raises
+    ------
+    InputError
+        If it is such a file, or none at all.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # protobuf's own error class is not public
+        raise InputError(f"model '{path}' is no ONNX model that can be read, or a damaged one") from None
+    _refuse_external(graph, path)
+
+
+def _refuse_external(graph: onnx.GraphProto, path: Path) -> None:
+    from onnx.external_data_helper import uses_external_data
+
+    attributes = [each for node in graph.node for each in node.attribute]
+    tensors = [*graph.initializer, *(each.t for each in attributes)]
+    tensors += [each for attribute in attributes for each in attribute.tensors]
+    tensors += [part for each in graph.sparse_initializer for part in (each.values, each.indices)]
+    for tensor in tensors:
+        if uses_external_data(tensor):
+            raise InputError(
+                f"model '{path}' is refused: the values of {shown(tensor.name)} lie in another file; save it"
+                " as one file"
+            )
+    for attribute in attributes:
+        for part in (attribute.g, *attribute.graphs):
+            if part.node or part.initializer:
+                _refuse_external(part, path)
+
+
 def check_picture_input(path: Path, size: tuple[int, int]) -> None:
     """Raise :class:`InputError` unless an ONNX file takes one float picture of ``size`` (height, width)."""
     import onnx
@@ -136,6 +175,7 @@ def check_picture_input(path: Path, size: tuple[int, int]) -> None:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception:  # protobuf's own error class is not public
         raise InputError(f"the network '{path}' is no ONNX file, or a damaged one") from None
+    _refuse_external(graph, path)
     constants = {constant.name for constant in graph.initializer}
     inputs = [info for info in graph.input if info.name not in constants]
     shapes = [[d.dim_value or None for d in info.type.tensor_type.shape.dim] for info in inputs]

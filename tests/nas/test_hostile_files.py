@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import os
+import pickle
+import random
 import signal
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from latency_tables.links.description import read_linked_target
 from nas.cli import main
 from nas.console import printable
+from nas.recipe import load_recipe
+from search_spaces import get_arch, named_archs
+from search_spaces.errors import LitePoseNasError, RunError
+from search_spaces.files import read_json
+from supernet.pose.boxes import read_boxes
+from supernet.pose.skeleton import Skeleton
+from supernet.state import load_state, write_tensors
 
 _PATIENCE_S = 60
 
@@ -111,3 +129,203 @@ def test_errors_do_not_repeat_endless_values(tmp_path: Path, capfd: pytest.Captu
     arch = tmp_path / "arch.json"
     arch.write_text('{"family": "%s"}' % ("x" * 3_000_000))
     assert "arch.json" in refusal(capfd, "cost", arch)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+class Harm:
+    """What unpickling would execute."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_no_pickle_is_executed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mark, file = tmp_path / "executed", tmp_path / "harm.pth"
+    torch.save({"state_dict": Harm(mark)}, file)
+    assert "never code" in refusal(capfd, "import-checkpoint", file)
+    file.write_bytes(pickle.dumps({"state_dict": Harm(mark)}))
+    assert "never code" in refusal(capfd, "import-checkpoint", file)
+    assert not mark.exists()
+
+
+def test_checkpoints_hold_what_they_claim(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Tensors that repeat one value take no room in the file, and any amount of it in memory."""
+    file, packed = tmp_path / "large.pth", tmp_path / "packed.pth"
+    torch.save({"first.0.0.weight": torch.zeros(1, 1, 1, 1).expand(1 << 20, 1 << 20, 3, 3)}, file)
+    assert "too few values" in refusal(capfd, "import-checkpoint", file)
+    torch.save({"first.0.0.weight": torch.zeros(1 << 20)}, file)
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small:
+        for member in whole.infolist():
+            small.writestr(member.filename, whole.read(member))
+    assert "is compressed" in refusal(capfd, "import-checkpoint", packed)
+
+
+@pytest.mark.parametrize("joints", [10**30, 10**9, True, -1])
+def test_networks_of_absurd_joints_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], joints: int
+) -> None:
+    file = tmp_path / "network.safetensors"
+    arch = named_archs()["litepose-xs"].to_json()
+    write_tensors(file, {}, {"kind": "network", "arch": arch, "joints": joints, "metadata": {}})
+    assert "'joints'" in refusal(capfd, "load", file)
+
+
+def test_headers_nested_without_end_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    header = json.dumps({"__metadata__": {"litepose_nas": "[" * 100_000}}).encode()
+    file = tmp_path / "deep.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "nested too deeply" in refusal(capfd, "load", file)
+
+
+@pytest.mark.parametrize("told", [{"step": "x"}, {}, {"step": 1, "identity": 3}, {"step": 1, "best": []}])
+def test_training_states_of_unsound_headers_are_refused(tmp_path: Path, told: dict[str, Any]) -> None:
+    write_tensors(tmp_path / "last.safetensors", {}, {"kind": "training", **told})
+    with pytest.raises(RunError, match=r"no readable checkpoint: .*header is unsound"):
+        load_state(tmp_path, {})
+
+
+# -- models and pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_models_cannot_read_other_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], nested: bool
+) -> None:
+    """A tensor of an ONNX file may name any file of the disk as the place of its values."""
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "secret").write_bytes(bytes(16))
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    helper = onnx.helper
+    output = helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4])
+    graph = helper.make_graph([], "part", [], [output], [tensor])
+    if nested:
+        node = helper.make_node("If", ["c"], ["w"], then_branch=graph, else_branch=graph)
+        graph = helper.make_graph([node], "whole", [], [output])
+    folder = tmp_path / "models"
+    folder.mkdir()
+    onnx.save(helper.make_model(graph), folder / "model.onnx")
+    assert "lie in another file" in refusal(capfd, "time", folder / "model.onnx")
+
+
+def test_pictures_cannot_claim_any_size(tmp_path: Path) -> None:
+    """A small PNG that says 20,000 x 20,000 pixels, in a process of its own: OpenCV asks once."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
+    (tmp_path / "large.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(4000))) + chunk(b"IEND", b"")
+    )
+    program = (
+        "import resource, sys; from supernet.pose.dataset import read_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: read_image(sys.argv[1])\n"
+        "except Exception as error: print(type(error).__name__, end=' ')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "large.png"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["InputError", "True"]
+
+
+# -- sound files, changed at random --------------------------------------------------------------------------
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    -0.0,
+    1e308,
+    "",
+    "\x1b[2J",
+    "../x",
+    "\u202e",
+    [],
+    {},
+    [[]],
+    "NaN",
+]
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """Return a copy of a JSON value with one of its parts replaced, removed, doubled or renamed."""
+    value = copy.deepcopy(value)
+    at, holder = value, None
+    while isinstance(at, dict | list) and at and (holder is None or rng.random() < 0.75):
+        key = rng.choice(list(at)) if isinstance(at, dict) else rng.randrange(len(at))
+        holder, at = (at, key), at[key]
+    if holder is None:
+        return rng.choice(ODD)
+    (inside, key), deed = holder, rng.randrange(4)
+    if deed == 0:
+        del inside[key]
+    elif deed == 1 and isinstance(inside, dict):
+        inside[str(key) + rng.choice(["", "\x1b[1m", "x"])] = inside.pop(key)
+    else:
+        inside[key] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+RECIPE = {
+    "name": "fuzzed",
+    "space": {"kind": "native"},
+    "data": {
+        "train": {"synthetic": {"images": 4, "seed": 0, "size": 64}},
+        "val": {"synthetic": {"images": 4, "seed": 1, "size": 64}},
+    },
+    "train": {"steps": 4, "batch_size": 2, "learning_rate": 1e-3},
+    "search": {"evaluations": 4, "seed": 0},
+}
+TARGET = {"device": "d", "processor": "p", "runtime": "onnxruntime", "precision": "fp32", "threads": 1}
+SOUND: dict[str, tuple[Any, Any]] = {
+    "arch.json": (lambda: named_archs()["litepose-xs"].to_json(), lambda file: get_arch(str(file))),
+    "recipe.yaml": (lambda: RECIPE, load_recipe),
+    "target.yaml": (lambda: {**TARGET, "link": {"ssh": "pi@kitchen", "port": 22}}, read_linked_target),
+    "skeleton.json": (
+        lambda: {
+            "name": "s",
+            "joints": ["a", "b"],
+            "flip_pairs": [[0, 1]],
+            "sigmas": [0.1, 0.1],
+            "limbs": [[0, 1]],
+        },
+        lambda file: Skeleton.from_json(read_json(file), str(file)),
+    ),
+    "boxes.json": (
+        lambda: [{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}],
+        lambda file: read_boxes(file, [7]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_changed_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    """No other exception than the toolkit's own, whatever one to three changes make of a sound file."""
+    made, read = SOUND[name]
+    rng, file = random.Random(name), tmp_path / name
+    for case in range(int(os.environ.get("HOSTILE_CASES", "120"))):
+        value = made()
+        for _ in range(rng.randint(1, 3)):
+            value = changed(value, rng)
+        text = json.dumps(value)
+        if case % 3 == 0:  # bytes, too
+            at = rng.randrange(len(text))
+            text = (
+                text[:at]
+                + rng.choice(["", "\0", "'", "{", "&a ", "*a ", "\x85", "9" * 5000])
+                + text[at + 1 :]
+            )
+        file.write_text(text, encoding="utf-8")
+        with in_time(), contextlib.suppress(LitePoseNasError):
+            read(file)
