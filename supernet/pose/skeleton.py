@@ -56,6 +56,10 @@ def canonical_joint(name: str) -> str:
     return f"{side[0]}_{rest}" if len(side) == 1 and rest else _ALIASES.get("_".join(parts), "_".join(parts))
 
 
+_LARGEST_SIGMA = 1e300
+"""Integers of a file may be too large for a float."""
+
+
 @dataclass(frozen=True)
 class Skeleton:
     """The joints of a person and how they belong together. Indices are 0-based.
@@ -213,7 +217,8 @@ class Skeleton:
         if sigmas is None:
             sigmas = [_published_sigma(joint) for joint in joints]
         if not isinstance(sigmas, list | tuple) or not all(
-            isinstance(s, int | float) and not isinstance(s, bool) for s in sigmas
+            isinstance(s, int | float) and not isinstance(s, bool) and not abs(s) > _LARGEST_SIGMA
+            for s in sigmas
         ):
             raise InputError(f"{where}: 'sigmas' must be a list of numbers, got {shown(sigmas)}")
         flip_pairs = pairs("flip_pairs") if "flip_pairs" in fields else _mirror_pairs(joints)

@@ -26,7 +26,7 @@ from nas.cli import main
 from nas.console import printable
 from nas.recipe import load_recipe
 from search_spaces import get_arch, named_archs
-from search_spaces.errors import LitePoseNasError, RunError
+from search_spaces.errors import InputError, LitePoseNasError, RunError
 from search_spaces.files import read_json
 from supernet.pose.boxes import read_boxes
 from supernet.pose.skeleton import Skeleton
@@ -329,3 +329,9 @@ def test_changed_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
         file.write_text(text, encoding="utf-8")
         with in_time(), contextlib.suppress(LitePoseNasError):
             read(file)
+
+
+def test_sigmas_too_large_for_a_float_are_refused() -> None:
+    told = {"name": "s", "joints": ["a", "b"], "sigmas": [0.1, 10**400]}
+    with pytest.raises(InputError, match="'sigmas' must be a list of numbers"):
+        Skeleton.from_json(told, "s.json")
