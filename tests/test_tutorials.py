@@ -23,6 +23,8 @@ QUICK = {
     "eval": ["--bootstrap", "20"],
     "emit": [],
     "time": ["--rounds", "2", "--seconds", "0.02"],
+    "export": ["--bootstrap", "20"],
+    "verify": ["--rounds", "2", "--seconds", "0.1"],
 }
 """What is added to commands here so that they take seconds."""
 
@@ -70,13 +72,25 @@ def test_own_data(tmp_path: Path) -> None:
         Path("mine.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
         said = {line: run(line) for line in commands(page)}
         assert [line.split()[1] for line in said] == [
-            *("data", "train", "profile", "search", "plot", "emit", "eval", "predict")
+            *(
+                "data",
+                "train",
+                "profile",
+                "search",
+                "plot",
+                "emit",
+                "eval",
+                "predict",
+                "export",
+                "verify",
+                "report",
+            )
         ]
         for path in (*named(page, "runs/mine"), *named(page, "tables"), *named(page, "found")):
             assert Path(path).exists(), path
         assert list(Path("checked").iterdir())
         assert {path.name for path in Path("runs/mine").iterdir()} >= {"metrics.csv", "validation.csv"}
-        assert {path.name for path in Path("mynet").iterdir()} >= {
+        assert {path.name for path in Path("runs/mine/emitted/mynet").iterdir()} >= {
             *("arch.json", "model.safetensors", "model.onnx", "card.json")
         }
         assert list(Path("runs/mine/search").rglob("pareto.html"))
