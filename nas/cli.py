@@ -52,7 +52,7 @@ app = typer.Typer(
 
     **First time here?** `nas demo` does the whole job on drawn people in a few minutes. Then, on your own
     data: `nas train RECIPE` → `nas profile this-machine --for RECIPE` → `nas search RUN --max-latency
-    30ms@TARGET` → `nas emit RUN`.
+    30ms@TARGET` → `nas emit RUN` → `nas export MODEL` → `nas verify MODEL TARGET` → `nas report RUN`.
     """,
 )
 app.add_typer(data_app, name="data")
