@@ -15,7 +15,7 @@ from typing import Any, Final
 from search_spaces import InputError
 from search_spaces.files import locked, read_json, write_json, write_text
 
-__all__ = ["CARD", "CARD_FORMAT", "PAGE", "changing_card", "read_card", "render", "write_card"]
+__all__ = ["CARD", "CARD_FORMAT", "PAGE", "changing_card", "outdated", "read_card", "render", "write_card"]
 
 CARD: Final = "card.json"
 PAGE: Final = "README.md"
@@ -347,6 +347,16 @@ def _exports(card: Mapping[str, Any]) -> list[str]:
     return ["Each file was run, and held against the network in PyTorch.", "", *lines] if lines else []
 
 
+def outdated(card: Mapping[str, Any], verified: Mapping[str, Any]) -> bool:
+    """Return whether a verification is of a file that the card's exports now have another one in place of."""
+    for each in card.get("exports") or ():
+        digests = each.get("sha256")
+        if each.get("file") == verified.get("file") and isinstance(digests, Mapping):
+            now = digests.get(Path(str(each["file"])).name)
+            return None not in (now, verified.get("file_sha256")) and now != verified["file_sha256"]
+    return False
+
+
 def _verified(card: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for each in card.get("verified") or ():
@@ -365,6 +375,8 @@ def _verified(card: Mapping[str, Any]) -> list[str]:
             )
         if each.get("budget") is not None:
             lines.append(f"  Budget {each['budget']['ms']:g} ms met: {_yes(each['budget']['met'])}.")
+        if outdated(card, each):
+            lines.append("  **The file was made again since: this is of the former one. Verify it again.**")
         for decode in each.get("decode") or ():
             lines.append(f"  {_text(decode['says'])}")
         lines += [f"  {_text(line)}" for line in each.get("notices", ())]

@@ -29,6 +29,7 @@ from latency_tables import (
 )
 from latency_tables.links import LinkDescription
 from latency_tables.profiler import MeasuredRounds, measure_rounds
+from latency_tables.runtimes.base import file_digest
 from nas.console import note, progress_bar
 from nas.end_to_end import TimeSettings, measure_frames
 from nas.latency import (
@@ -156,8 +157,8 @@ def _target_of(
     if own is not None:
         return described_target("this-machine", own[1], own[2], int(own[3]))
     raise InputError(
-        f"there is no target '{text}'{did_you_mean(text, known)}: name this-machine, a target file (.yaml) or"
-        " a target that has a table ('nas tables list')"
+        f"there is no target '{text}'{did_you_mean(text, ['this-machine', *known])}: name this-machine, a"
+        " target file (.yaml) or a target that has a table ('nas tables list')"
     )
 
 
@@ -234,6 +235,8 @@ def _given(file: Path, folder: Path | None, target: Target) -> _Model:
     arch = arch_from_json(card.get("arch"), f"model card '{folder / CARD}': 'arch'")
     joints = len(card.get("skeleton", {}).get("joints", ()))
     entry = _entry(card, folder, file)
+    if entry is not None:
+        _check_certified(entry, file)
     stated = "fp32" if entry is None and file.name == "model.onnx" else (entry or {}).get("precision")
     if stated not in (None, target.precision) and stated in get_runtime(target.runtime).precisions:
         raise InputError(
@@ -262,13 +265,34 @@ def _entry(card: Mapping[str, Any], folder: Path, file: Path) -> Mapping[str, An
     return None
 
 
+def _check_certified(entry: Mapping[str, Any], file: Path) -> None:
+    """Raise :class:`InputError` unless a file, and what belongs to it, is what was certified."""
+    digests = entry.get("sha256")
+    if not isinstance(digests, Mapping):
+        return  # of a card that says none
+    for name, digest in digests.items():
+        part = file.parent / Path(str(name)).name
+        if not part.is_file() or file_digest(part) != digest:
+            what = "is not the file that was certified" if part.is_file() else "is gone"
+            raise InputError(
+                f"'{part}' {what}: what the card says of '{file.name}' does not hold; make it again by"
+                " the same 'nas export'"
+            )
+
+
 def _exported(folder: Path, arch: Arch, target: Target) -> Path | None:
     """Return the folder's export for the target's runtime and precision that passed, the newest one.
 
     One that takes several pictures, or of another size, or that gives peaks in place of maps, is none.
+
+    Raises
+    ------
+    InputError
+        If it is not the file that was certified.
     """
     fitting = FORMS.get(target.runtime, ())
     found: list[tuple[str, Path]] = []
+    entries: dict[Path, Mapping[str, Any]] = {}
     for each in read_card(folder).get("exports") or ():
         words = str(each.get("runtime") or target.runtime).split()  # the version may follow
         usual = each.get("batch") in (None, 1) and not each.get("peaks")
@@ -277,7 +301,12 @@ def _exported(folder: Path, arch: Arch, target: Target) -> Path | None:
         place = _place(folder, str(each.get("file")))
         if passed and usual and place is not None and place.suffix in fitting and words[0] == target.runtime:
             found.append((str(each.get("date")), place))
-    return max(found)[1] if found else None
+            entries[place] = each
+    if not found:
+        return None
+    newest = max(found)[1]
+    _check_certified(entries[newest], newest)
+    return newest
 
 
 # -- decoding ------------------------------------------------------------------------------------------------

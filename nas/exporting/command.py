@@ -328,6 +328,8 @@ class _Work:
         if entry.get("status") == "refused":
             return True
         digests = entry.get("sha256")
+        if not all((self.folder / name).is_file() for name in self._beside(export)):
+            return False
         return isinstance(digests, dict) and all(
             (self.folder / name).is_file() and file_digest(self.folder / name) == digests.get(name)
             for name in export.files

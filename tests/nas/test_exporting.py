@@ -16,8 +16,10 @@ import torch
 import yaml
 
 from latency_tables import get_runtime
+from latency_tables.runtimes.base import file_digest
 from nas.exporting import FORMATS, ExportSettings, certificate, export_model
-from nas.exporting.formats import plan_exports
+from nas.exporting.command import _Work
+from nas.exporting.formats import Export, plan_exports
 from nas.exporting.sources import Sources
 from nas.model_card import read_card, write_card
 from nas.written import open_written, sidecar_of
@@ -232,6 +234,18 @@ def test_eval_and_predict_take_the_files(
         gpu = ("--device", "cuda", "-o", tmp_path / "gpu")
         again = nas_("predict", exports / f"model-fp32{suffix}", tmp_path / "wide.png", *gpu)
         assert again.code == 2 and "runs on the CPU here" in again.err
+
+
+def test_a_file_without_the_one_beside_it_is_made_again(tmp_path: Path) -> None:
+    work = _Work.__new__(_Work)
+    work.folder, work.settings = tmp_path, FEW
+    export = Export(FORMATS["litert"], "fp32")
+    (tmp_path / export.file).write_bytes(b"TFL3")
+    digests = {export.file: file_digest(tmp_path / export.file)}
+    entry = {"status": "certified", "made_from": "this", "sha256": digests}
+    assert not work._stands(entry, export, "this")
+    sidecar_of(tmp_path / export.file).write_text("{}")
+    assert work._stands(entry, export, "this") and not work._stands(entry, export, "other")
 
 
 def test_what_is_certified_is_not_made_again(

@@ -15,6 +15,7 @@ import torch
 
 import nas.verifying
 from latency_tables import RUNTIMES, LatencyTable, Target, local_target
+from latency_tables.runtimes.base import file_digest
 from latency_tables.table import Row
 from nas.model_card import read_card, write_card
 from nas.verifying import VerifySettings, verify
@@ -108,7 +109,7 @@ def test_the_file_that_fits_the_target_is_taken_or_the_command_that_makes_it_nam
         ),
         ("this-machine-onnxruntime-fp32-1t", {"threads": 2}, "--threads: the target"),
         ("pi-onnxruntime-fp32-1t", {}, "name its target file, such as pi.yaml, whose 'link'"),
-        ("this-machin", {}, "there is no target 'this-machin'"),
+        ("this-machin", {}, "there is no target 'this-machin'; did you mean 'this-machine'"),
     ):
         if RUNTIMES[options.get("runtime", "onnxruntime")].unavailable():
             continue
@@ -122,6 +123,33 @@ def test_the_file_that_fits_the_target_is_taken_or_the_command_that_makes_it_nam
     shutil.copy(net / "model.onnx", "alone.onnx")
     assert verify(Path("alone.onnx"), "this-machine", QUICK)["file"] == "alone.onnx"
     assert "verified" not in read_card(net)
+
+
+def test_a_file_that_is_not_the_certified_one_is_not_timed_under_its_name(net: Path) -> None:
+    (net / "exports").mkdir()
+    file = net / "exports" / "model-fp32.onnx"
+    shutil.copy(net / "model.onnx", file)
+    digests = {file.name: file_digest(file), "model-fp32.bin": "0" * 64}
+    told = {"format": "onnx", "runtime": "onnxruntime 1.2.3", "precision": "fp32", "within_tolerance": True}
+    export: dict[str, Any] = {**told, "file": "exports/model-fp32.onnx", "sha256": digests}
+    card = read_card(net)
+    write_card(net, {**card, "exports": [export]})
+    for model in (net, file):
+        with pytest.raises(InputError, match=r"model-fp32\.bin' is gone.*make it again by the same"):
+            verify(model, "this-machine", QUICK, threads=1)
+    del digests["model-fp32.bin"]
+    write_card(net, {**card, "exports": [export]})
+    assert verify(net, "this-machine", QUICK, threads=1)["file"] == "exports/model-fp32.onnx"
+    assert "made again since" not in (net / "README.md").read_text()
+    # Another file in its place: a verification of the former one is marked, and the new one not timed.
+    file.write_bytes(file.read_bytes() + b"\0")
+    for model in (net, file):
+        with pytest.raises(InputError, match=r"model-fp32\.onnx' is not the file that was certified"):
+            verify(model, "this-machine", QUICK, threads=1)
+    card = read_card(net)
+    card["exports"][0]["sha256"] = {file.name: file_digest(file)}
+    write_card(net, card)
+    assert "made again since: this is of the former one" in (net / "README.md").read_text()
 
 
 def test_an_export_is_taken_as_it_is_unless_it_missed_its_tolerance(net: Path) -> None:
