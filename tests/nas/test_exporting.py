@@ -28,7 +28,6 @@ from search_spaces.deconv import DECONV_MBV3, deconv_arch
 from search_spaces.files import locked
 from supernet.base import Subnet
 from supernet.checkpoint import load_network, save_network
-from supernet.export import export_onnx
 from supernet.pose.bootstrap import Comparison
 from supernet.pose.skeleton import COCO17
 from supernet.registry import build_network
@@ -51,28 +50,13 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def exported_once() -> Iterator[None]:
-    """Let torch's exporter, which takes seconds, write each network once."""
-    known: dict[tuple[object, ...], bytes] = {}
-
-    def write(network: Subnet, path: Path, size: tuple[int, int], **options: Any) -> None:
-        weights = sum(float(p.detach().double().sum()) for p in network.parameters())
-        key = (network.arch.id, weights, size)
-        if key not in known:
-            export_onnx(network, path, size, **options)
-            known[key] = path.read_bytes()
-        path.write_bytes(known[key])
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("nas.exporting.sources.export_onnx", write)
-        yield
-
-
 def everything(formats: tuple[str, ...]) -> Iterator[ExportSettings]:
-    """Yield the commands that make every file of these formats."""
+    """Yield the commands that make every file of these formats, each reading network and pictures once."""
+    alike: dict[tuple[str, ...], tuple[str, ...]] = {}
     for name in formats:
-        yield replace(FEW, formats=(name,), precisions=FORMATS[name].precisions)
+        alike[FORMATS[name].precisions] = (*alike.get(FORMATS[name].precisions, ()), name)
+    for precisions, names in alike.items():
+        yield replace(FEW, formats=names, precisions=precisions)
     yield replace(FEW, formats=("onnx", "openvino") if "openvino" in formats else ("onnx",), batch=None)
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import yaml
 
 import nas.searching
 from latency_tables import LatencyTable, Target
+from latency_tables.fit import PieceFit
 from latency_tables.table import Row
 from nas.emitting import emit_from_run
 from nas.report.page import write_report
@@ -29,6 +30,7 @@ from nas.search import MACS, Evaluation, parse_budget
 from nas.searching import run_searches
 from search_spaces import Arch, InputError, RunError, space_from_config
 from search_spaces.files import write_json
+from search_spaces.layers import Piece
 from tests.nas.conftest import Outcome
 from tests.nas.scored import evaluation
 from tests.nas.test_plot_page import BROWSERS, Page
@@ -103,6 +105,22 @@ def own_tables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "every_table" not in request.fixturenames:
         names = lambda tables, run: [p.stem for p in sorted((run.folder / "tables").glob("*.csv"))]  # noqa: E731
         monkeypatch.setattr("nas.report.latencies.known_targets", names)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fitted_once() -> Iterator[None]:
+    """Let equal tables, of which there are few here, be fitted once."""
+    known: dict[tuple[object, ...], PieceFit] = {}
+
+    def fit(rows: dict[Piece, float], checks: Collection[Piece] = ()) -> PieceFit:
+        key = (frozenset(rows.items()), frozenset(checks))
+        if key not in known:
+            known[key] = PieceFit(rows, checks)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("latency_tables.predictor.PieceFit", fit)
+        yield
 
 
 @pytest.fixture
