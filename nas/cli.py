@@ -1353,6 +1353,10 @@ def export(
             "--plain", help="Keep the network's own operators where an engine computes others faster."
         ),
     ] = False,
+    peaks: Annotated[
+        bool,
+        typer.Option("--peaks", help="Return peaks in the place of maps: onnx and openvino, own files."),
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="Make anew what is certified already.")] = False,
     sets: Sets = None,
     as_json: Json = False,
@@ -1383,6 +1387,7 @@ def export(
         resamples=bootstrap,
         again=again,
         plain=plain,
+        peaks=peaks,
     )
     report = export_model(model, data, output, settings, images=images, skeleton=skeleton, sets=sets)
     if as_json:

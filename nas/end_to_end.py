@@ -315,6 +315,11 @@ class _Model:
         network, skeleton, _ = load_model(path, settings.skeleton, 1)
         if not isinstance(network, OnnxNetwork):
             raise TypeError("an .onnx is run by ONNX Runtime")
+        if network.peaks is not None:
+            raise InputError(
+                f"'{path}' picks peaks itself, so its stages cannot be timed one by one; take the file"
+                " that was exported without --peaks"
+            )
         try:
             told = json.loads(network.metadata.get("arch", "null"))
         except (ValueError, RecursionError):

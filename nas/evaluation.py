@@ -27,11 +27,13 @@ from supernet.pose.bootstrap import bootstrap_ap, compare_ap
 from supernet.pose.dataset import PoseDataset
 from supernet.pose.diagnosis import diagnose
 from supernet.pose.evaluate import evaluate, scored_joints
+from supernet.pose.finding import as_picked
 from supernet.pose.heatmaps import read_decoding
 from supernet.pose.inference import FittedPictures, Inference
 from supernet.pose.maps import EvalConfig
 from supernet.pose.matching import match_detections
 from supernet.pose.metrics import ScoringProtocol, keypoint_ap
+from supernet.pose.peaks import picked_by
 from supernet.pose.skeleton import Skeleton, get_skeleton
 from supernet.pose.topdown import TopDownConfig
 
@@ -243,7 +245,9 @@ class _Contender:
             return {"stats": keypoint_ap(*sides), "images": len(data), "people_found": len(found)}, found
         if isinstance(config, TopDownConfig):
             note_empty_boxes(data, config.boxes)
-        fitted = None
+        fitted, picked = None, picked_by(self.network)
+        if picked is not None:
+            config = as_picked(config, picked)
         if isinstance(self.network, WrittenNetwork) and isinstance(config, EvalConfig):
             fitted = self.network.size
         with progress_bar(f"evaluating {self.name}", len(data)) as bar:
@@ -263,6 +267,7 @@ class _Contender:
             "resolution": config.resolution,
             "flip": config.flip,
             **how_measured(config),
+            **({} if picked is None else {"peaks": "picked by the network; missing joints not filled in"}),
             **({} if fitted is None else {"fitted_into": list(fitted)}),
             "network_ms_per_image": round(network, 2),
             "decode_ms_per_image": round(decode, 2),

@@ -26,7 +26,10 @@ from supernet.base import Subnet
 from supernet.export import fold_batchnorm
 from supernet.paradigms import TOP_DOWN, paradigm_of
 from supernet.pose.coco_json import write_dataset_json, write_results_json
+from supernet.pose.finding import as_picked
+from supernet.pose.maps import EvalConfig
 from supernet.pose.predictor import PersonPredictor, PosePredictor
+from supernet.pose.topdown import TopDownConfig
 from supernet.pose.video import choose_codec, quiet_opencv
 from supernet.training import pick_device
 
@@ -96,9 +99,13 @@ def open_model(
             f"--resolution: '{model}' was exported for {network.size[0]}x{network.size[1]} pixels only;"
             " take the .safetensors for another resolution"
         )
-    if top_down:
-        return PersonPredictor(network, skeleton, settings.top_down(own, heatmap_sigma(network)))
-    return PosePredictor(network, skeleton, settings.evaluation(own), size=network.size)
+    how: EvalConfig | TopDownConfig
+    how = settings.top_down(own, heatmap_sigma(network)) if top_down else settings.evaluation(own)
+    if network.peaks is not None:
+        how = as_picked(how, network.peaks)
+    if isinstance(how, TopDownConfig):
+        return PersonPredictor(network, skeleton, how)
+    return PosePredictor(network, skeleton, how, size=network.size)
 
 
 def _check_output(output: Path) -> None:

@@ -25,7 +25,9 @@ from search_spaces import InputError
 from search_spaces.files import read_json
 from supernet.base import DEFAULT_SIGMA
 from supernet.checkpoint import read_sigma
+from supernet.onnx_peaks import PEAK_OUTPUTS
 from supernet.paradigms import BOTTOM_UP, PARADIGMS, TOP_DOWN
+from supernet.pose.peaks import PickedPeaks
 
 __all__ = [
     "SIDECAR",
@@ -65,6 +67,8 @@ class WrittenNetwork(nn.Module, ABC):
         ``bottom-up`` or ``top-down``.
     sigma
         Standard deviation, in cells, of the Gaussians that it gives.
+    peaks
+        How it picks peaks itself, in the place of returning maps; None: it returns maps.
     told
         What the file, or the one beside it, says: ``joints``, ``skeleton``, ``arch`` and more.
     """
@@ -74,6 +78,7 @@ class WrittenNetwork(nn.Module, ABC):
     batch: int | None
     paradigm: str
     sigma: float
+    peaks: PickedPeaks | None = None
     told: Mapping[str, Any]
 
     @property
@@ -95,7 +100,7 @@ class WrittenNetwork(nn.Module, ABC):
         """Return the outputs for as many images as the file takes at once."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the output maps of images of the file's size, shape (N, 3, H, W)."""
+        """Return the outputs, maps or peaks, for images of the file's size, shape (N, 3, H, W)."""
         if tuple(images.shape[2:]) != self.size:
             raise InputError(
                 f"model '{self.path}' takes images of {self.size[0]}x{self.size[1]} pixels, not"
@@ -139,18 +144,21 @@ class OnnxNetwork(WrittenNetwork):
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"model '{path}' is no ONNX model that ONNX Runtime can load: {line}") from None
         entry = self.session.get_inputs()[0]
-        outputs = len(self.session.get_outputs())
-        if len(entry.shape) != 4 or outputs not in (1, 2):
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.told = self.metadata
+        names, paradigm = self.output_names, {1: TOP_DOWN.name, 2: BOTTOM_UP.name}.get(len(self.output_names))
+        if "peaks" in self.metadata:
+            self.peaks = PickedPeaks.from_json(_json(self.metadata["peaks"]), f"model '{path}'")
+            paradigm = next((each for each, own in PEAK_OUTPUTS.items() if own == names), None)
+        if len(entry.shape) != 4 or paradigm is None:
             raise InputError(
                 f"model '{path}' has not the image input and the outputs of a pose network: two of a"
-                " bottom-up one, one of a top-down one"
+                " bottom-up one, one of a top-down one, or the peaks of 'nas export --peaks'"
             )
-        self.paradigm = (TOP_DOWN if outputs == 1 else BOTTOM_UP).name
+        self.paradigm = paradigm
         self.path, self.input = path, entry.name
         self.size = entry.shape[2], entry.shape[3]
         self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        self.told = self.metadata
         try:
             told = float(self.metadata.get("sigma", DEFAULT_SIGMA))
         except ValueError:
@@ -190,6 +198,7 @@ class RuntimeNetwork(WrittenNetwork):
         self.path, self.told = path, _read_sidecar(path)
         self.size, self.batch = self.told["size"], self.told["batch"]
         self.paradigm, self.sigma = self.told["paradigm"], self.told["sigma"]
+        self.peaks = self.told["peaks"]
         self._threads = threads or torch.get_num_threads()
         self._lock = threading.Lock()
         self._prepared: dict[int, Prepared] = {}
@@ -226,10 +235,13 @@ class RuntimeNetwork(WrittenNetwork):
                 BOTTOM_UP.name: [(count, 2 * joints), (count, joints)],
                 TOP_DOWN.name: [(count, joints)],
             }[self.paradigm]
+            if self.peaks is not None:
+                wanted = [(count, joints)] * len(PEAK_OUTPUTS[self.paradigm])
             if shapes != wanted:
                 found = ", ".join("x".join(map(str, shape)) for shape in shapes) or "nothing"
+                what = "maps" if self.peaks is None else "peaks"
                 raise InputError(
-                    f"model '{self.path}' returns {found} maps, not those of a {self.paradigm} network of"
+                    f"model '{self.path}' returns {found} {what}, not those of a {self.paradigm} network of"
                     f" {joints} joints, as '{sidecar_of(self.path).name}' says; export it anew"
                 )
             self._prepared[count] = ready
@@ -268,7 +280,16 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         if not sound:
             raise InputError(f"{where}: '{field}' cannot be {told.get(field)!r}; export it anew")
     sigma = read_sigma(told.get("sigma", DEFAULT_SIGMA), where)
-    return {**told, "size": tuple(sides), "outputs": tuple(outputs or ()), "sigma": sigma}
+    peaks = PickedPeaks.from_json(told["peaks"], where) if told.get("peaks") is not None else None
+    return {**told, "size": tuple(sides), "outputs": tuple(outputs or ()), "sigma": sigma, "peaks": peaks}
+
+
+def _json(text: str) -> object:
+    """Return what a text says in JSON; None if it says nothing."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _counts(value: object) -> bool:

@@ -10,6 +10,7 @@ they become each joint's highest cell, read as ``quarter`` of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
+from supernet.pose.peaks import PickedPeaks
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +73,8 @@ def with_peaks(
     A bottom-up network's maps are merged as for grouping: those at 1/4 brought to 1/2 (bilinearly), heatmaps
     averaged. A pixel is a peak if it is above the threshold and none in its window is higher; of equal ones
     in a window the first is taken. (:func:`~supernet.pose.decode.find_peaks` may keep further ones of a
-    plateau that is broader than the window.)
+    plateau that is broader than the window.) The metadata's entry ``peaks`` tells the maps' size and how
+    peaks are picked (:class:`~supernet.pose.peaks.PickedPeaks`).
 
     Parameters
     ----------
@@ -109,6 +112,11 @@ def with_peaks(
     )
     batch = copy.graph.output[0].type.tensor_type.shape.dim[0]
     free = batch.dim_param or batch.dim_value
+    picked = PickedPeaks(
+        (shapes[-1][2], shapes[-1][3]), most if len(shapes) == 2 else 1, kernel, float(threshold)
+    )
+    entry = copy.metadata_props.add()
+    entry.key, entry.value = "peaks", json.dumps(picked.to_json())
     from onnx import TensorProto, helper
 
     del copy.graph.output[:], copy.graph.value_info[:]

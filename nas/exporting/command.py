@@ -19,6 +19,7 @@ from nas.console import note
 from nas.evaluation import heatmap_sigma
 from nas.exporting.certificate import Reference, Tolerances, refusal
 from nas.exporting.formats import Export, plan_exports
+from nas.exporting.peaks import check_peaks
 from nas.exporting.sources import Sources
 from nas.model_card import CARD, changing_card, read_card
 from nas.quantising import Images, Job, QuantiseSettings, kept_layers, open_images
@@ -70,6 +71,8 @@ class ExportSettings:
         Whether files are made again that are certified already.
     plain
         Whether ONNX files keep the network's own operators, where a runtime computes others faster.
+    peaks
+        Whether files return the peaks of their maps in the maps' place.
     """
 
     formats: tuple[str, ...] = ("onnx",)
@@ -87,6 +90,7 @@ class ExportSettings:
     resamples: int = 1000
     again: bool = False
     plain: bool = False
+    peaks: bool = False
 
     def __post_init__(self) -> None:
         if not self.tolerance_ap >= 0:
@@ -104,7 +108,7 @@ class ExportSettings:
     @property
     def asked(self) -> tuple[Export, ...]:
         """The files, each possible here."""
-        return plan_exports(self.formats, self.precisions, self.batch)
+        return plan_exports(self.formats, self.precisions, self.batch, peaks=self.peaks)
 
     def quantising(self) -> QuantiseSettings:
         """Return how int8 is made.
@@ -190,6 +194,8 @@ def export_model(
     names = [name for layer in network.arch.layers(network.joints) for name in weight_names(layer)]
     kept_layers(settings.keep, names)
     job = Job(network.eval(), joints, opened, settings.quantising(), False, None if top_down else size)
+    if settings.peaks:
+        check_peaks(job)
     folder = output or _default_folder(model)
     make_folder(folder)
     busy = f"another command is at work in '{folder}'; wait for it or stop it"
@@ -317,6 +323,8 @@ class _Work:
             [metadata.version(name) for name in ("litepose-nas", "torch", "onnx")],
             [runtime.name, runtime.version()],
         ]
+        if export.peaks:
+            told += ["peaks"]
         if export.precision == "int8":
             told += [images.fingerprint, list(settings.keep), settings.method, settings.calibration_images]
         return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
@@ -348,7 +356,7 @@ class _Work:
             "format": export.format.name,
             "precision": export.precision,
             "batch": export.batch,
-            "peaks": False,
+            "peaks": export.peaks,
             "size": list(self.size),
             "made_from": made_from,
             "runtime": {
@@ -439,7 +447,8 @@ def _figures(entry: Mapping[str, Any]) -> str:
 def _tensorrt(entries: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
     """Return the command that makes a TensorRT engine of an fp32 ONNX file, where there is one."""
     for entry in entries:
-        if (entry["format"], entry["precision"], entry["status"]) == ("onnx", "fp32", "certified"):
+        kind = entry["format"], entry["precision"], entry["status"]
+        if kind == ("onnx", "fp32", "certified") and not entry["peaks"]:
             file = folder / entry["file"]
             height, width = entry["size"]
             shapes = [f"--{each}Shapes=image:{n}x3x{height}x{width}" for each, n in _BATCHES.items()]

@@ -37,6 +37,8 @@ class Format:
         other orders.
     carries
         Whether a file itself tells joints and size; otherwise a file beside it does.
+    peaks
+        Whether a network in it can pick peaks itself.
     """
 
     name: str
@@ -46,13 +48,14 @@ class Format:
     batches: bool
     tolerance: float
     carries: bool = False
+    peaks: bool = False
 
 
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each
     for each in (
-        Format("onnx", (".onnx",), "onnxruntime", PRECISIONS, True, 1e-4, carries=True),
-        Format("openvino", (".xml", ".bin"), "openvino", PRECISIONS, True, 1e-4),
+        Format("onnx", (".onnx",), "onnxruntime", PRECISIONS, True, 1e-4, carries=True, peaks=True),
+        Format("openvino", (".xml", ".bin"), "openvino", PRECISIONS, True, 1e-4, peaks=True),
         Format("ncnn", (".ncnn.param", ".ncnn.bin"), "ncnn", get_runtime("ncnn").precisions, False, 1e-3),
         Format("litert", (".tflite",), "litert", get_runtime("litert").precisions, False, 1e-3),
     )
@@ -72,17 +75,20 @@ class Export:
         One of :data:`PRECISIONS`.
     batch
         Pictures of one run; None leaves it free.
+    peaks
+        Whether it returns the peaks of its maps in their place.
     """
 
     format: Format
     precision: str
     batch: int | None = 1
+    peaks: bool = False
 
     @property
     def stem(self) -> str:
         """What its files are called, but for their suffixes."""
         batch = {1: "", None: "-free"}.get(self.batch, f"-batch{self.batch}")
-        return f"model-{self.precision}{batch}"
+        return f"model-{self.precision}{batch}{'-peaks' if self.peaks else ''}"
 
     @property
     def file(self) -> str:
@@ -97,7 +103,7 @@ class Export:
     @property
     def told(self) -> str:
         """How it is called in what people read."""
-        return f"{self.format.name} {self.precision}"
+        return f"{self.format.name} {self.precision}{' peaks' if self.peaks else ''}"
 
 
 def _known(option: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -108,9 +114,11 @@ def _known(option: str, names: Sequence[str], known: Sequence[str]) -> tuple[str
 
 
 def plan_exports(
-    formats: Sequence[str], precisions: Sequence[str], batch: int | None = 1
+    formats: Sequence[str], precisions: Sequence[str], batch: int | None = 1, *, peaks: bool = False
 ) -> tuple[Export, ...]:
     """Return every format in every precision, after making sure that each is possible here.
+
+    With ``peaks`` the files return peaks in the place of maps.
 
     Raises
     ------
@@ -132,6 +140,12 @@ def plan_exports(
                 f"--format {each.name} takes one picture at a time, so there is no --batch"
                 f" {'free' if batch is None else batch} of it; leave the option out, or the format"
             )
+        if peaks and not each.peaks:
+            able = " and ".join(other.name for other in FORMATS.values() if other.peaks)
+            raise InputError(
+                f"--format {each.name} has no networks that pick peaks: --peaks is for {able}; leave the"
+                " option out, or the format"
+            )
         try:
             get_runtime(each.runtime).check(1)
         except UnavailableError as error:
@@ -142,5 +156,5 @@ def plan_exports(
                     f"--format {each.name} is written in {', '.join(each.precisions)}, not in {precision};"
                     f" export {precision} of other formats in a command of its own"
                 )
-            found.append(Export(each, precision, batch))
+            found.append(Export(each, precision, batch, peaks))
     return tuple(found)

@@ -24,6 +24,8 @@ from nas.written import SIDECAR, sidecar_of
 from search_spaces.files import make_folder, write_bytes, write_json
 from supernet.export import export_onnx
 from supernet.fusing import FOR_RUNTIME, rewritten
+from supernet.onnx_peaks import PEAK_OUTPUTS, with_peaks
+from supernet.pose.maps import EvalConfig
 from supernet.quantise import half_precision
 
 if TYPE_CHECKING:
@@ -54,6 +56,11 @@ def with_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
         else:
             first.dim_value = batch
     return copy
+
+
+def _told(model: onnx.ModelProto, key: str) -> str:
+    """Return an entry of a model's metadata."""
+    return next(str(entry.value) for entry in model.metadata_props if entry.key == key)
 
 
 class Sources:
@@ -147,11 +154,26 @@ class Sources:
                 entry = model.metadata_props.add()
                 entry.key, entry.value = "rewrites", json.dumps(made)
         model = with_batch(model, export.batch)
+        if export.peaks:
+            model = with_peaks(model, **self.picking)
         if export.precision != "fp32":
             entry = model.metadata_props.add()
             told = {"precision": export.precision, "kept_in_float": self.kept_in_float(export)}
             entry.key, entry.value = "quantisation", json.dumps(told)
         return model
+
+    @property
+    def picking(self) -> dict[str, Any]:
+        """How peaks are picked: as the pictures' evaluation does, parameters of ``with_peaks``."""
+        config = self.job.config()
+        if not isinstance(config, EvalConfig):
+            return {}
+        grouping = config.grouping
+        return {
+            "most": grouping.max_people,
+            "kernel": grouping.nms_kernel,
+            "threshold": grouping.detection_threshold,
+        }
 
     def kept_in_float(self, export: Export) -> list[str] | None:
         """Return the layers of an export that compute in float though the others do not."""
@@ -165,14 +187,18 @@ class Sources:
         InputError, UnavailableError, RunError
             If the engine's format cannot hold the network.
         """
-        path = folder / export.file
+        path, peaks = folder / export.file, None
         match export.format.name:
             case "onnx":
                 write_bytes(path, self.model(export).SerializeToString())
             case "openvino":
                 texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.told.items()}
-                model = self.model(export).SerializeToString()
-                openvino_runtime.write_network(model, path, texts, half=export.precision == "fp16")
+                model = self.model(export)
+                if export.peaks:
+                    texts["peaks"] = _told(model, "peaks")
+                    peaks = json.loads(texts["peaks"])
+                half = export.precision == "fp16"
+                openvino_runtime.write_network(model.SerializeToString(), path, texts, half=half)
             case "ncnn" | "litert":
                 modules: dict[str, Any] = {"ncnn": ncnn_runtime, "litert": litert_runtime}
                 write = modules[export.format.name].write_network
@@ -184,11 +210,12 @@ class Sources:
                 else:
                     write(self.program, path, export.precision)
         if not export.format.carries:
-            write_json(sidecar_of(path), self._sidecar(export))
+            write_json(sidecar_of(path), self._sidecar(export, peaks))
         return path
 
-    def _sidecar(self, export: Export) -> dict[str, Any]:
+    def _sidecar(self, export: Export, peaks: dict[str, Any] | None) -> dict[str, Any]:
         network = self.job.network
+        names = network.output_names if peaks is None else PEAK_OUTPUTS[network.paradigm]
         return {
             "kind": SIDECAR,
             "format": export.format.name,
@@ -198,7 +225,8 @@ class Sources:
             "batch": export.batch,
             "paradigm": network.paradigm,
             "joints": network.joints,
-            "outputs": list(network.output_names),
+            "outputs": list(names),
+            "peaks": peaks,
             "arch": network.arch.to_json(),
             "input": {"colour": "RGB", "normalised": "ImageNet"},
             **self.told,

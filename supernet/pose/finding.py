@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from supernet.pose.inference import EvaluationDataset, Inference, Pictures, Predictions, Progress, predict
 from supernet.pose.maps import EvalConfig
+from supernet.pose.peaks import PickedPeaks, refuse_passes
 from supernet.pose.topdown import PersonPictures, TopDownConfig, predict_people
 
-__all__ = ["find_people", "pictures_for"]
+__all__ = ["as_picked", "find_people", "pictures_for"]
+
+
+def as_picked(config: EvalConfig | TopDownConfig, picked: PickedPeaks) -> EvalConfig | TopDownConfig:
+    """Return the settings by which a network that picks peaks itself is really evaluated.
+
+    Joints lie a quarter of a pixel from their pixels' middles, those that nobody's peak shows are not filled
+    in, and peaks are those that the network picks.
+
+    Raises
+    ------
+    InputError
+        If the settings ask for what needs maps: the flip test, several scales, projection.
+    """
+    if isinstance(config, TopDownConfig):
+        refuse_passes(flip=config.flip)
+        return replace(config, decoding="quarter")
+    refuse_passes(flip=config.flip, scales=config.scales, project=config.project)
+    grouping = replace(
+        config.grouping,
+        adjust="quarter",
+        refine=False,
+        max_people=picked.most,
+        nms_kernel=picked.kernel,
+        detection_threshold=max(picked.threshold, config.grouping.detection_threshold),
+    )
+    return replace(config, grouping=grouping)
 
 
 def find_people(

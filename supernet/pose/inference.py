@@ -15,11 +15,12 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces.errors import InputError
 from supernet.pose.decode import FloatArray
 from supernet.pose.maps import EvalConfig, predict_maps
+from supernet.pose.peaks import PickedPeaks, people_of, picked_by, refuse_passes
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.transforms import AffineTransform, letterbox, normalise, resize_for_eval
 from supernet.pose.workers import Decoded, DecodeWorkers, decode_maps
@@ -302,13 +303,10 @@ class _Run:
         start = time.perf_counter()
         if self.inference.entering is not None:
             self.inference.entering(tuple(batch.indices))
+        if (picked := picked_by(self.network)) is not None:
+            return self._of_peaks(images, picked, start)
         det, tags = predict_maps(self.network, images, self.skeleton.flip_index, self.config)
-        if det.shape[1] != len(self.skeleton):
-            raise InputError(
-                f"the network finds {det.shape[1]} joints, but the data set's skeleton"
-                f" '{self.skeleton.name}' has {len(self.skeleton)}; read the data set with the network's"
-                " skeleton"
-            )
+        self._check_joints(det.shape[1])
         heat, tag = det.cpu().numpy(), tags.cpu().numpy()
         seconds = time.perf_counter() - start
         decoder = decode_maps if self.inference.workers is None else self.inference.workers.submit
@@ -321,6 +319,29 @@ class _Run:
         )
         zoom = np.array(images.shape[:1:-1]) / np.array(heat.shape[:1:-1])
         return _Ran(decoded, zoom, seconds)
+
+    def _check_joints(self, found: int) -> None:
+        if found != len(self.skeleton):
+            raise InputError(
+                f"the network finds {found} joints, but the data set's skeleton"
+                f" '{self.skeleton.name}' has {len(self.skeleton)}; read the data set with the network's"
+                " skeleton"
+            )
+
+    def _of_peaks(self, images: Tensor, picked: PickedPeaks, start: float) -> _Ran:
+        """Make people of the peaks that the network itself picks."""
+        config = self.config
+        refuse_passes(flip=config.flip, scales=config.scales, project=config.project)
+        with torch.no_grad():
+            peaks = [each.cpu().numpy() for each in self.network(images)]
+        self._check_joints(peaks[0].shape[1])
+        middle = time.perf_counter()
+        order, most = self.skeleton.grouping_order, config.max_detections
+        rows = zip(*peaks, strict=True)
+        people = [people_of(*own, config.grouping, order, most) for own in rows]  # type: ignore[call-arg]
+        decoded = Decoded(people, time.perf_counter() - middle)
+        zoom = np.array(images.shape[:1:-1]) / np.array(picked.maps[::-1])
+        return _Ran(decoded, zoom, middle - start)
 
     def alone(self, batch: _Batch) -> _Ran:
         """Do the same with one thread per operator: the batches already keep the cores busy."""

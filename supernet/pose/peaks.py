@@ -3,13 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from search_spaces.errors import InputError
 from supernet.pose.decode import FloatArray, GroupingConfig, match, person_scores
 
-__all__ = ["people_of"]
+__all__ = ["PickedPeaks", "people_of", "picked_by", "refuse_passes"]
+
+
+@dataclass(frozen=True)
+class PickedPeaks:
+    """How a network picks peaks itself, as its file says.
+
+    Attributes
+    ----------
+    maps
+        Height and width of the maps that they are picked in: the frame of places.
+    most
+        Peaks of each joint; of a top-down network 1.
+    kernel, threshold
+        The window in which a peak is the maximum, pixels, and what it is above.
+    """
+
+    maps: tuple[int, int]
+    most: int
+    kernel: int
+    threshold: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as :meth:`from_json` reads it."""
+        return {**asdict(self), "maps": list(self.maps)}
+
+    @classmethod
+    def from_json(cls, told: object, where: str) -> PickedPeaks:
+        """Return what a file says.
+
+        Raises
+        ------
+        InputError
+            Naming ``where``, if it is not what :meth:`to_json` gives.
+        """
+        fields = told if isinstance(told, dict) else {}
+        maps, threshold = fields.get("maps"), fields.get("threshold")
+        most, kernel = fields.get("most"), fields.get("kernel")
+        sides = maps if isinstance(maps, list) and len(maps) == 2 else [None, None]
+        sound = all(type(n) is int and 0 < n < 1 << 20 for n in (*sides, most, kernel))
+        if not (sound and isinstance(threshold, int | float) and threshold >= 0 and int(kernel or 0) % 2):
+            raise InputError(f"{where}: 'peaks' cannot be {told!r}; export it anew")
+        height, width = (int(side or 0) for side in sides)
+        return cls((height, width), int(most or 0), int(kernel or 0), float(threshold))
+
+
+def picked_by(network: object) -> PickedPeaks | None:
+    """Return how a network picks peaks itself (its attribute ``peaks``); None if it returns maps."""
+    found = getattr(network, "peaks", None)
+    return found if isinstance(found, PickedPeaks) else None
+
+
+def refuse_passes(*, flip: bool, scales: Sequence[float] = (1.0,), project: bool = False) -> None:
+    """Refuse settings that need the maps of a network that gives none.
+
+    Raises
+    ------
+    InputError
+        Naming the first of them.
+    """
+    asked = {"the flip test": flip, "several scales": len(scales) > 1, "projection": project}
+    for name, wanted in asked.items():
+        if wanted:
+            raise InputError(
+                f"{name} needs maps, and a network that picks peaks itself gives none: leave it out, or take"
+                " the file that was exported without --peaks"
+            )
 
 
 def people_of(

@@ -39,6 +39,7 @@ from supernet.pose.inference import (
     Progress,
     side_by_side,
 )
+from supernet.pose.peaks import picked_by, refuse_passes
 from supernet.pose.skeleton import Skeleton
 from supernet.pose.suppression import oks_nms, person_scores, soft_oks_nms
 from supernet.pose.transforms import AffineTransform, normalise
@@ -345,21 +346,40 @@ class _Run:
         start = time.perf_counter()
         if self.inference.entering is not None:
             self.inference.entering(tuple(crop.number for crop in batch.crops))
-        heat = predict_heatmaps(self.network, images, self.skeleton.flip_index if self.config.flip else None)
-        if heat.shape[1] != len(self.skeleton):
+        picked = picked_by(self.network)
+        if picked is not None:
+            joints = self._picked(images)
+            middle, size = time.perf_counter(), picked.maps
+        else:
+            index = self.skeleton.flip_index if self.config.flip else None
+            heat = predict_heatmaps(self.network, images, index)
+            self._check_joints(heat.shape[1])
+            maps = heat.cpu().contiguous().numpy()
+            middle, size = time.perf_counter(), (maps.shape[2], maps.shape[3])
+            joints = decode_heatmaps(maps, self.config.decoding, self.config.sigma)
+        placed = self._in_pictures(joints, size, batch)
+        return _Found(placed, middle - start, time.perf_counter() - middle)
+
+    def _check_joints(self, found: int) -> None:
+        if found != len(self.skeleton):
             raise InputError(
-                f"the network finds {heat.shape[1]} joints, but the data set's skeleton"
+                f"the network finds {found} joints, but the data set's skeleton"
                 f" '{self.skeleton.name}' has {len(self.skeleton)}; read the data set with the network's"
                 " skeleton"
             )
-        maps = heat.cpu().contiguous().numpy()
-        middle = time.perf_counter()
-        joints = self._joints(maps, batch)
-        return _Found(joints, middle - start, time.perf_counter() - middle)
 
-    def _joints(self, maps: FloatArray, batch: _Batch) -> NDArray[np.float64]:
-        joints = decode_heatmaps(maps, self.config.decoding, self.config.sigma).astype(np.float64)
-        stride = np.array(self.config.size[::-1]) / np.array(maps.shape[:1:-1])
+    def _picked(self, images: Tensor) -> FloatArray:
+        """Return the joints that the network itself picks, (N, J, 3): x, y in cells, value."""
+        refuse_passes(flip=self.config.flip)
+        with torch.no_grad():
+            values, places = (each.cpu().numpy() for each in self.network(images))
+        self._check_joints(values.shape[1])
+        return np.concatenate([places, values[..., None]], axis=2)
+
+    def _in_pictures(self, found: FloatArray, maps: tuple[int, int], batch: _Batch) -> NDArray[np.float64]:
+        """Return joints (N, J, 3) in cells of maps (height, width) in pixels of their pictures."""
+        joints = found.astype(np.float64)
+        stride = np.array(self.config.size[::-1]) / np.array(maps[::-1])
         # From the frame in which pixel 0 covers [0, 1) to the one in which its centre is 0.
         pixels = joints[..., :2] * stride - 0.5
         for row, place, crop in zip(joints, pixels, batch.crops, strict=True):

@@ -17,9 +17,11 @@ import yaml
 
 from latency_tables import get_runtime
 from latency_tables.runtimes.base import file_digest
+from nas.evaluation import EvalOptions, evaluate_model
 from nas.exporting import FORMATS, ExportSettings, certificate, export_model
 from nas.exporting.command import _Work
 from nas.exporting.formats import Export, plan_exports
+from nas.exporting.peaks import PeakErrors
 from nas.exporting.sources import Sources
 from nas.model_card import read_card, write_card
 from nas.written import open_written, sidecar_of
@@ -28,7 +30,11 @@ from search_spaces.deconv import DECONV_MBV3, deconv_arch
 from search_spaces.files import locked
 from supernet.base import Subnet
 from supernet.checkpoint import load_network, save_network
+from supernet.onnx_peaks import PEAK_OUTPUTS
 from supernet.pose.bootstrap import Comparison
+from supernet.pose.decode import adjust, find_peaks
+from supernet.pose.maps import EvalConfig, predict_maps
+from supernet.pose.peaks import PickedPeaks, picked_by
 from supernet.pose.skeleton import COCO17
 from supernet.registry import build_network
 from tests.conftest import single_thread
@@ -439,3 +445,115 @@ def test_a_network_for_another_size_is_refused(bottom_up: Path) -> None:
         opened = open_written(bottom_up / "net" / "exports" / f"model-fp32{FORMATS[name].suffixes[0]}", 1)
         with pytest.raises(InputError, match="takes images of"):
             opened(images(1, 32, 32))
+
+
+WITH_PEAKS = tuple(name for name in HERE if FORMATS[name].peaks)
+
+
+def test_files_that_pick_peaks(shop: Path, tmp_path: Path) -> None:
+    """Made of both kinds of networks, certified, read back; people are found with them."""
+    shop = copied(shop, tmp_path)
+    settings = replace(FEW, formats=WITH_PEAKS, peaks=True, tolerance_ap=1.0)
+    report = export_model(shop / "net", str(shop / "tiny.yaml"), None, settings)
+    assert [each["file"] for each in report["exports"]] == [
+        f"model-fp32-peaks{FORMATS[name].suffixes[0]}" for name in WITH_PEAKS
+    ]
+    assert report["tensorrt"] is None  # which would be told to read peaks
+    network = network_of(shop)
+    names = PEAK_OUTPUTS[network.paradigm]
+    for entry in report["exports"]:
+        assert (entry["status"], entry["peaks"]) == ("certified", True)
+        outputs = entry["certificate"]["outputs"]
+        assert tuple(outputs["by_output"]) == names
+        assert outputs["peaks"]["equal"] == outputs["peaks"]["torch"] == outputs["peaks"]["file"] > 0
+        assert "not filled in" in entry["certificate"]["ap"]["peaks"]
+        path = shop / "net" / "exports" / entry["file"]
+        opened = open_written(path)
+        picked = picked_by(opened)
+        assert picked is not None
+        assert opened.paradigm == network.paradigm
+        assert len(opened(images(1, *opened.size))) == len(names)
+        found = evaluate_model(path, str(shop / "tiny.yaml"), EvalOptions(limit=2, resamples=0))
+        assert "not filled in" in found["peaks"]
+        with pytest.raises(InputError, match="the flip test needs maps"):
+            evaluate_model(path, str(shop / "tiny.yaml"), EvalOptions(limit=2, resamples=0, flip=True))
+    record = record_of(shop)
+    assert record["model-fp32-peaks.onnx"]["peaks"]
+    assert not record["model-fp32.onnx"]["peaks"]  # the file of maps stays
+
+
+def test_peaks_that_lose_too_much_are_not_kept(
+    bottom_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> Comparison:
+        return Comparison(-0.5, -0.6, -0.4, 0.95, 20, 0.0)
+
+    monkeypatch.setattr(certificate, "compare_ap", lost)
+    shop = copied(bottom_up, tmp_path)
+    report = export_model(shop / "net", str(shop / "tiny.yaml"), None, replace(FEW, peaks=True))
+    assert report["refused"] == ["model-fp32-peaks.onnx"]
+    assert "loses 0.5000 AP" in report["exports"][0]["why"]
+    assert not (shop / "net" / "exports" / "model-fp32-peaks.onnx").exists()
+    assert (shop / "net" / "exports" / "model-fp32.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["ncnn", "litert"])
+def test_peaks_of_other_formats_are_refused_by_name(name: str) -> None:
+    with pytest.raises(InputError, match=f"--format {name} has no networks that pick peaks"):
+        plan_exports(("onnx", name), ("fp32",), peaks=True)
+
+
+def test_errors_of_peaks_are_what_explains_them() -> None:
+    """A peak moved, left out or of another height is an error of that height; a tie is none."""
+    half = torch.zeros(1, 1, 12, 12)
+    half[0, 0, 3, 3], half[0, 0, 8, 8], half[0, 0, 8, 9] = 1.0, 0.8, 0.4
+    maps = torch.nn.functional.avg_pool2d(half, 2).repeat(1, 2, 1, 1), half
+    det, tags = predict_maps(lambda _: maps, torch.zeros(1, 3, 24, 24), None, EvalConfig(64))  # type: ignore[arg-type]
+    values, places, own = find_peaks(det[0].numpy(), tags[0].numpy())
+    there = people_places(det[0].numpy(), places)
+    picked = PickedPeaks((12, 12), 30, 5, 0.1)
+
+    def errors(values: Any, places: Any) -> dict[str, float]:
+        given = [torch.from_numpy(np.array(each)[None]) for each in (values, places, own[..., 0])]
+        return {name: error for name, (error, _) in PeakErrors(picked).of(maps, given).items()}
+
+    assert max(errors(values, there).values()) == 0
+    higher = values.copy()
+    higher[0, 0] += 0.25
+    assert errors(higher, there)["peak_values"] == pytest.approx(0.25)
+    gone = values.copy()
+    gone[0, 1] = 0
+    heat = float(det[0, 0, 8, 8])
+    assert errors(gone, there)["peak_places"] == pytest.approx(
+        min(heat - 0.1, heat - float(det[0, 0, 8, 9])) / 2
+    )
+    moved = there.copy()
+    moved[0, 0] = (0.25, 11.25)
+    assert errors(values, moved)["peak_places"] > 0.05
+    other_step = there.copy()
+    other_step[0, 1, 0] -= 0.5
+    assert errors(values, other_step)["peak_places"] > 0.05
+    broken = values.copy()
+    broken[0, 0] = np.nan
+    assert errors(broken, there)["peak_values"] == float("inf")
+
+
+def people_places(det: Any, places: Any) -> Any:
+    """Return where peaks lie within their pixels, (J, K, 2)."""
+    joints, most, _ = places.shape
+    rows = np.zeros((joints * most, joints, 4), np.float32)
+    flat = rows.reshape(joints, most, joints, 4)
+    for joint in range(joints):
+        flat[joint, :, joint, :2], flat[joint, :, joint, 2] = places[joint], 1.0
+    moved = adjust(rows, det).reshape(joints, most, joints, 4)
+    return np.stack([moved[joint, :, joint, :2] for joint in range(joints)])
+
+
+@pytest.mark.parametrize(
+    "told", [None, [], {"maps": [8]}, {"maps": [8, 8], "most": 30, "kernel": 4, "threshold": 0.1}, 7]
+)
+def test_damaged_words_on_peaks_are_refused(told: object) -> None:
+    with pytest.raises(InputError, match="a file: 'peaks' cannot be"):
+        PickedPeaks.from_json(told, "a file")
+    sound = PickedPeaks((8, 6), 30, 5, 0.1)
+    assert PickedPeaks.from_json(sound.to_json(), "a file") == sound

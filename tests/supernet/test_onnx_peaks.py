@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,25 @@ def test_peaks_of_another_form_are_refused() -> None:
     flat = np.zeros((5, 30), np.float32)
     with pytest.raises(InputError, match=r"not \(5, 30\), \(5, 30\) and \(5, 30\)"):
         people_of(flat, flat, flat)
+
+
+@pytest.mark.parametrize("name", ["border", "clean_j14_128_5people", "noisy_j17_128_10people"])
+def test_peaks_of_an_independent_implementation(shared: Path, name: str) -> None:
+    """Its maps have one tag per pixel, or several, of which the first is taken."""
+    file = shared / "golden" / f"decode_{name}.npz"
+    if not file.is_file():
+        pytest.skip(f"there is no {file.name} among the goldens")
+    golden = np.load(file)
+    det, tags = golden["det"].astype(np.float32), golden["tag"][..., 0].astype(np.float32)
+    # Maps at 1/4 of the same size, which growing leaves as they are, so that merging does, too.
+    quarter = np.concatenate([det, tags], axis=1)
+    found = run(with_peaks(passing(quarter.shape[1:], det.shape[1:])), quarter, det)
+    values = golden["val_k"].reshape(found["peak_values"].shape)
+    there = values > 0.1
+    assert there.any()
+    np.testing.assert_allclose(found["peak_values"][there], values[there], atol=1e-6)
+    np.testing.assert_array_equal(found["peak_values"] > 0, there)
+    places = golden["loc_k"].reshape(found["peak_places"].shape)
+    np.testing.assert_array_equal(np.floor(found["peak_places"][there]), places[there])
+    own = golden["tag_k"].reshape(*values.shape, -1)[..., 0]
+    np.testing.assert_allclose(found["peak_tags"][there], own[there], atol=1e-6)
