@@ -222,7 +222,10 @@ def test_pictures_cannot_claim_any_size(tmp_path: Path) -> None:
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
     (tmp_path / "large.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(4000))) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(bytes(20_001 * 20_000)))
+        + chunk(b"IEND", b"")
     )
     program = (
         "import resource, sys; from supernet.pose.dataset import read_image\n"
