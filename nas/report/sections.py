@@ -11,6 +11,7 @@ from typing import Any, Final
 from nas.config import to_plain
 from nas.latency_report import emitted_lines, prediction_line
 from nas.markup import Markup, join, tag
+from nas.model_card import outdated
 from nas.network_diagram import block_words, network_svg
 from nas.page_charts import Bar, Line, bars, lines, thinned
 from nas.report.elements import (
@@ -26,7 +27,7 @@ from nas.report.elements import (
     table,
     with_ends,
 )
-from nas.report.facts import Facts, sha256_of
+from nas.report.facts import Card, Facts, sha256_of
 from nas.report.latencies import Breakdown
 from nas.report.pictures import Picture
 from nas.search import AP, MACS, Objective, SearchResult
@@ -410,7 +411,7 @@ def _exports(facts: Facts) -> Markup:
                 "fp32",
                 size_of(size),
                 f"{onnx.get('max_rel_error', 0):.2g}",
-                in_parentheses(*ap_of(card)),
+                "not measured by itself",
                 "-",
                 "yes",
             )
@@ -424,7 +425,7 @@ def _exports(facts: Facts) -> Markup:
         "size",
         "largest error",
         "AP",
-        "difference from fp32",
+        "difference from PyTorch",
         "within tolerance",
     )
     parts.append(
@@ -439,7 +440,7 @@ def _exports(facts: Facts) -> Markup:
     verified = card.rows("verified")
     if verified:
         titles = ("file", "target", "measured", "predicted", "within the interval", "budget", "date")
-        parts.append(table("Measured on targets", titles, [_verified_row(each) for each in verified]))
+        parts.append(table("Measured on targets", titles, [_verified_row(each, card) for each in verified]))
         said = [str(line) for each in verified for line in each.get("notices") or ()]
         said += [str(d["says"]) for each in verified for d in each.get("decode") or () if "says" in d]
         parts.append(tag("ul", [tag("li", line) for line in said]))
@@ -451,8 +452,9 @@ def _exports(facts: Facts) -> Markup:
     return join(*parts)
 
 
-def _verified_row(each: Mapping[str, Any]) -> tuple[str, ...]:
+def _verified_row(each: Mapping[str, Any], card: Card) -> tuple[str, ...]:
     """Return what was measured of one file on one target, as far as the card says it."""
+    again = " (made again since: verify again)" if outdated(card.values, each) else ""
     target, measured, predicted = each.get("target"), each.get("measured"), each.get("predicted")
     budget = each.get("budget")
     ms = "-"
@@ -467,7 +469,7 @@ def _verified_row(each: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(budget, Mapping):
         bound = f"{plain(budget.get('ms'))} ms, met: {plain(budget.get('met'))}"
     return (
-        str(each.get("file", "-")),
+        f"{each.get('file', '-')}{again}",
         str(target.get("name", plain(target)) if isinstance(target, Mapping) else plain(target)),
         ms,
         told,
@@ -487,13 +489,15 @@ def _export_row(each: Mapping[str, Any]) -> tuple[str, ...]:
     by = runtime.get("name", plain(runtime)) if isinstance(runtime, Mapping) else runtime
     size = each.get("size_bytes")
     error = each.get("max_rel_error")
+    images = each.get("images")
+    seen = f", {images} images" if of_file and isinstance(images, int) else ""
     return (
         str(each.get("file", "-")),
         " by ".join(str(word) for word in (each.get("format"), by) if word) or "-",
         str(each.get("precision", "-")),
         size_of(size) if isinstance(size, int) else "-",
         f"{error:.2g}" if isinstance(error, int | float) else "-",
-        with_ends(of_file, 3),
+        f"{with_ends(of_file, 3)}{seen}",
         with_ends(difference, 4),
         _within(each, difference, each.get("tolerance", inner.get("tolerance"))),
     )

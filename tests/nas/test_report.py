@@ -165,7 +165,9 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
             **{"tolerance": 0.005, "sure": True, "on": "6 images"},
         },
     }
-    change_card(whole, exports=[exported, certified], verified=[verified], notices=["mind the step"])
+    exported |= {"images": 40, "sha256": {"net-int8.onnx": "b" * 64}}
+    former = {**verified, "file": "exports/net-int8.onnx", "file_sha256": "a" * 64}
+    change_card(whole, exports=[exported, certified], verified=[verified, former], notices=["mind the step"])
     told = write_report(whole, tmp_path / "report", now=NOW)
     path = tmp_path / "report.html"
     assert told["file"] == str(path) and told["bytes"] == path.stat().st_size < 1_000_000
@@ -193,6 +195,7 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
         *("net-int8.onnx", "0.12 MB", "0.012", "0.250 (0.200 to 0.300)", "-0.0125 (-0.0200 to 0.0010)", "NO"),
         *("ncnn by ncnn", "0.410 (0.310 to 0.510)", "-0.0020 (-0.0040 to 0.0010)", "yes (at most 0.005 AP)"),
         *("my-pi", "12.50 ms", "met: yes", "the device was warm", "mind the step"),
+        *("not measured by itself", ", 40 images", "net-int8.onnx (made again since: verify again)"),
     ):
         assert words in parts["exports"], words
     assert "coco17, 17 joints" in parts["images"]
