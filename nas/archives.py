@@ -103,7 +103,7 @@ def unpack(
                 if written != entry.file_size:
                     raise zipfile.BadZipFile(f"{entry.filename} ends after {written:,} bytes")
                 progress(done + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:  # also of its names
         raise RunError(
             f"'{archive}' is damaged ({error}); delete it and run the same command again"
         ) from None

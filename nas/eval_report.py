@@ -74,6 +74,8 @@ def _measured(report: Mapping[str, Any]) -> dict[str, str]:
             f"short side {report['resolution']} px",
             *(what for what in ("flip", "project") if report[what]),
         ]
+    if "fitted_into" in report:
+        how.append(f"pictures fitted into {'x'.join(map(str, report['fitted_into']))}, the file's size")
     if report.get("scales", [1.0]) != [1.0]:
         how.append("scales " + "/".join(f"{scale:g}" for scale in report["scales"]))
     return {

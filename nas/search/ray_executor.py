@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -151,7 +152,8 @@ class RayExecutor:
             options.update(address=self.address)
         try:
             _knock(self.address or "")
-            ray.init(**options)
+            with _own_handlers():
+                ray.init(**options)
         except Exception as error:  # Ray raises a dozen kinds here; all mean that it cannot be reached
             where = f"at '{self.address}'" if self.address else "on this machine"
             raise UnavailableError(
@@ -200,6 +202,17 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep who hears SIGTERM: Ray would end the process with that number, which tells nobody how to go on."""
+    heard = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and heard is not None:
+            signal.signal(signal.SIGTERM, heard)
 
 
 @contextmanager

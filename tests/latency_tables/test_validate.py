@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -468,4 +469,4 @@ def test_endless_metadata_is_refused(tmp_path: Path, text: str) -> None:
     path = saved(tmp_path, LADDER)
     path.with_suffix(".yaml").write_text(text)
     (fault,) = scan_table(path).faults
-    assert "nested too deeply or holds too many values" in fault.message
+    assert re.search("contains itself through a YAML alias|its aliases make [0-9]+ values", fault.message)

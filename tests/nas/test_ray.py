@@ -84,7 +84,9 @@ def test_ray_gives_the_in_process_result_though_workers_die(
     evaluator = Fragile(folder=tmp_path, deadly=deadly)
     log = tmp_path / "log"
     # One Ray and one set of workers for all parts of this test: starting them is what takes the time.
+    heard = signal.getsignal(signal.SIGTERM)
     with Kept(RayExecutor(workers=2)) as executor:
+        assert signal.getsignal(signal.SIGTERM) is heard, "Ray would end a stopped search in its own way"
         with open_shared(tmp_path / "shared.jsonl") as shared:
             result = run(tmp_path / "b.journal", evaluator, executor, shared=shared)
             assert result == expected

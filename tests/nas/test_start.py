@@ -71,7 +71,9 @@ def test_mobilenet_as_an_encoder(tmp_path: Path) -> None:
     assert told[-1] == "fresh: the head; no place for classifier"
     stem = imagenet()["features.0.1.weight"].sort()[0]
     assert torch.equal(supernet.get_parameter("stem.conv_norm.weight").detach().sort()[0], stem)
-    with pytest.raises(InputError, match="backbone of litepose and deconv-mbv2; deconv-mbv3 has another"):
+    with pytest.raises(
+        InputError, match="of litepose, litepose-unfused, deconv-mbv2; deconv-mbv3 has another"
+    ):
         start(recipe, deconv_mbv3(17, deconv_widths=(8,)), COCO17)
 
 

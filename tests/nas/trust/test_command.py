@@ -276,7 +276,7 @@ def test_stopped_side_by_side_it_goes_on_to_the_same_end(
         time.sleep(0.01)
     process.send_signal(how)
     process.wait(120)
-    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 128 + how)
     time.sleep(1)
     steps = {path: path.read_bytes() for path in tmp_path.glob("two/*/metrics.csv")}
     time.sleep(1)  # its processes are gone with it
