@@ -44,6 +44,8 @@ PAGE = ROOT / "docs" / "whole-way.md"
 RECIPE = "nas/recipes/demo.yaml"
 RUN, EMITTED = "runs/first", "runs/first/emitted/mine"
 BRIEFLY = "--seconds-per-layer 0.1 --on-drift warn"
+SLOWED = "the machine's speed changed"
+"""How the remark begins that a measurement is to be read with care."""
 LINES = 14
 """Most lines of a command's output that the page shows, the last ones."""
 
@@ -151,14 +153,20 @@ def run_line(line: str, where: Path, clone: Path) -> dict[str, Any]:
         cwd=where,
         env=environment(clone),
         text=True,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         check=False,
     )
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise RunError(f"'{line}' ended with {done.returncode} after {seconds:.0f} s: {done.stdout[-400:]}")
+        raise RunError(f"'{line}' ended with {done.returncode} after {seconds:.0f} s: {done.stderr[-400:]}")
     note(f"  {seconds:.1f} s")
-    return {"command": line, "seconds": round(seconds, 1), "output": done.stdout.rstrip()}
+    noted = [each for each in done.stderr.splitlines() if each.startswith(SLOWED)]
+    return {
+        "command": line,
+        "seconds": round(seconds, 1),
+        "output": without_folders(done.stdout),
+        "noted": noted,
+    }
 
 
 def budgets(clone: Path, share: float) -> dict[str, str]:
@@ -177,10 +185,14 @@ def budgets(clone: Path, share: float) -> dict[str, str]:
     return found
 
 
+def without_folders(text: str) -> str:
+    """Return what a command printed without the names of this machine's folders."""
+    return "\n".join(re.sub(r"(?<![\w.])/(?:[\w.-]+/)+", ".../", line.rstrip()) for line in text.splitlines())
+
+
 def cleaned(text: str) -> str:
-    """Return a command's last lines without the names of this machine's folders."""
-    lines = [re.sub(r"(?<![\w.])/(?:[\w.-]+/)+", ".../", line.rstrip()) for line in text.splitlines()]
-    return "\n".join(lines[-LINES:])
+    """Return a command's last lines."""
+    return "\n".join(without_folders(text).splitlines()[-LINES:])
 
 
 def page(report: dict[str, Any]) -> str:
@@ -206,7 +218,8 @@ def page(report: dict[str, Any]) -> str:
         if step.shown:
             for each in done["commands"]:
                 if each["output"]:
-                    parts += ["```text", cleaned(each["output"]), "```\n"]
+                    noted = [f"note: {line}" for line in each.get("noted", ())]
+                    parts += ["```text", cleaned(each["output"]), *noted, "```\n"]
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
