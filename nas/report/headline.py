@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nas.markup import Markup, join, tag
+from nas.model_card import outdated
 from nas.report.elements import ap_of, brief, in_parentheses, missing, number_of, sides, size_of
 from nas.report.facts import Facts, Subject
 from nas.report.latencies import Breakdown
@@ -91,21 +92,36 @@ def _ap_tile(subject: Subject) -> _Tile | None:
 
 
 def _ms_tile(subject: Subject, times: Sequence[Breakdown]) -> _Tile | None:
-    """Return its latency: measured where the card says so, else predicted by a table of the user's."""
-    told = {} if subject.card is None else subject.card.part("latency")
+    """Return its latency: of a file verified, else as measured when emitted, else by a table of the user's."""
+    card = subject.card
+    told = {} if card is None else card.part("latency")
+    for each in () if card is None else card.rows("verified"):
+        measured, target = each.get("measured"), each.get("target")
+        if isinstance(target, Mapping) and card is not None and not outdated(card.values, each):
+            tile = _measured(measured, f"verified on {target.get('name')} with {each.get('file')}")
+            if tile is not None:
+                return tile
     for name, value in told.items():
         measured = value.get("measured_here") if isinstance(value, Mapping) else None
-        if isinstance(measured, Mapping) and isinstance(measured.get("median_ms"), int | float):
-            ends = [number_of(measured.get(end), 2) for end in ("p10_ms", "p90_ms")]
-            note = f"measured on {name} (10th to 90th percentile)"
-            return _Tile("latency", f"{measured['median_ms']:.2f} ms", " to ".join(ends), note)
+        tile = _measured(measured, f"measured on {name}")
+        if tile is not None:
+            return tile
     # What comes with the package are estimates for other devices: told below, not up here, unless asked for.
-    for each in times:
-        if each.own or each.asked:
-            p = each.prediction
-            note = f"predicted on {each.name}, {p.provenance}"
+    for time in times:
+        if time.own or time.asked:
+            p = time.prediction
+            note = f"predicted on {time.name}, {p.provenance}"
             return _Tile("latency", f"{p.ms:.2f} ms", f"{p.low_ms:.2f} to {p.high_ms:.2f}", note)
     return None
+
+
+def _measured(measured: object, what: str) -> _Tile | None:
+    """Return the tile of a measurement as a card keeps it; None where it holds no figure."""
+    if not isinstance(measured, Mapping) or not isinstance(measured.get("median_ms"), int | float):
+        return None
+    ends = [number_of(measured.get(end), 2) for end in ("p10_ms", "p90_ms")]
+    note = f"{what} (10th to 90th percentile)"
+    return _Tile("latency", f"{measured['median_ms']:.2f} ms", " to ".join(ends), note)
 
 
 def _budget(subject: Subject, facts: Facts) -> str:

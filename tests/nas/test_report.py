@@ -178,6 +178,7 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
     ap, ends = card["ap"]["stats"]["AP"], card["ap"]["interval"]
     assert f"AP {ap:.3f} ({ends['low']:.3f} to {ends['high']:.3f})" in parts["head"]
     assert "2030-01-02 03:04 UTC" in parts["head"] and card["id"] in parts["head"]
+    assert "12.50 ms" in parts["head"] and "verified on my-pi with model.onnx" in parts["head"]
     assert MACS.format(card["cost"]["macs"]) in parts["head"]
     assert "macs <= 6 MMACs" in parts["head"]
     assert all(study in parts["front"] for study in whole.studies())
