@@ -92,7 +92,7 @@ def _ap_tile(subject: Subject) -> _Tile | None:
 
 
 def _ms_tile(subject: Subject, times: Sequence[Breakdown]) -> _Tile | None:
-    """Return its latency: of a file verified, else as measured when emitted, else by a table of the user's."""
+    """Return its latency: of a file verified, else measured when emitted, else by a table of the user's."""
     card = subject.card
     told = {} if card is None else card.part("latency")
     for each in () if card is None else card.rows("verified"):
