@@ -361,8 +361,6 @@ def emit_from_run(
         for line in notices:
             note(line)
         where = folder or run.folder / "emitted" / arch.id
-        if where.absolute().parent != (run.folder / "emitted").absolute():
-            note(f"'{where}' is outside of '{run.folder}/emitted', where 'nas report' and 'nas runs' look")
         tuned = None if tuning is None else _tuned(run, opened, arch, tuning, teacher)
         with progress_bar("evaluating", len(opened.val)) as bar:
             emitted = emit(
@@ -381,6 +379,8 @@ def emit_from_run(
         for told in emitted.card["latency"].values():
             told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
         write_card(emitted.folder, emitted.card)
+    if where.absolute().parent != (run.folder / "emitted").absolute():
+        note(f"'{where}' is outside of '{run.folder}/emitted', where 'nas report' and 'nas runs' look")
     return emitted
 
 
