@@ -131,7 +131,7 @@ def relocate(
 
     Images are recognised by the digest of their annotations; if they are others, nothing is changed.
 
-    Example: nas runs relocate runs/mine --data /home/ann/data=/mnt/data
+    Example: nas runs relocate runs/mine --data OLD/data=NEW/data
     """
     from nas.runs_report import relocate_and_tell
 
