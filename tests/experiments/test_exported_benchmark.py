@@ -1,4 +1,4 @@
-"""The benchmark of exported networks: every variant computes the same, and what is measured is recorded."""
+"""The benchmarks of exported networks: every variant computes the same, and what is measured is recorded."""
 
 from __future__ import annotations
 
@@ -41,4 +41,28 @@ def test_variants_agree_and_are_recorded(tmp_path: Path) -> None:
     page = (tmp_path / "exported.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in page for name in variants)
     assert "## tiny, 64x64" in page
+    assert str(tmp_path) not in page
+
+
+def test_rewrites_are_held_against_the_plain_file_and_recorded(tmp_path: Path) -> None:
+    write_arch(tmp_path / "tiny.json", ARCH)
+    small = ("--repeats", "2", "--threads", "1", "--networks", str(tmp_path / "tiny.json"))
+    record = ("--runtimes", "onnxruntime", "--record", "--results", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "experiments/benchmarks/rewrites.py", *small, *record],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "rewrites.json").read_text(encoding="utf-8"))["cases"]
+    files = case["networks"]["tiny"]
+    names = ["plain export", "batch norm folded", "phases", "phases, interleave"]
+    assert list(files) == [*names, "phases, interleave, padding"]
+    assert files["plain export"]["ratio"] == 1
+    assert all(each["off"] <= 3e-5 and each["fastest_ms"] > 0 for each in files.values())
+    assert all(each["ratio_95"][0] <= each["ratio"] <= each["ratio_95"][1] for each in files.values())
+    page = (tmp_path / "rewrites.md").read_text(encoding="utf-8")
+    assert "## ONNX Runtime, one thread, processor time" in page
     assert str(tmp_path) not in page
