@@ -67,6 +67,8 @@ MADE = "2026-11-22"
 """When the tables were last decided upon; equal data give equal files."""
 DIGITS = 6
 """Significant digits that are kept; what differs between two machines' linear algebra lies far behind."""
+RULES = {"LitePose": "litepose", "EfficientHRNet": "efficient-hrnet", "HigherHRNet": "higherhrnet"}
+"""By family of the nine networks, how its networks are called here: a family, or rules of listed networks."""
 LITEPOSE = {f"LitePose-{size}": f"litepose-{size.lower()}" for size in ("XS", "S", "M", "L")}
 LITEPOSE_NETWORKS = [name for name in named_archs() if name.startswith("litepose")]
 KINDS = {"conv": "conv", "fc": "conv", "dw": "dwconv", "deconv": "deconv"}
@@ -486,6 +488,10 @@ def study(
         median_error=summary["median_error"],
         half_width=rounded(half_width),
         coverage=coverage,
+        families={
+            RULES[family]: told(family_errors[[each == family for each in families]])["worst_factor"]
+            for family in dict.fromkeys(families)
+        },
     )
     predicted = roofline.ms_of(sums)
     lite = np.array([family == "LitePose" for family in families])

@@ -63,7 +63,8 @@ class Prediction:
         1 / (n + 1). None without a calibration.
     beyond
         What to know where the network is much faster or slower than all of those, or computes what a table of
-        estimates has no row of: then nothing supports the interval's width. Else empty.
+        estimates has no row of, or is of a family that such a table was not fitted on: then nothing supports
+        the interval's width. Else empty.
     """
 
     ms: float
@@ -177,8 +178,15 @@ class LatencyPredictor:
             shares.append(math.fsum(p.fitted for p in prices) / math.fsum(p.median for p in prices))
         return float(np.median(shares)) if shares else 0.0
 
-    def predict(self, pieces: Iterable[Piece]) -> Prediction:
+    def predict(self, pieces: Iterable[Piece], family: str = "") -> Prediction:
         """Return the prediction for a network that executes these blocks (or layers).
+
+        Parameters
+        ----------
+        pieces
+            What it executes.
+        family
+            Of which it is: ``arch.family.name``. Empty: of one that a table of estimates was fitted on.
 
         Raises
         ------
@@ -198,7 +206,7 @@ class LatencyPredictor:
         ]
         found = self._intervals(*sums)
         calibration = self.table.calibration
-        beyond = "; ".join(filter(None, (self.unseen(wanted), self.beyond(float(found.ms[0])))))
+        beyond = "; ".join(filter(None, (self.unseen(wanted, family), self.beyond(float(found.ms[0])))))
         return Prediction(
             ms=float(found.ms[0]),
             low_ms=float(found.low_ms[0]),
@@ -211,10 +219,11 @@ class LatencyPredictor:
             beyond=beyond,
         )
 
-    def predict_layout(self, layout: Layout) -> Prediction:
+    def predict_layout(self, layout: Layout, family: str = "") -> Prediction:
         """Return the prediction for a network that is known by its layers alone.
 
-        All of it is priced by the table's roofline, its passes between layers too.
+        All of it is priced by the table's roofline, its passes between layers too. ``family``: by which rules
+        it is made, as of :meth:`predict`.
 
         Raises
         ------
@@ -240,7 +249,8 @@ class LatencyPredictor:
         factor = math.exp(roofline.half_width)
         found = self._intervals(ms, ms / factor, ms * factor)
         calibration = self.table.calibration
-        beyond = "; ".join(filter(None, (self.unseen(layout.layers), self.beyond(float(found.ms[0])))))
+        unseen = self.unseen(layout.layers, family)
+        beyond = "; ".join(filter(None, (unseen, self.beyond(float(found.ms[0])))))
         return Prediction(
             ms=float(found.ms[0]),
             low_ms=float(found.low_ms[0]),
@@ -275,17 +285,26 @@ class LatencyPredictor:
             f" {calibration.most_ms:.3g} ms that the interval rests on: nothing supports its width"
         )
 
-    def unseen(self, pieces: Iterable[Piece]) -> str:
-        """Return what to know of pieces with operators of which a table of estimates has no row; else empty.
+    def unseen(self, pieces: Iterable[Piece], family: str = "") -> str:
+        """Return what to know of a network that is unlike those of a table of estimates; else empty.
 
-        A table of measurements refuses such pieces. A roofline prices whatever has a shape, gates and
-        hard-swish too, but what it was fitted on may say nothing of them.
+        That is one with operators of which the table has no row, or of a ``family`` that is none of those
+        fitted on (as of :meth:`predict`). A table of measurements refuses such pieces. A roofline prices
+        whatever has a shape, gates and hard-swish too, but what it was fitted on may say nothing of them.
         """
-        if self.table.roofline is None:
+        roofline = self.table.roofline
+        if roofline is None:
             return ""
         names = dict.fromkeys(name for piece in pieces for name in _operators(piece))
         new = [name for name in names if name not in self._operators]
-        return f"no row of the table has {' or '.join(new)}: nothing supports the estimate" if new else ""
+        told = [f"no row of the table has {' or '.join(new)}: nothing supports the estimate"] if new else []
+        if family and roofline.families and family not in roofline.families:
+            told.append(
+                f"fitted on {', '.join(roofline.families)}, not on {family}: of a family left out of the fit"
+                f" the error was up to a factor of {max(roofline.families.values()):.3g}, and nothing"
+                " supports the interval"
+            )
+        return "; ".join(told)
 
     @cached_property
     def _operators(self) -> frozenset[str]:

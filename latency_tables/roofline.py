@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -162,6 +162,10 @@ class Roofline:
         what was left out.
     coverage
         See above.
+    families
+        Of which families of networks it was fitted on, by name, and the worst factor between predicted and
+        measured of each, left out as a whole: what to expect of networks of yet another one. Empty where that
+        is not noted.
 
     Raises
     ------
@@ -175,6 +179,7 @@ class Roofline:
     median_error: float
     half_width: float
     coverage: float
+    families: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.coefficients.items():
@@ -205,6 +210,15 @@ class Roofline:
             if not _is_number(value) or not 0 <= value <= most or (what == "coverage" and value == 0):
                 rule = "not negative" if most == math.inf else f"from 0 to {most:g}"
                 raise InputError(f"a roofline's {what} is a number {rule}, not {shown(value)}")
+        if not isinstance(self.families, Mapping):
+            raise InputError(f"a roofline's families are a mapping, not {shown(self.families)}")
+        for name, value in self.families.items():
+            if not isinstance(name, str) or not _is_number(value) or value < 1:
+                raise InputError(
+                    "a roofline's families are names with factors of at least 1, not"
+                    f" {shown(name)}: {shown(value)}"
+                )
+        object.__setattr__(self, "families", MappingProxyType(dict(self.families)))
 
     # -- using it ---------------------------------------------------------------------------------------
 
@@ -220,17 +234,18 @@ class Roofline:
     # -- files ------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, for YAML and JSON; coefficients of 0 are left out."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the fields by name, for YAML and JSON; coefficients of 0, and no families, are left out."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
         given["coefficients"] = {name: value for name, value in self.coefficients.items() if value}
-        return given
+        families = dict(given.pop("families"))
+        return {**given, **({"families": families} if families else {})}
 
     @classmethod
     def from_dict(cls, value: object, where: str = "roofline") -> Roofline:
         """Return the roofline that a mapping describes; errors (:class:`InputError`) name ``where``."""
-        names = {field.name for field in fields(cls)}
+        names = {each.name for each in fields(cls)}
         given = check_keys(value, names, where)
-        for name in sorted(names - given.keys()):
+        for name in sorted(names - {"families"} - given.keys()):
             raise InputError(f"{where} lacks '{name}'")
         check_keys(given["coefficients"], set(FEATURES), f"{where}: coefficients")
         try:

@@ -177,7 +177,10 @@ def latency_spans(
         if target not in predictors:
             continue
         try:
-            told = {r.arch.id: predictors[target].predict(r.arch.blocks(result.joints)) for r in looked_at}
+            told = {
+                r.arch.id: predictors[target].predict(r.arch.blocks(result.joints), r.arch.family.name)
+                for r in looked_at
+            }
         except MissingLayerError:
             changed.append(target)
             continue

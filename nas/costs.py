@@ -68,9 +68,9 @@ def cost_report(
         report["latency"] = {}
         for target, predictor in load_predictors(latency, tables, strict=strict).items():
             prediction = (
-                predictor.predict(network.blocks(joints, size))
+                predictor.predict(network.blocks(joints, size), network.family.name)
                 if isinstance(network, Arch)
-                else predictor.predict_layout(network.layout(joints, size))
+                else predictor.predict_layout(network.layout(joints, size), network.rules)
             )
             report["latency"][target] = {
                 **prediction_json(predictor, prediction),

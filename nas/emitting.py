@@ -346,14 +346,14 @@ def emit_from_run(
         found = _chosen_json(answer, ties_of(answer.record, known.records))
     context = search_context(run, opened) if run.best.is_file() else {}
     with run.locked():
-        blocks = arch.blocks(len(opened.skeleton))
-        latencies = {n: prediction_json(p, p.predict(blocks)) for n, p in asked.predictors.items()}
+        blocks, family = arch.blocks(len(opened.skeleton)), arch.family.name
+        latencies = {n: prediction_json(p, p.predict(blocks, family)) for n, p in asked.predictors.items()}
         answering = {predictor.name: predictor.table for predictor in asked.predictors.values()}
         for name in (name for name in known_targets(tables, run) if name not in latencies):
             try:  # what further tables say is told where they can say it
                 further = load_predictors([name], tables, run, strict=strict_tables)[name]
                 if name in budgets or not further.table.missing(blocks):
-                    latencies[name] = prediction_json(further, further.predict(blocks))
+                    latencies[name] = prediction_json(further, further.predict(blocks, family))
                     answering[further.name] = further.table
             except (InputError, MissingLayerError) as error:
                 note(f"latency table left out: {error}")

@@ -552,7 +552,7 @@ def measure_frames(
     with tempfile.TemporaryDirectory() as folder, cpu_threads(target.threads):
         model = _Model.open(name, settings, Path(folder))
         blocks = model.arch.blocks(len(model.skeleton), model.size)
-        predictions = {each: found.predict(blocks) for each, found in predictors.items()}
+        predictions = {n: p.predict(blocks, model.arch.family.name) for n, p in predictors.items()}
         with runtime.prepare_model(model.file, model.size, target.threads) as prepared:
             chain = _Chain(prepared, model, settings)
             prepared.run()

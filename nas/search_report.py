@@ -148,7 +148,7 @@ def out_of_reach(
     blocks = space.largest().blocks(space.joints)
     largest = predictor.predict(blocks)
     beyond = predictor.beyond(largest.ms * min(constraint.upper / largest.high_ms, 1.0))
-    if unseen := predictor.unseen(blocks):
+    if unseen := predictor.unseen(blocks, space.family.name):
         return f"latencies on {target} are guesses: {unseen}"
     return f"networks that use up {constraint.upper:.4g} ms on {target} are {beyond}" if beyond else None
 

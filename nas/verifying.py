@@ -428,7 +428,7 @@ def verify(
     if table is not None:
         predictor = LatencyPredictor(table)
         try:
-            predicted = prediction_json(predictor, predictor.predict(blocks))
+            predicted = prediction_json(predictor, predictor.predict(blocks, opened.arch.family.name))
         except LitePoseNasError as error:
             note(f"nothing is predicted: {error}")
     card = None if folder is None else read_card(folder)

@@ -65,6 +65,7 @@ class Breakdown:
 def breakdowns(
     run: RunDirectory,
     blocks: Sequence[Block],
+    family: str,
     tables: Sequence[Path] | None,
     first: Sequence[str] = (),
 ) -> tuple[list[Breakdown], list[str]]:
@@ -72,8 +73,8 @@ def breakdowns(
 
     Parameters
     ----------
-    run, blocks
-        The run, and what the network executes.
+    run, blocks, family
+        The run, what the network executes, and of which family it is.
     tables
         Further folders of tables.
     first
@@ -89,7 +90,7 @@ def breakdowns(
     for name in known_targets(tables, run):
         try:
             predictor = load_predictors([name], tables, run)[name]
-            prediction = predictor.predict(blocks)
+            prediction = predictor.predict(blocks, family)
             times = predictor.times(blocks)
             found.append(Breakdown(predictor, prediction, times, name not in packaged, name in first))
         except LitePoseNasError as error:

@@ -89,7 +89,8 @@ def write_report(
         told = {} if subject.card is None else subject.card.part("latency")
         shown = () if facts.shown is None else facts.shown.targets
         try:
-            times, silent = breakdowns(run, blocks, tables, list(dict.fromkeys((*shown, *told))))
+            family, first = subject.arch.family.name, list(dict.fromkeys((*shown, *told)))
+            times, silent = breakdowns(run, blocks, family, tables, first)
         except LitePoseNasError as error:
             problems.append(str(error))
     drawn = _pictures(facts, pictures, problems)
@@ -212,7 +213,7 @@ def _published(facts: Facts, times: Sequence[Breakdown]) -> Mapping[str, Any]:
         ms = {}
         for each in shown:
             try:
-                p = each.predictor.predict(arch.blocks(joints))
+                p = each.predictor.predict(arch.blocks(joints), family)
             except LitePoseNasError:
                 continue
             ms[each.name] = f"{ms_of(p.ms)} ({ms_of(p.low_ms)} to {ms_of(p.high_ms)})"
@@ -242,7 +243,7 @@ def _listed(facts: Facts, joints: int, shown: Sequence[Breakdown]) -> list[dict[
         cost, ms = network.cost(joints), {}
         for each in shown:
             try:
-                p = each.predictor.predict_layout(network.layout(joints))
+                p = each.predictor.predict_layout(network.layout(joints), network.rules)
             except LitePoseNasError:
                 continue
             ms[each.name] = f"{ms_of(p.ms)} ({ms_of(p.low_ms)} to {ms_of(p.high_ms)})"

@@ -24,7 +24,14 @@ from latency_tables.compare import compare_tables, merge_tables
 from latency_tables.published import Published, published_for, published_text, read_published
 from latency_tables.roofline import Roofline
 from latency_tables.table import device_table, is_packaged
-from search_spaces import InputError, MissingLayerError, get_arch, litepose_native, named_archs
+from search_spaces import (
+    InputError,
+    MissingLayerError,
+    get_arch,
+    listed_networks,
+    litepose_native,
+    named_archs,
+)
 from search_spaces.deconv import DECONV_MBV2, DECONV_MBV3, deconv_arch
 
 DEVICES = ("jetson-nano", "raspberry-pi-4", "snapdragon-855")
@@ -228,3 +235,24 @@ def test_operators_that_no_row_has_are_said_to_be_guesses(table: LatencyTable) -
     plain = deconv_arch(DECONV_MBV2, 1024, (256,) * 3).blocks(17)
     assert "no row" not in predictor.predict(plain).beyond
     assert predictor.unseen(get_arch("litepose-s").blocks(17)) == ""
+
+
+def test_families_that_an_estimate_was_not_fitted_on_get_no_probability(table: LatencyTable) -> None:
+    """The error bar is of LitePose and two others; what a family left out came to is told instead."""
+    assert table.roofline is not None
+    assert set(table.roofline.families) == {"litepose", "higherhrnet", "efficient-hrnet"}
+    worst = max(table.roofline.families.values())
+    assert worst == table.sessions[0]["family_left_out_worst_factor"]
+    predictor = LatencyPredictor(table)
+    s, other = get_arch("litepose-s"), get_arch("simplebaseline-mbv2")
+    assert predictor.predict(s.blocks(14), s.family.name).coverage == 0.9
+    found = predictor.predict(other.blocks(17, (448, 448)), other.family.name)
+    assert found.coverage is None and found.beyond.startswith("fitted on ")
+    told = f"not on deconv-mbv2: of a family left out of the fit the error was up to a factor of {worst:.3g}"
+    assert told in found.beyond
+    hrnet, higher = (listed_networks()[name] for name in ("hrnet-w32", "higherhrnet-w16"))
+    assert "not on hrnet" in predictor.predict_layout(hrnet.layout(17), hrnet.rules).beyond
+    assert predictor.predict_layout(higher.layout(14), higher.rules).coverage == 0.9
+    assert Roofline.from_dict(table.roofline.to_dict()) == table.roofline
+    with pytest.raises(InputError, match="factors of at least 1"):
+        replace(table.roofline, families={"litepose": 0.5})
