@@ -26,7 +26,7 @@ from nas.latency import (
     quantised_promise,
     why_not_here,
 )
-from nas.model_card import CARD_FORMAT, write_card
+from nas.model_card import CARD, CARD_FORMAT, PAGE, write_card
 from nas.provenance import data_terms, reproduction
 from nas.run import RunDirectory, environment
 from nas.search import BudgetText, Constraint, Pricing, parse_budget
@@ -43,7 +43,7 @@ from search_spaces import (
     to_research_config,
     write_arch,
 )
-from search_spaces.files import atomic_folder, write_json
+from search_spaces.files import atomic_folder, is_free, write_json
 from search_spaces.research import has_research_config
 from supernet.base import Subnet
 from supernet.checkpoint import load_network, save_network
@@ -55,6 +55,11 @@ __all__ = ["Emitted", "emit", "emit_from_run"]
 
 RESAMPLES: Final = 1000
 """For the interval of the AP on the card."""
+_EXPORTS: Final = "exports"
+_WRITTEN: Final = {
+    *("arch.json", "arch.research.json", "model.safetensors", "model.onnx", CARD, PAGE, _EXPORTS),
+}
+"""What may lie in an emitted folder that is written anew."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,29 @@ class Emitted:
 
     folder: Path
     card: dict[str, Any]
+
+
+def check_place(folder: Path) -> None:
+    """Refuse to write a network over what is none, or over what only its owner can make again.
+
+    Raises
+    ------
+    RunError
+        If ``folder`` is no emitted network, holds files of somebody else's, or an export is at work in it.
+    """
+    if not folder.exists():
+        return
+    if not (folder / CARD).is_file() or not (folder / "model.safetensors").is_file():
+        raise RunError(f"'{folder}' exists and is no emitted network; choose another --output")
+    others = sorted(p.name for p in folder.iterdir() if p.name not in _WRITTEN and not p.name.startswith("."))
+    if others:
+        raise RunError(
+            f"'{folder}' holds '{others[0]}'{' and more' if len(others) > 1 else ''}, which 'nas emit' did"
+            " not write and would remove: move it away, or choose another --output"
+        )
+    lock = folder / _EXPORTS / ".lock"
+    if lock.exists() and not is_free(lock):
+        raise RunError(f"an export is at work in '{folder}'; wait for it, or choose another --output")
 
 
 def emit(
@@ -120,11 +148,10 @@ def emit(
     InputError
         If the arch is not in the run's space.
     RunError
-        If ``folder`` exists and was not made by this command, or the run is not trained.
+        As :func:`check_place`, or if the run is not trained.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "card.json").is_file():
-        raise RunError(f"'{folder}' exists and is no emitted network; choose another --output")
+    check_place(folder)
     space = run.recipe.build_space(data.skeleton)
     if arch not in space:
         raise InputError(f"the arch is not in this run's space: {'; '.join(space.differences(arch))}")
@@ -345,6 +372,9 @@ def emit_from_run(
         arch = answer.arch
         found = _chosen_json(answer, ties_of(answer.record, known.records))
     context = search_context(run, opened) if run.best.is_file() else {}
+    where = folder or run.folder / "emitted" / arch.id
+    check_place(where)
+    exported = (where / _EXPORTS).is_dir()
     with run.locked():
         blocks, family = arch.blocks(len(opened.skeleton)), arch.family.name
         latencies = {n: prediction_json(p, p.predict(blocks, family)) for n, p in asked.predictors.items()}
@@ -360,7 +390,6 @@ def emit_from_run(
         notices = _promises(latencies, budgets)
         for line in notices:
             note(line)
-        where = folder or run.folder / "emitted" / arch.id
         tuned = None if tuning is None else _tuned(run, opened, arch, tuning, teacher)
         with progress_bar("evaluating", len(opened.val)) as bar:
             emitted = emit(
@@ -379,6 +408,8 @@ def emit_from_run(
         for told in emitted.card["latency"].values():
             told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
         write_card(emitted.folder, emitted.card)
+    if exported:
+        note(f"the exported files that '{where}' held are gone with the former network: 'nas export' again")
     if where.absolute().parent != (run.folder / "emitted").absolute():
         note(f"'{where}' is outside of '{run.folder}/emitted', where 'nas report' and 'nas runs' look")
     return emitted

@@ -49,6 +49,7 @@ NO_TEACHER: Final = "none"
 RATE_SHARE: Final = 0.1
 """Default learning rate, as a share of the training's: the weights are good already."""
 RESAMPLES: Final = 1000
+_REMEDY: Final = "Nothing was emitted: give a lower --learning-rate, or leave --fine-tune out"
 _RESULT: Final = "result.json"
 _WEIGHTS: Final = "model.safetensors"
 
@@ -206,7 +207,9 @@ def fine_tune(
         single_arch_space(arch, supernet.space.joints), torch.Generator().manual_seed(run.recipe.seed)
     )
     alone.load_plain(start.to("cpu"))
-    trainer = Trainer(alone, data.train, config, seed=run.recipe.seed, folder=place, teacher=teacher)
+    trainer = Trainer(
+        alone, data.train, config, seed=run.recipe.seed, folder=place, teacher=teacher, remedy=_REMEDY
+    )
     trainer.resume()
     if trainer.notice and noticed is not None:
         noticed(trainer.notice)
@@ -280,6 +283,8 @@ def _finished(place: Path) -> Tuned | None:
         return None
     try:
         told = read_json(place / _RESULT, "result of a fine-tuning")
+        if not {"before", "after", "difference"} <= told["search"].keys():
+            return None
         return Tuned(load_network(place / _WEIGHTS)[0], bool(told["kept"]), told)
-    except (InputError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return None  # made anew, from the last checkpoint where there is one

@@ -12,11 +12,11 @@ from nas.data import Datasets
 from nas.known import load_result
 from nas.recipe import DataSource, Recipe
 from nas.run import RunDirectory
-from nas.search import Objective
+from nas.search import AP, Objective, SearchResult
 from search_spaces import InputError, LitePoseNasError
 from search_spaces.files import read_json
 
-__all__ = ["data_terms", "reproduction"]
+__all__ = ["data_terms", "reproduction", "search_command"]
 
 _MOST_LICENCES: Final = 12
 """Named in full; a file that lists more is not read to its end by anybody."""
@@ -94,7 +94,7 @@ def reproduction(run: RunDirectory, emit: Sequence[str], chosen: Mapping[str, An
     notes = []
     if (study := chosen.get("found_in")) is not None:
         try:
-            commands.append(_search(run, str(study)))
+            commands.append(search_command(run, str(study), load_result(run, str(study))))
         except LitePoseNasError:
             notes.append(f"The search '{study}', which found it, has no result that says how it was started.")
     commands.append(list(emit))
@@ -117,18 +117,46 @@ def _trained_with(path: Path) -> str | None:
     return command if isinstance(command, str) else None
 
 
-def _search(run: RunDirectory, study: str) -> list[str]:
-    """Return a study's command: what it was held to, and how it went about it."""
-    result = load_result(run, study)
+def search_command(run: RunDirectory, study: str, result: SearchResult) -> list[str]:
+    """Return the words after ``nas`` that search as a study did: its bounds, and how it went about it.
+
+    Bounds are those that were settled then, also where a network was named. What the result does not say is
+    taken from the request that the search was begun with, where there is one.
+    """
+    asked = _asked(run, study)
     words = ["search", str(run.folder)]
     for bound in result.constraints:
         on = bound.objective.target
-        value = f"{bound.upper:.12g}" + ("" if on is None else f"ms@{on}")
+        value = _number(bound.upper) + ("" if on is None else f"ms@{on}")
         words += [f"--max-{bound.objective.kind}", value]
-    for objective in result.objectives[1:]:
-        words += ["--objective", _budget_name(objective)]
+    if result.min_ap is not None:
+        words += ["--min-ap", _number(result.min_ap)]
+    traded = [_budget_name(objective) for objective in result.objectives if objective != AP]
+    for name in traded or ["ap"]:
+        words += ["--objective", name]
     words += ["--evaluations", str(result.trials), "--sampler", result.sampler, "--seed", str(result.seed)]
+    if isinstance(asked.get("population"), int):
+        words += ["--population", str(asked["population"])]
+    for option, key in (("--tables", "tables"), ("--set", "overrides")):
+        given = asked.get(key)
+        for value in given if isinstance(given, list) else ():
+            words += [option, str(value)]
+    words += ["--strict-tables"] if asked.get("strict_tables") is True else []
     return [*words, "--name", study]
+
+
+def _asked(run: RunDirectory, study: str) -> dict[str, Any]:
+    """Return what a search was begun with; empty where that is not known."""
+    try:
+        told = read_json(run.study(study) / "request.json", "search request")
+    except LitePoseNasError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _number(value: float) -> str:
+    """Return a number in as few digits as give it back."""
+    return next(text for digits in (12, 17) if float(text := f"{value:.{digits}g}") == value or digits == 17)
 
 
 def _budget_name(objective: Objective) -> str:

@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -55,7 +56,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": " ".join(["nas", *command[1:]]),
+        "command": shlex.join(["nas", *command[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

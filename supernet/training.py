@@ -53,6 +53,7 @@ _AFTER_TERMS: Final = ("grad_norm", "images_per_s")
 """Columns of ``metrics.csv`` before and after those of the loss."""
 _FREE: Final = ("device", "workers", "cache_images_mb", "checkpoint_seconds")
 """Settings that may change when a training is resumed."""
+_REMEDY: Final = "Lower train.learning_rate or set train.clip_norm, and start anew with another --output"
 _ORDER_STREAM = 3
 
 
@@ -281,6 +282,8 @@ class Trainer:
         Scores the network; None never validates, and the last weights count as the best.
     teacher
         The network that ``config.distill`` names, where it names one.
+    remedy
+        What the user can do where the loss is not finite, for the error.
     ranks
         This process among those that share the training (:func:`supernet.distributed.joined`). All of them
         are given the same; only the first one touches ``folder`` and validates.
@@ -306,9 +309,11 @@ class Trainer:
         folder: Path,
         validate: Validate | None = None,
         teacher: Teacher | None = None,
+        remedy: str = _REMEDY,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.seed, self.folder, self.validate = config, seed, Path(folder), validate
+        self.remedy = remedy
         self.paradigm = paradigm_of(network)
         self.dataset, self.ranks, self.notice = self.paradigm.examples(dataset), ranks, ""
         self.device = pick_device(config.device)
@@ -476,8 +481,7 @@ class Trainer:
         return self.ranks.error(
             f"{told} at step {step + 1} of {self.steps}{tried} ({resolution} px, archs: {which}; learning"
             f" rate {rate:.3g}). The state before it is kept in '{self.checkpoints / 'last.safetensors'}',"
-            " the best of the validations in best.safetensors. Lower train.learning_rate or set"
-            " train.clip_norm, and start anew with another --output"
+            f" the best of the validations in best.safetensors. {self.remedy}"
         )
 
     def run(self, progress: Progress | None = None) -> TrainReport:

@@ -110,9 +110,13 @@ class Link(ABC):
         LinkDownError
             If the link is down.
         """
-        part = device_path(f"{target}.part")
-        script = f"cat > {part} && mv -f {part} {device_path(target)} || {{ rm -f {part}; exit 74; }}"
-        done = self.run(script, timeout=self._transfer_s(source.stat().st_size), feed=source)
+        part, size = device_path(f"{target}.part"), source.stat().st_size
+        # Where the link is lost on the way, what runs there sees but the end of its input: hence the count.
+        script = (
+            f"cat > {part} && if test $(wc -c < {part}) -eq {size}; then mv -f {part} {device_path(target)};"
+            f" else echo 'it did not arrive whole' >&2; exit 75; fi || {{ rm -f {part}; exit 74; }}"
+        )
+        done = self.run(script, timeout=self._transfer_s(size), feed=source)
         if done.code != 0:
             raise self.refused(f"'{target}'", done.err or done.out)
 

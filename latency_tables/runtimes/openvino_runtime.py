@@ -94,6 +94,9 @@ class OpenvinoRuntime(Runtime):
         with self.prepare_pictures(path, (1, 3, *size), threads) as prepared:
             yield prepared
 
+    def network_files(self, path: Path) -> tuple[Path, ...]:
+        return (path.with_suffix(".bin"), path) if path.suffix == ".xml" else (path,)
+
     @contextmanager
     def prepare_pictures(
         self, path: Path, shape: tuple[int, int, int, int], threads: int

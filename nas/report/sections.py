@@ -14,6 +14,7 @@ from nas.markup import Markup, join, tag
 from nas.model_card import outdated
 from nas.network_diagram import block_words, network_svg
 from nas.page_charts import Bar, Line, bars, lines, thinned
+from nas.provenance import search_command
 from nas.report.elements import (
     ap_of,
     in_parentheses,
@@ -30,7 +31,8 @@ from nas.report.elements import (
 from nas.report.facts import Card, Facts, sha256_of
 from nas.report.latencies import Breakdown
 from nas.report.pictures import Picture
-from nas.search import AP, MACS, Objective, SearchResult
+from nas.run import RunDirectory
+from nas.search import MACS, Objective, SearchResult
 from nas.trust.standing import interval_words
 from search_spaces.files import yaml_text
 from search_spaces.layers import Block
@@ -556,13 +558,13 @@ def _people(part: PoseDataset) -> int:
 
 def _reproduce(facts: Facts) -> Markup:
     run = facts.run
-    folder = shlex.quote(str(run.folder))
     first = facts.environment.get("command")
     commands = [str(first) if first else f"nas train {_recipe_word(facts)}"]
-    commands += [_search_command(folder, name, result) for name, result in facts.studies.items()]
+    commands += [
+        shlex.join(["nas", *search_command(run, name, result)]) for name, result in facts.studies.items()
+    ]
     if facts.subject is not None and facts.subject.card is not None:
-        card = facts.subject.card
-        commands.append(f"nas emit {folder} --arch {card.arch.id} --output {shlex.quote(str(card.folder))}")
+        commands.append(_emit_command(run, facts.subject.card))
     parts = [tag("pre", "\n".join(commands))]
     versions = facts.environment.get("versions")
     told = {key: plain(value) for key in _ENVIRONMENT if (value := facts.environment.get(key)) is not None}
@@ -580,24 +582,16 @@ def _reproduce(facts: Facts) -> Markup:
     return join(*parts)
 
 
-def _search_command(folder: str, name: str, result: SearchResult) -> str:
-    """Return the command that searches as a study did."""
-    bounds = [
-        f"{_written(c.objective)}<={c.upper:.17g}{'ms' if c.objective.target else ''}"
-        for c in result.constraints
-    ]
-    if result.min_ap is not None:
-        bounds.append(f"ap>={result.min_ap:.17g}")
-    budget = f" --budget {shlex.quote(', '.join(bounds))}" if bounds else ""
-    traded = "".join(f" --objective {_written(o)}" for o in result.objectives if o != AP)
-    return (
-        f"nas search {folder}{budget}{traded} --evaluations {result.trials} --sampler {result.sampler}"
-        f" --seed {result.seed} --name {shlex.quote(name)}"
-    )
-
-
-def _written(objective: Objective) -> str:
-    return objective.kind if objective.target is None else f"latency@{objective.target}"
+def _emit_command(run: RunDirectory, card: Card) -> str:
+    """Return the command that emits a network again where it lies now, fine-tuned if that was so."""
+    words = ["nas", "emit", str(run.folder), "--arch", str(card.folder / "arch.json")]
+    words += ["--output", str(card.folder)]
+    made = card.part("reproduce").get("commands")
+    if card.part("fine_tuned") and isinstance(made, list) and made:
+        own = shlex.split(str(made[-1]))
+        for option in ("--fine-tune", "--teacher", "--learning-rate"):
+            words += own[own.index(option) : own.index(option) + 2] if option in own else []
+    return shlex.join(words)
 
 
 def _files(facts: Facts) -> list[tuple[str, str, str]]:

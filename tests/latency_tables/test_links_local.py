@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def test_a_push_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
         LocalLink("bench").push(here, str(there))
     assert there.read_text() == "former"
     assert not (tmp_path / "there.part").is_symlink()
+
+
+def test_a_push_that_is_cut_off_leaves_the_former_file(tmp_path: Path) -> None:
+    """Where a connection drops, the device's end of it sees the end of the file, and nothing else."""
+
+    class Dropped(LocalLink):
+        def argv(self, script: str) -> list[str]:
+            return ["sh", "-c", f"head -c 1000 | {shlex.join(super().argv(script))}"]
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_bytes(bytes(100_000))
+    there.write_text("former")
+    with pytest.raises(RunError, match=r"cannot write '.*there' on bench: it did not arrive whole"):
+        Dropped("bench").push(here, str(there))
+    assert there.read_text() == "former"
+    LocalLink("bench").push(here, str(there))
+    assert there.stat().st_size == 100_000
 
 
 def test_commands_that_do_not_end_are_ended() -> None:

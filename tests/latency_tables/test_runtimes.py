@@ -612,6 +612,8 @@ def test_openvino_times_its_own_files_in_int8_if_they_are(tmp_path: Path) -> Non
     openvino_runtime.write_network(model.SerializeToString(), path, {})
     with pytest.raises(InputError, match="is in floats, so it is not timed in 'int8'"):
         measure_model(openvino, path, (16, 24), 1, precision="int8")
+    numbers = path.with_suffix(".bin")
+    assert numbers.is_file() and openvino.network_files(path) == (numbers, path)  # what a device is sent
     with openvino.prepare_model(path, (16, 24), 1) as prepared:
         (wanted,) = prepared.outputs()
     ranges = int8.observed_ranges(model, [random_picture((16, 24))])

@@ -21,6 +21,7 @@ from nas.model_card import read_card
 from nas.run import RunDirectory
 from nas.train import make_evaluator, open_supernet, train
 from search_spaces import Arch, InputError, arch_from_json
+from search_spaces.files import locked
 from supernet.checkpoint import save_network
 from supernet.evaluator import SubnetEvaluator
 from supernet.pose.skeleton import get_skeleton
@@ -127,12 +128,22 @@ def test_the_result_is_emitted_only_if_search_images_speak_for_it(
     before, after = nas.load("plain"), nas.load("net")
     assert before.arch == after.arch == arch_from_json(card["arch"])
     assert not torch.equal(before.state_dict()["stem.conv.weight"], after.state_dict()["stem.conv.weight"])
+    # What others put into the folder is not removed with it, and exports are not while they are made.
+    (Path("net") / "notes.txt").write_text("mine")
+    told = nas_("emit", "run", "--arch", "arch.json", "-o", "net", "--fine-tune", 2)
+    assert told.code == 2 and "'net' holds 'notes.txt', which 'nas emit' did not write" in told.err
+    (Path("net") / "notes.txt").rename("notes.txt")
+    (Path("net") / "exports").mkdir()
+    with locked(Path("net") / "exports" / ".lock", "busy"):
+        told = nas_("emit", "run", "--arch", "arch.json", "-o", "net")
+        assert told.code == 2 and "an export is at work in 'net'" in told.err
     # Finished already: found not to be kept, the weights are the supernet's.
     (place,) = (trained / "fine-tuned").iterdir()
     record = json.loads((place / "result.json").read_text())
     (place / "result.json").write_text(json.dumps({**record, "kept": False}))
     told = nas_("emit", "run", "--arch", "arch.json", "-o", "net", "--fine-tune", 1)
     assert told.code == 0 and "not kept" in told.err
+    assert "the exported files that 'net' held are gone" in told.err
     assert all(map(torch.equal, nas.load("net").state_dict().values(), before.state_dict().values()))
     assert "was NOT kept" in (Path("net") / "README.md").read_text()
 
@@ -180,3 +191,13 @@ def test_mistakes_are_told_before_anything_begins(trained: Path, nas_: Callable[
         told = nas_("emit", "run", "--arch", "arch.json", *options)
         assert told.code == 2 and why in told.err, told.err
     assert not (trained / "fine-tuned").exists() and not (trained / "emitted").exists()
+
+
+def test_one_that_diverges_says_what_to_change_and_emits_nothing(
+    trained: Path, nas_: Callable[..., Outcome]
+) -> None:
+    Path("arch.json").write_text(json.dumps(opened(trained)[2].to_json()))
+    options = ("--fine-tune", 1, "--teacher", "none", "--learning-rate", 1e30)
+    told = nas_("emit", "run", "--arch", "arch.json", *options)
+    assert told.code == 2 and "Nothing was emitted: give a lower --learning-rate" in told.err, told.err
+    assert "--output" not in told.err and not (trained / "emitted").exists()

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -26,7 +27,7 @@ from latency_tables.table import Row
 from nas.emitting import emit_from_run
 from nas.report.page import write_report
 from nas.run import RunDirectory
-from nas.search import MACS, Evaluation, parse_budget
+from nas.search import MACS, Evaluation
 from nas.searching import run_searches
 from search_spaces import Arch, InputError, RunError, space_from_config
 from search_spaces.files import write_json
@@ -200,8 +201,10 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
     ):
         assert words in parts["exports"], words
     assert "coco17, 17 joints" in parts["images"]
-    assert f"nas emit {whole.folder} --arch {card['id']}" in parts["reproduce"]
-    assert "--budget 'macs<=6000000'" in parts["reproduce"] and "--seed 0" in parts["reproduce"]
+    net = whole.folder / "emitted" / "net"
+    assert f"nas emit {whole.folder} --arch {net / 'arch.json'} --output {net}" in parts["reproduce"]
+    assert "--max-macs 6000000" in parts["reproduce"] and "--seed 0" in parts["reproduce"]
+    assert "--fine-tune" not in parts["reproduce"]
     digest = hashlib.sha256((whole.folder / "emitted" / "net" / "model.onnx").read_bytes()).hexdigest()
     assert digest in parts["reproduce"]
     # The studies together, as 'nas plot' draws them.
@@ -211,15 +214,22 @@ def test_it_tells_what_is_known(whole: RunDirectory, tmp_path: Path) -> None:
     }
 
 
-def test_the_search_commands_are_taken_by_the_parser(whole: RunDirectory, tmp_path: Path) -> None:
-    """What is printed to make it again finds the study that is there."""
+def test_the_search_commands_are_taken_by_the_parser(
+    whole: RunDirectory, tmp_path: Path, nas_: Callable[..., Outcome]
+) -> None:
+    """What is printed to make it again finds the study that is there; fine-tuning is part of it."""
+    before = whole.studies()
+    tuned = "nas emit run --arch a --output b --fine-tune 3 --teacher 'a teacher' --learning-rate 0.5"
+    change_card(whole, fine_tuned={"epochs": 3}, reproduce={"commands": ["nas train", tuned]})
     write_report(whole, tmp_path / "report.html", pictures=False)
     commands = re.findall(r"^nas search .*$", Report(tmp_path / "report.html").sections["reproduce"], re.M)
     assert len(commands) == 2
+    (emit,) = re.findall(r"^nas emit .*$", Report(tmp_path / "report.html").sections["reproduce"], re.M)
+    assert emit.rstrip().endswith("/net --fine-tune 3 --teacher 'a teacher' --learning-rate 0.5")
     for command, study in zip(commands, whole.studies(), strict=True):
-        budget = re.search(r"--budget '([^']*)'", command)
-        assert budget is not None and f"--name {study}" in command
-        assert parse_budget(budget[1])
+        assert f"--name {study}" in command and "--population 2 " in command
+        assert nas_(*shlex.split(command)[1:]).code == 0  # finished, so it is only told again
+    assert whole.studies() == before
 
 
 def test_it_is_sound_and_accessible(whole: RunDirectory, tmp_path: Path, every_table: None) -> None:
