@@ -114,7 +114,8 @@ def show_run(folder: Path, *, as_json: bool) -> None:
             )
             for study in status.studies
         ]
-        print_table(f"{len(rows)} searches", ("study", "state", "networks", "best AP"), rows)
+        title = f"{len(rows)} search{'' if len(rows) == 1 else 'es'}"
+        print_table(title, ("study", "state", "networks", "best AP"), rows)
     for problem in status.problems:
         note(problem)
 
