@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from nas.markup import Markup, join, tag
 from nas.model_card import outdated
-from nas.report.elements import ap_of, brief, in_parentheses, missing, number_of, sides, size_of
+from nas.report.elements import (
+    ap_of,
+    brief,
+    in_parentheses,
+    missing,
+    number_of,
+    plain,
+    sides,
+    size_of,
+    with_ends,
+)
 from nas.report.facts import Facts, Subject
 from nas.report.latencies import Breakdown
 from nas.search import MACS
@@ -49,7 +59,7 @@ def headline(facts: Facts, times: Sequence[Breakdown]) -> Markup:
     ]  # fmt: skip
     return join(
         tag("p", f"{_what(subject)} {_listed(said)}.", class_="sentence"),
-        tag("p", " ".join(filter(None, [subject.why, _budget(subject, facts)]))),
+        tag("p", " ".join(filter(None, [subject.why, _budget(subject, facts), _tuned(subject)]))),
         tag("dl", figures, class_="tiles"),
     )
 
@@ -122,6 +132,23 @@ def _measured(measured: object, what: str) -> _Tile | None:
     ends = [number_of(measured.get(end), 2) for end in ("p10_ms", "p90_ms")]
     note = f"{what} (10th to 90th percentile)"
     return _Tile("latency", f"{measured['median_ms']:.2f} ms", " to ".join(ends), note)
+
+
+def _tuned(subject: Subject) -> str:
+    """Return what fine-tuning came to, which tells the emitted network from the one in the front."""
+    told = {} if subject.card is None else subject.card.part("fine_tuned")
+    if not told:
+        return ""
+    if told.get("kept") is not True:
+        return "Fine-tuning did not raise its AP on the search images, so its weights are the supernet's."
+    val = told.get("val")
+    if not isinstance(val, Mapping):
+        return "Its weights are fine-tuned."
+    ends = [number_of(val.get(end), 3) for end in ("before", "after")]
+    return (
+        f"Its weights are fine-tuned, {plain(told.get('epochs'))} epochs: AP on the val images from {ends[0]}"
+        f" to {ends[1]}, a difference of {with_ends(val.get('difference'), 3)}."
+    )
 
 
 def _budget(subject: Subject, facts: Facts) -> str:

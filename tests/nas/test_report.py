@@ -220,10 +220,17 @@ def test_the_search_commands_are_taken_by_the_parser(
     """What is printed to make it again finds the study that is there; fine-tuning is part of it."""
     before = whole.studies()
     tuned = "nas emit run --arch a --output b --fine-tune 3 --teacher 'a teacher' --learning-rate 0.5"
-    change_card(whole, fine_tuned={"epochs": 3}, reproduce={"commands": ["nas train", tuned]})
+    difference = {"value": 0.1, "low": -0.05, "high": 0.25}
+    val = {"before": 0.25, "after": 0.35, "difference": difference}
+    fine_tuned = {"epochs": 3, "kept": True, "val": val}
+    change_card(whole, fine_tuned=fine_tuned, reproduce={"commands": ["nas train", tuned]})
     write_report(whole, tmp_path / "report.html", pictures=False)
     commands = re.findall(r"^nas search .*$", Report(tmp_path / "report.html").sections["reproduce"], re.M)
     assert len(commands) == 2
+    assert (
+        "from 0.250 to 0.350, a difference of 0.100 (-0.050 to 0.250)"
+        in (Report(tmp_path / "report.html").sections["head"])
+    )
     (emit,) = re.findall(r"^nas emit .*$", Report(tmp_path / "report.html").sections["reproduce"], re.M)
     assert emit.rstrip().endswith("/net --fine-tune 3 --teacher 'a teacher' --learning-rate 0.5")
     for command, study in zip(commands, whole.studies(), strict=True):
