@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latency_tables import LatencyTable, Target
+from latency_tables.runtimes.base import file_digest
 from nas.asked import Asked, read_asked
 from nas.console import note, progress_bar
 from nas.data import Datasets, open_datasets
@@ -26,7 +27,7 @@ from nas.latency import (
     quantised_promise,
     why_not_here,
 )
-from nas.model_card import CARD, CARD_FORMAT, PAGE, write_card
+from nas.model_card import CARD, CARD_FORMAT, PAGE, changing_card, write_card
 from nas.provenance import data_terms, reproduction
 from nas.run import RunDirectory, environment
 from nas.search import BudgetText, Constraint, Pricing, parse_budget
@@ -244,6 +245,7 @@ def emit(
                 run, command or ["emit", str(run.folder), "--arch", str(folder / "arch.json")], found or {}
             ),
             "files": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
+            "sha256": {name: file_digest(building / name) for name in (weights.name, "model.onnx")},
             "environment": environment(["nas", "emit"]),
         }
         write_card(building, card)
@@ -407,7 +409,8 @@ def emit_from_run(
             )
         for told in emitted.card["latency"].values():
             told |= _measured(emitted.folder, told, answering[Target.from_dict(told["target"]).name])
-        write_card(emitted.folder, emitted.card)
+        with changing_card(emitted.folder) as card:
+            card["latency"] = emitted.card["latency"]
     if exported:
         note(f"the exported files that '{where}' held are gone with the former network: 'nas export' again")
     if where.absolute().parent != (run.folder / "emitted").absolute():

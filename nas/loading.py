@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nas.evaluation import load_model
+from nas.model_card import check_told
 from nas.predicting import open_model
 from nas.run import RunDirectory
 from nas.train import load_plain_network, network_file
@@ -60,6 +61,7 @@ def check_model(path: Path, suffixes: tuple[str, ...] = WEIGHTS) -> None:
 def load_subnet(path: Path) -> Subnet:
     """Return the plain network in an emitted folder or a file; see :func:`nas.load`."""
     check_model(path)
+    check_told(network_file(path))
     return load_plain_network(path, _RESOLUTION).eval()
 
 
@@ -74,6 +76,7 @@ def open_predictor(
 ) -> PosePredictor | PersonPredictor:
     """Return what finds the people in a picture; see :func:`nas.predictor`."""
     check_model(path, (*WEIGHTS, *SUFFIXES))
+    check_told(network_file(path))
     settings = PredictSettings(
         resolution=resolution, flip=flip, threads=threads, device=device, skeleton=skeleton
     )
@@ -89,6 +92,7 @@ def describe_model(path: Path, skeleton: str | None = None) -> dict[str, Any]:
         As :func:`nas.load`, or if the joints are not clear.
     """
     check_model(path, (*WEIGHTS, *SUFFIXES))
+    check_told(network_file(path))
     network, joints, _ = load_model(path, skeleton, 1)
     if isinstance(network, WrittenNetwork):
         arch = arch_from_json(network.arch, f"model '{path}': its metadata 'arch'")

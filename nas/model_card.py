@@ -12,10 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from latency_tables.runtimes.base import file_digest
 from search_spaces import InputError
-from search_spaces.files import locked, read_json, write_json, write_text
+from search_spaces.errors import shown
+from search_spaces.files import locked, read_json, remove_leftovers, write_json, write_text
 
-__all__ = ["CARD", "CARD_FORMAT", "PAGE", "changing_card", "outdated", "read_card", "render", "write_card"]
+__all__ = [
+    "CARD",
+    "CARD_FORMAT",
+    "PAGE",
+    "changing_card",
+    "check_told",
+    "folder_of",
+    "outdated",
+    "read_card",
+    "render",
+    "write_card",
+]
 
 CARD: Final = "card.json"
 PAGE: Final = "README.md"
@@ -28,6 +41,10 @@ _PROVENANCES: Final = {
     "calibrated-estimate": "an estimate: nothing was measured on this target with this toolkit",
 }
 _NOT_STATED: Final = "not stated"
+_PATIENCE_S: Final = 10.0
+"""For whoever else writes the card: what was measured for an hour is not to be lost by that."""
+_MAPPINGS: Final = ("arch", "skeleton", "input", "cost", "latency", "files", "sha256", "environment")
+_ROWS: Final = ("exports", "verified")
 
 
 # -- the files -----------------------------------------------------------------------------------------------
@@ -54,7 +71,66 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"model card '{path}' has format {version}, this version knows {CARD_FORMAT}: update litepose-nas"
         )
+    for name in _MAPPINGS:
+        if not isinstance(card.get(name, {}), dict):
+            raise InputError(
+                f"model card '{path}': '{name}' is a mapping of names to values, not {shown(card[name])}"
+            )
+    for name in _ROWS:
+        rows = card.get(name) or []
+        if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
+            raise InputError(f"model card '{path}': '{name}' is a list of mappings, not {shown(rows)}")
     return card
+
+
+def folder_of(path: Path) -> Path | None:
+    """Return the emitted folder that a path is, or that a file lies in or below; None: there is none."""
+    places = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    return next((place for place in places if (place / CARD).is_file()), None)
+
+
+def _digests(card: Mapping[str, Any]) -> dict[str, object]:
+    """Return what the files of an emitted folder are known by, by their paths; damaged cards tell less."""
+    told, rows = card.get("sha256"), card.get("exports")
+    found: dict[str, object] = dict(told) if isinstance(told, Mapping) else {}
+    for each in rows if isinstance(rows, list) else ():
+        digests = each.get("sha256") if isinstance(each, Mapping) else None
+        for name, digest in digests.items() if isinstance(digests, Mapping) else ():
+            found[(Path(str(each.get("file"))).parent / str(name)).as_posix()] = digest
+    return found
+
+
+def check_told(path: Path, beside: Mapping[str, Any] | None = None) -> None:
+    """Refuse a file of an emitted folder that is not the one that the folder's card tells of.
+
+    Parameters
+    ----------
+    path
+        The file. One that lies in no emitted folder, or that the card tells no digest of, is let pass.
+    beside
+        What the card says of an export: the files that belong to it are looked at, too.
+
+    Raises
+    ------
+    InputError
+        If it, or what belongs to it, is another file or gone; or the card is damaged.
+    """
+    folder = folder_of(path)
+    if folder is None:
+        return
+    known = _digests(read_card(folder))
+    belonging = (beside or {}).get("sha256")
+    names = list(belonging) if isinstance(belonging, Mapping) else []
+    for part in (*(path.parent / Path(str(name)).name for name in names), path):
+        digest = known.get(part.relative_to(folder).as_posix())
+        if digest is None or (part.is_file() and file_digest(part) == digest):
+            continue
+        again = "the same 'nas export'" if part.parent != folder else "the same 'nas emit'"
+        what = "is not the file that was certified" if part.is_file() else "is gone"
+        raise InputError(
+            f"'{part}' {what}: what '{folder / CARD}' says of '{path.name}' does not hold; make it again by"
+            f" {again}"
+        )
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
@@ -96,7 +172,9 @@ def changing_card(folder: Path) -> Iterator[dict[str, Any]]:
     """
     read_card(folder)  # no lock is left in a folder that is none of ours
     busy = f"another command is writing the model card of '{folder}'; run this one again"
-    with locked(Path(folder) / ".card.lock", busy):
+    with locked(Path(folder) / ".card.lock", busy, _PATIENCE_S):
+        for name in (CARD, PAGE):
+            remove_leftovers(Path(folder) / name)
         card = read_card(folder)
         yield card
         write_card(folder, card)
@@ -348,13 +426,9 @@ def _exports(card: Mapping[str, Any]) -> list[str]:
 
 
 def outdated(card: Mapping[str, Any], verified: Mapping[str, Any]) -> bool:
-    """Return whether a verification is of a file that the card's exports now have another one in place of."""
-    for each in card.get("exports") or ():
-        digests = each.get("sha256")
-        if each.get("file") == verified.get("file") and isinstance(digests, Mapping):
-            now = digests.get(Path(str(each["file"])).name)
-            return None not in (now, verified.get("file_sha256")) and now != verified["file_sha256"]
-    return False
+    """Return whether a verification is of a file that the card now has another one in place of."""
+    now = _digests(card).get(str(verified.get("file")))
+    return None not in (now, verified.get("file_sha256")) and now != verified["file_sha256"]
 
 
 def _verified(card: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ profiler's canaries around and amid them. Nothing is taken out of what is measur
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,12 +41,12 @@ from nas.latency import (
 )
 from nas.latency_report import prediction_line
 from nas.loading import EXPORTS, WEIGHTS, check_model, describe_model, open_predictor
-from nas.model_card import CARD, changing_card, read_card
+from nas.model_card import CARD, changing_card, check_told, folder_of, read_card
 from nas.predicting import cpu_threads
 from nas.run import RunDirectory
-from nas.train import load_plain_network
-from search_spaces import Arch, InputError, LitePoseNasError, UnavailableError, arch_from_json
-from search_spaces.errors import did_you_mean
+from nas.train import load_plain_network, network_file
+from search_spaces import Arch, InputError, LitePoseNasError, RunError, UnavailableError, arch_from_json
+from search_spaces.errors import did_you_mean, shown
 from supernet.paradigms import TOP_DOWN, paradigm_of
 from supernet.pose.boxes import Box
 from supernet.pose.predictor import PersonPredictor
@@ -115,6 +114,8 @@ class _Model:
         What the decoding part is timed with, where it is known.
     quantised
         Whether the file itself is in the target's precision.
+    converted
+        Whether the file is in fp16, which the runtime turns into the target's fp32 as it can.
     """
 
     arch: Arch
@@ -123,6 +124,7 @@ class _Model:
     file: Path | None
     weights: Path | None
     quantised: bool = False
+    converted: bool = False
 
 
 # -- which target, which table -------------------------------------------------------------------------------
@@ -137,7 +139,13 @@ def _target_of(
 ) -> tuple[Target, LinkDescription | None]:
     """Return the target that a text names: this machine, a target file, a table's target, or a local name."""
     if text == "this-machine" or Path(text).suffix in (".yaml", ".yml"):
-        return described_target(text, runtime, precision, threads)
+        try:
+            return described_target(text, runtime, precision, threads)
+        except UnavailableError as error:
+            if precision != "fp16":
+                raise
+            way = "name the file in fp16 itself, and a target in fp32: it is timed as it is"
+            raise UnavailableError(f"{error}; {way}") from None
     for option, given in (("--runtime", runtime), ("--precision", precision), ("--threads", threads)):
         if given is not None:
             raise InputError(f"{option}: the target '{text}' says that itself; leave the option out")
@@ -179,12 +187,6 @@ def _table_of(target: Target, folders: Sequence[Path]) -> LatencyTable | None:
 # -- which file ----------------------------------------------------------------------------------------------
 
 
-def _folder_of(model: Path) -> Path | None:
-    """Return the emitted folder that a model is, or that a file lies in or below."""
-    places = [model] if model.is_dir() else [model.parent, model.parent.parent]
-    return next((place for place in places if (place / CARD).is_file()), None)
-
-
 def _open(model: Path, target: Target) -> _Model:
     """Return the network called so, and its file for the target.
 
@@ -194,9 +196,10 @@ def _open(model: Path, target: Target) -> _Model:
         If there is none, or no file of it fits the target; the message names the command that makes one.
     """
     check_model(model, (*WEIGHTS, *EXPORTS))
-    folder = _folder_of(model)
+    folder = folder_of(model)
     if model.is_file() and model.suffix not in WEIGHTS:
         return _given(model, folder, target)
+    check_told(network_file(model))
     network = load_plain_network(model, 448)
     found = _Model(network.arch, network.joints, folder, None, model)
     exported = _exported(folder, network.arch, target) if model.is_dir() and folder is not None else None
@@ -205,6 +208,7 @@ def _open(model: Path, target: Target) -> _Model:
     if target.precision == "fp32" and target.runtime in ("onnxruntime", "openvino"):
         shipped = model / "model.onnx"
         if shipped.is_file():
+            check_told(shipped)
             return replace(found, file=shipped)
     if target.precision == "fp32" and target.runtime in ("onnxruntime", "openvino", "torch"):
         return found
@@ -233,17 +237,22 @@ def _given(file: Path, folder: Path | None, target: Target) -> _Model:
         )
     card = read_card(folder)
     arch = arch_from_json(card.get("arch"), f"model card '{folder / CARD}': 'arch'")
-    joints = len(card.get("skeleton", {}).get("joints", ()))
+    joints = card.get("skeleton", {}).get("joints", ())
+    if not isinstance(joints, list):
+        raise InputError(f"model card '{folder / CARD}': 'joints' is a list of names, not {shown(joints)}")
     entry = _entry(card, folder, file)
-    if entry is not None:
-        _check_certified(entry, file)
+    check_told(file, entry)
     stated = "fp32" if entry is None and file.name == "model.onnx" else (entry or {}).get("precision")
-    if stated not in (None, target.precision) and stated in get_runtime(target.runtime).precisions:
+    # Runtimes that have no fp16 of their own run such files as they are, beside their fp32.
+    converted = (stated, target.precision) == ("fp16", "fp32")
+    converted = converted and "fp16" not in get_runtime(target.runtime).precisions
+    if stated not in (None, target.precision) and not converted:
         raise InputError(
             f"'{file}' is in {stated}, but the target '{target.name}' in {target.precision}; name a target in"
-            f" {stated}, or another file"
+            f" {stated if stated in get_runtime(target.runtime).precisions else 'fp32'}, or another file"
         )
-    return _Model(arch, joints, folder, file, folder, quantised=entry is not None or stated is None)
+    own = entry is not None or stated is None
+    return _Model(arch, len(joints), folder, file, folder, quantised=own, converted=converted)
 
 
 def _place(folder: Path, name: str) -> Path | None:
@@ -265,25 +274,11 @@ def _entry(card: Mapping[str, Any], folder: Path, file: Path) -> Mapping[str, An
     return None
 
 
-def _check_certified(entry: Mapping[str, Any], file: Path) -> None:
-    """Raise :class:`InputError` unless a file, and what belongs to it, is what was certified."""
-    digests = entry.get("sha256")
-    if not isinstance(digests, Mapping):
-        return  # of a card that says none
-    for name, digest in digests.items():
-        part = file.parent / Path(str(name)).name
-        if not part.is_file() or file_digest(part) != digest:
-            what = "is not the file that was certified" if part.is_file() else "is gone"
-            raise InputError(
-                f"'{part}' {what}: what the card says of '{file.name}' does not hold; make it again by"
-                " the same 'nas export'"
-            )
-
-
 def _exported(folder: Path, arch: Arch, target: Target) -> Path | None:
     """Return the folder's export for the target's runtime and precision that passed, the newest one.
 
-    One that takes several pictures, or of another size, or that gives peaks in place of maps, is none.
+    Of those of one second, and of those of which no date is told, it is the last in the card. One that takes
+    several pictures, or of another size, or that gives peaks in place of maps, is none.
 
     Raises
     ------
@@ -291,21 +286,19 @@ def _exported(folder: Path, arch: Arch, target: Target) -> Path | None:
         If it is not the file that was certified.
     """
     fitting = FORMS.get(target.runtime, ())
-    found: list[tuple[str, Path]] = []
-    entries: dict[Path, Mapping[str, Any]] = {}
-    for each in read_card(folder).get("exports") or ():
+    found: list[tuple[str, int, Path, Mapping[str, Any]]] = []
+    for number, each in enumerate(read_card(folder).get("exports") or ()):
         words = str(each.get("runtime") or target.runtime).split()  # the version may follow
         usual = each.get("batch") in (None, 1) and not each.get("peaks")
         usual = usual and each.get("size") in (None, list(arch.size))
         passed = each.get("within_tolerance") is not False and each.get("precision") == target.precision
         place = _place(folder, str(each.get("file")))
         if passed and usual and place is not None and place.suffix in fitting and words[0] == target.runtime:
-            found.append((str(each.get("date")), place))
-            entries[place] = each
+            found.append((str(each.get("date") or ""), number, place, each))
     if not found:
         return None
-    newest = max(found)[1]
-    _check_certified(entries[newest], newest)
+    *_, newest, entry = max(found, key=lambda each: each[:2])
+    check_told(newest, entry)
     return newest
 
 
@@ -414,7 +407,7 @@ def verify(
         If the device cannot be reached, or the card not be written.
     """
     settings = settings or VerifySettings()
-    folder = _folder_of(model)
+    folder = folder_of(model)
     run_folder = None if folder is None else folder.resolve().parent.parent
     run = (
         RunDirectory.open(run_folder) if run_folder is not None and RunDirectory.is_run(run_folder) else None
@@ -434,6 +427,11 @@ def verify(
     card = None if folder is None else read_card(folder)
     budget = _budget(card, aim, settings)
     notices = []
+    if opened.converted:
+        notices.append(
+            f"the file is in fp16, in which {aim.runtime} has no targets: it is timed as it is, and held"
+            " against what holds for fp32"
+        )
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         file = opened.file
@@ -441,6 +439,8 @@ def verify(
             note(f"writing the network for {aim.runtime}")
             file = runnable(aim.runtime, load_plain_network(model, 448), scratch / "model")
             notices.append(f"the file was written for {aim.runtime} from the weights, and is not kept")
+        parts = get_runtime(aim.runtime).network_files(file)
+        digests = _digests(parts)
         timed_as = replace(aim, precision=_timed_in(opened, aim))
         bench = stack.enter_context(bench_of(timed_as, link))
         bar = stack.enter_context(progress_bar("timing rounds", settings.rounds))
@@ -454,9 +454,12 @@ def verify(
             progress=lambda done, total, _: bar.update(done, total),
         )
         circumstances = {"runtime_version": bench.version(), **bench.system()}
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if _digests(parts) != digests:
+            raise RunError(
+                f"'{file}' was changed while it was timed, so nothing is known of it; verify it again"
+            )
     report = _report(aim, link, opened, found, predicted, budget)
-    report |= {"file_sha256": digest, "circumstances": circumstances}
+    report |= {"file_sha256": digests[-1], "circumstances": circumstances}
     if found.drift > _DRIFT:
         notices.append(
             "the machine's speed changed while it was timed: rounds left their median by up to"
@@ -472,13 +475,20 @@ def verify(
     if folder is not None:
         with changing_card(folder) as changed:
             same = (report["file"], aim.name)
-            kept = [
-                each
-                for each in changed.get("verified") or ()
-                if (each.get("file"), each.get("target", {}).get("name")) != same
-            ]
-            changed["verified"] = [*kept, report]
+            former = changed.get("verified") or ()
+            changed["verified"] = [*(each for each in former if _of(each) != same), report]
     return report
+
+
+def _of(verified: Mapping[str, Any]) -> tuple[object, object]:
+    """Return of which file and target a verification in a card is."""
+    target = verified.get("target")
+    return verified.get("file"), target.get("name") if isinstance(target, Mapping) else None
+
+
+def _digests(parts: Sequence[Path]) -> list[str]:
+    """Return what tells a network's files from others; nothing of one that is not there."""
+    return [file_digest(part) if part.is_file() else "" for part in parts]
 
 
 def _timed_in(model: _Model, target: Target) -> str:
@@ -497,8 +507,17 @@ def _budget(
     """Return the budget to be held against: the command's, or else the card's for that target."""
     if settings.max_ms is not None:
         return {"ms": settings.max_ms, "by": "this command (--max-ms)"}
-    told = (card or {}).get("latency", {}).get(target.name, {}).get("budget")
-    return None if not told else {"ms": float(told["ms"]), "by": str(told["by"])}
+    latency = (card or {}).get("latency", {}).get(target.name)
+    told = latency.get("budget") if isinstance(latency, Mapping) else None
+    if not told:
+        return None
+    ms = told.get("ms") if isinstance(told, Mapping) else None
+    if not isinstance(ms, int | float) or not 0 < ms < float("inf"):
+        raise InputError(
+            f"the model card says that the budget on '{target.name}' is {shown(told)}, which is no number of"
+            " milliseconds ('ms'); say one with --max-ms"
+        )
+    return {"ms": float(ms), "by": str(told.get("by"))}
 
 
 def _report(

@@ -268,7 +268,7 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 @contextmanager
-def locked(path: str | Path, busy: str) -> Iterator[TextIO]:
+def locked(path: str | Path, busy: str, patience_s: float = 0.0) -> Iterator[TextIO]:
     """Hold the file ``path``, open to append and made if absent, against every other holder.
 
     However the process ends, kill -9 included, the system releases it. The file stays: deleting it could
@@ -280,6 +280,8 @@ def locked(path: str | Path, busy: str) -> Iterator[TextIO]:
         The file; its folder must be there.
     busy
         What the error says while somebody else holds it.
+    patience_s
+        For how long it is waited for, seconds.
 
     Raises
     ------
@@ -294,7 +296,7 @@ def locked(path: str | Path, busy: str) -> Iterator[TextIO]:
             f"cannot write to '{path}': {error.strerror}; check that its folder exists and is writable"
         ) from None
     with stream:
-        _lock(stream.fileno(), path, busy)
+        _lock(stream.fileno(), path, busy, patience_s)
         yield stream
 
 
@@ -319,13 +321,14 @@ def locked_folder(folder: str | Path, busy: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(handle: int, path: Path, busy: str) -> None:
-    for attempt in range(_ATTEMPTS):
+def _lock(handle: int, path: Path, busy: str, patience_s: float = 0.0) -> None:
+    attempts = max(_ATTEMPTS, round(patience_s / _PATIENCE_S))
+    for attempt in range(attempts):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if attempt < _ATTEMPTS - 1:  # is_free() holds a file for an instant
+            if attempt < attempts - 1:  # is_free() holds a file for an instant
                 time.sleep(_PATIENCE_S)
         except OSError as error:
             raise RunError(f"cannot lock '{path}': {error.strerror}; take a folder on a local disk") from None

@@ -19,7 +19,7 @@ from latency_tables.runtimes.base import file_digest
 from latency_tables.table import Row
 from nas.model_card import read_card, write_card
 from nas.verifying import VerifySettings, verify
-from search_spaces import Arch, InputError, UnavailableError, space_from_config
+from search_spaces import Arch, InputError, RunError, UnavailableError, space_from_config
 from search_spaces.files import write_yaml
 from supernet.checkpoint import save_network
 from supernet.export import export_onnx
@@ -179,6 +179,95 @@ def test_an_export_is_taken_as_it_is_unless_it_missed_its_tolerance(net: Path) -
     write_card(net, {**read_card(net), "exports": exports[1:]})
     with pytest.raises(InputError, match="has no int8 file for onnxruntime"):
         verify(net, "this-machine", QUICK, precision="int8")
+
+
+def test_the_newest_export_is_the_one_with_the_latest_date(net: Path) -> None:
+    (net / "exports").mkdir()
+    for name in "abc":
+        shutil.copy(net / "model.onnx", net / "exports" / f"{name}.onnx")
+    told = {"format": "onnx", "runtime": "onnxruntime 1", "precision": "fp32", "within_tolerance": True}
+
+    def newest(*dates: str | None) -> str:
+        exports = [{**told, "file": f"exports/{name}.onnx", "date": date} for name, date in zip("abc", dates)]
+        write_card(net, {**read_card(net), "exports": exports})
+        found = nas.verifying._exported(net, space().smallest(), local_target("onnxruntime", 1))
+        assert found is not None
+        return found.stem
+
+    assert newest("2026-01-02T00:00:00+00:00", "2026-01-01T00:00:00+00:00", None) == "a"
+    assert newest("2026-01-01", "2026-01-01", "2025-01-01") == "b"
+    assert newest(None, None, None) == "c"
+
+
+def test_the_card_tells_the_emitted_files_from_others(net: Path, nas_: Callable[..., Outcome]) -> None:
+    digests = {name: file_digest(net / name) for name in ("model.onnx", "model.safetensors")}
+    write_card(net, {**read_card(net), "sha256": digests})
+    assert verify(net, "this-machine", QUICK, threads=1)["file_sha256"] == digests["model.onnx"]
+    assert nas_("load", net).code == nas_("load", net / "model.onnx").code == 0
+    (net / "model.onnx").write_bytes((net / "model.onnx").read_bytes() + b"\0")
+    for words in (("verify", net, "this-machine"), ("verify", net / "model.onnx", "this-machine")):
+        told = nas_(*words)
+        assert told.code == 2 and "model.onnx' is not the file that was certified" in told.err
+    assert "make it again by the same 'nas emit'" in nas_("load", net / "model.onnx").err
+    assert nas_("load", net).code == 0
+    network = build_network(space().smallest(), 17, torch.Generator().manual_seed(4)).eval()
+    save_network(net / "model.safetensors", network, TOLD)
+    for call in (nas.load, nas.predictor, lambda path: verify(path, "this-machine", QUICK, runtime="torch")):
+        with pytest.raises(InputError, match=r"model\.safetensors' is not the file that was certified"):
+            call(net)
+    card = read_card(net)
+    assert "made again since" not in (net / "README.md").read_text()
+    write_card(net, {**card, "sha256": {"model.onnx": file_digest(net / "model.onnx")}})
+    assert "made again since" in (net / "README.md").read_text()
+
+
+def test_a_file_that_changes_while_it_is_timed_is_not_told_of(
+    net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = nas.verifying.measure_rounds
+
+    def changing(*given: Any, **options: Any) -> Any:
+        found = measure(*given, **options)
+        (net / "model.onnx").write_bytes(b"made anew")
+        return found
+
+    monkeypatch.setattr(nas.verifying, "measure_rounds", changing)
+    with pytest.raises(RunError, match=r"model\.onnx' was changed while it was timed"):
+        verify(net, "this-machine", QUICK, threads=1)
+    assert "verified" not in read_card(net)
+
+
+def test_a_file_in_fp16_is_timed_as_it_is_under_fp32_only(net: Path) -> None:
+    (net / "exports").mkdir()
+    shutil.copy(net / "model.onnx", net / "exports" / "model-fp16.onnx")
+    told = {"format": "onnx", "runtime": "onnxruntime 1", "precision": "fp16", "within_tolerance": True}
+    write_card(net, {**read_card(net), "exports": [{**told, "file": "exports/model-fp16.onnx"}]})
+    found = verify(net / "exports" / "model-fp16.onnx", "this-machine", QUICK, threads=1)
+    assert "the file is in fp16, in which onnxruntime has no targets" in found["notices"][0]
+    with pytest.raises(InputError, match=r"is in fp16, but the target '.*' in int8; name a target in fp32"):
+        verify(net / "exports" / "model-fp16.onnx", "this-machine", QUICK, precision="int8")
+    with pytest.raises(UnavailableError, match="name the file in fp16 itself, and a target in fp32"):
+        verify(net, "this-machine", QUICK, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"exports": [3]}, "'exports' is a list of mappings"),
+        ({"verified": {"file": 1}}, "'verified' is a list of mappings"),
+        ({"skeleton": None}, "'skeleton' is a mapping"),
+        ({"latency": []}, "'latency' is a mapping"),
+        ({"skeleton": {"joints": 17}}, "'joints' is a list of names, not 17"),
+        ({"latency": {"NAME": {"budget": {"ms": "soon"}}}}, "the budget on '.*' is {'ms': 'soon'}"),
+        ({"arch": {"family": "nobody"}}, "'arch'"),
+    ],
+)
+def test_damaged_parts_of_a_card_are_named(net: Path, change: dict[str, Any], why: str) -> None:
+    text = json.dumps(change).replace("NAME", local_target("onnxruntime", 1).name)
+    card = {**json.loads((net / "card.json").read_text()), **json.loads(text)}
+    (net / "card.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match=why):
+        verify(net / "model.onnx", "this-machine", QUICK, threads=1)
 
 
 def test_a_machine_that_is_not_this_one_is_not_measured_in_its_place(net: Path) -> None:
