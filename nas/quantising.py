@@ -155,8 +155,8 @@ class QuantiseSettings:
                 raise InputError(
                     f"{option}: unknown '{value}'{did_you_mean(value, known)}; {' or '.join(known)}"
                 )
-        if not self.tolerance >= 0:
-            raise InputError(f"--tolerance is what may be lost, at least 0, not {self.tolerance}")
+        if not 0 <= self.tolerance < float("inf"):
+            raise InputError(f"--tolerance is what may be lost, finite and at least 0, not {self.tolerance}")
         for option, count in (
             ("--calibration-images", self.calibration_images),
             ("--probe-images", self.probe_images),

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latency_tables.runtimes import Prepared, get_runtime
-from latency_tables.runtimes.base import check_contained
+from latency_tables.runtimes.base import check_contained, file_digest, first_line
 from latency_tables.runtimes.openvino_runtime import OpenvinoRuntime
 from search_spaces import InputError
-from search_spaces.files import read_json
+from search_spaces.errors import shown
+from search_spaces.files import MOST_PIXELS, read_json
 from supernet.base import DEFAULT_SIGMA
 from supernet.checkpoint import read_sigma
 from supernet.onnx_peaks import PEAK_OUTPUTS
@@ -143,6 +144,8 @@ class OnnxNetwork(WrittenNetwork):
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"model '{path}' is no ONNX model that ONNX Runtime can load: {line}") from None
+        if len(self.session.get_inputs()) != 1:
+            raise InputError(f"model '{path}' takes {len(self.session.get_inputs())} inputs, not one image")
         entry = self.session.get_inputs()[0]
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.told = self.metadata
@@ -155,10 +158,17 @@ class OnnxNetwork(WrittenNetwork):
                 f"model '{path}' has not the image input and the outputs of a pose network: two of a"
                 " bottom-up one, one of a top-down one, or the peaks of 'nas export --peaks'"
             )
+        count, colours, *sides = entry.shape
+        if colours != 3 or entry.type != "tensor(float)" or not all(map(_counts, sides)):
+            raise InputError(
+                f"model '{path}' takes {entry.type} of {'x'.join(map(str, entry.shape))}, not images of three"
+                " colours and one size in 32-bit floats; export it anew"
+            )
         self.paradigm = paradigm
         self.path, self.input = path, entry.name
-        self.size = entry.shape[2], entry.shape[3]
-        self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+        self.size = sides[0], sides[1]
+        self.batch = count if isinstance(count, int) else None
+        _check_pixels(f"model '{path}'", self.size, self.batch)
         try:
             told = float(self.metadata.get("sigma", DEFAULT_SIGMA))
         except ValueError:
@@ -170,7 +180,12 @@ class OnnxNetwork(WrittenNetwork):
         return tuple(each.name for each in self.session.get_outputs())
 
     def run(self, images: Array) -> tuple[Array, ...]:
-        return tuple(self.session.run(None, {self.input: images}))
+        try:
+            return tuple(self.session.run(None, {self.input: images}))
+        except Exception as error:  # the engine's error classes have no common public base
+            raise InputError(
+                f"model '{self.path}' does not run in ONNX Runtime: {first_line(error)}"
+            ) from None
 
 
 class RuntimeNetwork(WrittenNetwork):
@@ -281,7 +296,29 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             raise InputError(f"{where}: '{field}' cannot be {told.get(field)!r}; export it anew")
     sigma = read_sigma(told.get("sigma", DEFAULT_SIGMA), where)
     peaks = PickedPeaks.from_json(told["peaks"], where) if told.get("peaks") is not None else None
+    _check_pixels(where, (sides[0], sides[1]), batch)
+    digests = told.get("sha256", {})
+    if not isinstance(digests, dict):
+        raise InputError(f"{where}: 'sha256' cannot be {shown(digests)}; export it anew")
+    for name, digest in digests.items():
+        part = path.with_name(Path(name).name)
+        if not part.is_file():
+            raise InputError(f"model '{path}' has no '{part.name}' beside it: copy all files of an export")
+        if file_digest(part) != digest:
+            raise InputError(
+                f"'{part}' is not the file that '{beside.name}' tells of ('sha256'): copy all files of one"
+                " export, or export it anew"
+            )
     return {**told, "size": tuple(sides), "outputs": tuple(outputs or ()), "sigma": sigma, "peaks": peaks}
+
+
+def _check_pixels(where: str, size: tuple[int, int], batch: int | None) -> None:
+    """Refuse pictures so large that memory for them would be asked for in vain, or in earnest."""
+    if size[0] * size[1] * (batch or 1) > MOST_PIXELS:
+        raise InputError(
+            f"{where}: {batch or 1} images of {size[0]}x{size[1]} are more than {MOST_PIXELS:,} pixels;"
+            " export it anew"
+        )
 
 
 def _json(text: str) -> object:

@@ -74,9 +74,23 @@ class Reference:
 
     @cached_property
     def outputs(self) -> dict[str, tuple[Tensor, ...]]:
-        """What torch returns for :attr:`inputs`."""
+        """What torch returns for :attr:`inputs`.
+
+        Raises
+        ------
+        InputError
+            If that is no number somewhere: no file could be held against it.
+        """
         with torch.no_grad():
-            return {name: tuple(self._network(each)) for name, each in self.inputs.items()}
+            found = {name: tuple(self._network(each)) for name, each in self.inputs.items()}
+        for name, maps in found.items():
+            for output, each in zip(self._network.output_names, maps, strict=True):
+                if not bool(each.isfinite().all()):
+                    raise InputError(
+                        f"the network itself gives no numbers in torch ('{output}' of the picture '{name}'"
+                        " holds NaN or infinity): its weights are spoilt, so nothing is exported"
+                    )
+        return found
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -21,14 +23,20 @@ from nas.exporting.certificate import Reference, Tolerances, refusal
 from nas.exporting.formats import Export, plan_exports
 from nas.exporting.peaks import check_peaks
 from nas.exporting.sources import Sources
-from nas.model_card import CARD, changing_card, read_card
+from nas.model_card import CARD, changing_card, check_told
 from nas.quantising import Images, Job, QuantiseSettings, kept_layers, open_images
 from nas.run import environment
 from nas.train import load_with_skeleton, network_file
 from nas.written import SUFFIXES, RuntimeNetwork, open_written, sidecar_of
 from search_spaces import InputError, RunError, UnavailableError
-from search_spaces.errors import shown
-from search_spaces.files import locked, make_folder, put_in_place, read_json, write_json
+from search_spaces.files import (
+    locked,
+    make_folder,
+    put_in_place,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from supernet.paradigms import TOP_DOWN, paradigm_of
 
 __all__ = ["RECORD", "ExportSettings", "export_model"]
@@ -93,11 +101,13 @@ class ExportSettings:
     peaks: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tolerance_ap >= 0:
-            raise InputError(f"--tolerance-ap is what may be lost, at least 0, not {self.tolerance_ap}")
-        if self.tolerance_outputs is not None and not self.tolerance_outputs >= 0:
+        if not 0 <= self.tolerance_ap < float("inf"):
             raise InputError(
-                f"--tolerance-outputs is an error relative to the largest value, at least 0, not"
+                f"--tolerance-ap is what may be lost, finite and at least 0, not {self.tolerance_ap}"
+            )
+        if self.tolerance_outputs is not None and not 0 <= self.tolerance_outputs < float("inf"):
+            raise InputError(
+                f"--tolerance-outputs is an error relative to the largest value, finite and at least 0, not"
                 f" {self.tolerance_outputs}"
             )
         for option, count in (("--limit", self.limit), ("--pictures", self.pictures)):
@@ -181,7 +191,7 @@ def export_model(
     network, joints = load_with_skeleton(file, skeleton)
     card = model.is_dir() and (model / CARD).is_file()
     if card:
-        read_card(model)
+        check_told(file)
     opened = open_images(data, images, joints, settings.quantising(), sets)
     size = settings.size or network.arch.size
     network.arch.layers(network.joints, size)  # raises where the network cannot take the size
@@ -220,11 +230,9 @@ def _tell_card(model: Path, folder: Path, record: Mapping[str, Any]) -> None:
     where = Path(os.path.relpath(folder, model))
     own = [_short(each, where) for each in record["exports"] if each["status"] == "certified"]
     with changing_card(model) as card:
+        if file_digest(network_file(model)) != record["weights"]:
+            raise RunError(f"'{model}' was made anew while it was exported: export it again")
         listed = card.get("exports") or []
-        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-            raise InputError(
-                f"model card '{model / CARD}': 'exports' is a list of files, not {shown(listed)}"
-            )
         card["exports"] = [each for each in listed if Path(str(each.get("file"))).parent != where] + own
 
 
@@ -234,6 +242,7 @@ def _short(entry: Mapping[str, Any], where: Path) -> dict[str, Any]:
     told = ("format", "precision", "batch", "peaks", "size", "size_bytes", "sha256", "kept_in_float")
     return {
         "file": (where / entry["file"]).as_posix(),
+        "date": entry.get("date"),
         **{name: entry[name] for name in told},
         "runtime": f"{entry['runtime']['name']} {entry['runtime']['version']}",
         "max_abs_error": outputs["max_abs"],
@@ -282,6 +291,7 @@ class _Work:
     def clean(self) -> None:
         """Remove what a killed command left half made."""
         shutil.rmtree(self._making, ignore_errors=True)
+        remove_leftovers(self.folder / RECORD)
 
     def _read_record(self) -> dict[str, Any]:
         path = self.folder / RECORD
@@ -289,9 +299,7 @@ class _Work:
             return {"version": _VERSION, "weights": self._weights, "exports": []}
         record = read_json(path, "record of exports")
         entries = record.get("exports") if isinstance(record, dict) else None
-        sound = isinstance(entries, list) and all(
-            isinstance(each, dict) and isinstance(each.get("file"), str) for each in entries
-        )
+        sound = isinstance(entries, list) and all(map(_is_entry, entries))
         if not isinstance(record, dict) or not sound or record.get("version") != _VERSION:
             raise InputError(f"'{path}' is no record of exports; delete it to make them anew")
         if record.get("weights") != self._weights:
@@ -333,14 +341,12 @@ class _Work:
         """Return whether a file needs not be made again."""
         if entry is None or self.settings.again or entry.get("made_from") != made_from:
             return False
-        if entry.get("status") == "refused":
-            return True
-        digests = entry.get("sha256")
-        if not all((self.folder / name).is_file() for name in self._beside(export)):
-            return False
-        return isinstance(digests, dict) and all(
+        if entry["status"] == "refused":
+            return "certificate" in entry  # else nothing was measured, and what was in the way may be gone
+        digests = entry["sha256"]
+        return all(
             (self.folder / name).is_file() and file_digest(self.folder / name) == digests.get(name)
-            for name in export.files
+            for name in self._names(export)
         )
 
     def make(self, export: Export) -> None:
@@ -350,6 +356,7 @@ class _Work:
         if self._stands(former, export, made_from):
             note(f"{export.file}: {former['status'] if former else ''} already; --again makes it anew")
             return
+        self._reference.outputs  # noqa: B018 - refuses a network that gives no numbers
         self._making.mkdir()
         entry: dict[str, Any] = {
             "file": export.file,
@@ -359,6 +366,7 @@ class _Work:
             "peaks": export.peaks,
             "size": list(self.size),
             "made_from": made_from,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "runtime": {
                 "name": export.format.runtime,
                 "version": get_runtime(export.format.runtime).version(),
@@ -366,9 +374,9 @@ class _Work:
         }
         try:
             entry |= self._certified(export)
-        except (UnavailableError, RunError) as error:
+        except (UnavailableError, _UnsoundError) as error:
             entry |= {"status": "refused", "why": str(error)}
-        names = [*export.files[:-1], *self._beside(export), export.file]
+        names = self._names(export)
         # A network's main file is removed first and put back last: what is there is never of two exports.
         for name in reversed(names):
             (self.folder / name).unlink(missing_ok=True)
@@ -383,8 +391,10 @@ class _Work:
         self._keep(export.file, {**entry, "environment": environment(["nas", "export"])})
         self.clean()
 
-    def _beside(self, export: Export) -> list[str]:
-        return [] if export.format.carries else [sidecar_of(Path(export.file)).name]
+    def _names(self, export: Export) -> list[str]:
+        """Return the names of all that is written of an export, what the engine is given last."""
+        beside = [] if export.format.carries else [sidecar_of(Path(export.file)).name]
+        return [*export.files[:-1], *beside, export.file]
 
     def _certified(self, export: Export) -> dict[str, Any]:
         """Write the files, measure them; return what the record says of it."""
@@ -396,7 +406,7 @@ class _Work:
         try:
             network = open_written(path)
         except InputError as error:  # it was written just now: that is no mistake of the user's
-            raise RunError(str(error).replace(f"{self._making}{os.sep}", "")) from None
+            raise _UnsoundError(str(error).replace(f"{self._making}{os.sep}", "")) from None
         try:
             certificate = self._reference.certify(
                 network,
@@ -412,7 +422,7 @@ class _Work:
             "status": "certified" if why is None else "refused",
             "why": why,
             "size_bytes": sum((self._making / name).stat().st_size for name in export.files),
-            "sha256": {name: file_digest(self._making / name) for name in export.files},
+            "sha256": {name: file_digest(self._making / name) for name in self._names(export)},
             "kept_in_float": self._sources.kept_in_float(export),
             "certificate": certificate,
         }
@@ -430,6 +440,23 @@ class _Work:
             "refused": [each["file"] for each in entries if each["status"] == "refused"],
             "tensorrt": _tensorrt(entries, self.folder),
         }
+
+
+class _UnsoundError(RunError):
+    """A file that was written just now cannot be run."""
+
+
+def _is_entry(told: object) -> bool:
+    """Return whether a part of the record says what is asked of it: the file, and its certificate."""
+    if not isinstance(told, dict) or not isinstance(told.get("file"), str):
+        return False
+    if told.get("status") == "refused":
+        return isinstance(told.get("why"), str) and isinstance(told.get("certificate", {}), dict)
+    try:
+        _short(told, Path())
+    except (LookupError, TypeError, ValueError):
+        return False
+    return told.get("status") == "certified" and isinstance(told["sha256"], dict)
 
 
 def _boxes(images: Images) -> str:
@@ -454,7 +481,7 @@ def _tensorrt(entries: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, A
             shapes = [f"--{each}Shapes=image:{n}x3x{height}x{width}" for each, n in _BATCHES.items()]
             command = ["trtexec", f"--onnx={file}", "--fp16", f"--saveEngine={file.with_suffix('.engine')}"]
             return {
-                "command": " ".join(command + (shapes if entry["batch"] is None else [])),
+                "command": shlex.join(command + (shapes if entry["batch"] is None else [])),
                 "run_here": False,
                 "int8": "TensorRT takes symmetric ranges only, so not the int8 file that ONNX Runtime runs",
             }

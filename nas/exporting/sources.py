@@ -15,6 +15,7 @@ import torch
 
 from latency_tables.networks import network_program
 from latency_tables.runtimes import Program, litert_runtime, ncnn_runtime, openvino_runtime
+from latency_tables.runtimes.base import file_digest
 from latency_tables.runtimes.ranges import Range, value_ranges
 from nas.console import note, progress_bar
 from nas.exporting.formats import Export
@@ -95,7 +96,7 @@ class Sources:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             # Whether it is kept is for the certificate to say.
-            export_onnx(self.job.network, path, self.size, metadata=self.told, tolerance=0.5)
+            export_onnx(self.job.network, path, self.size, metadata=self.told, tolerance=float("inf"))
             return onnx.load(path)
 
     @cached_property
@@ -124,6 +125,11 @@ class Sources:
     def ranges(self) -> dict[int, Range]:
         """The range of every value of the program over the calibration pictures."""
         job, most = self.job, self.job.settings.calibration_images
+        if job.settings.method != "minmax":
+            note(
+                f"ncnn and LiteRT take ranges from least to largest value: --method {job.settings.method}"
+                " is for ONNX and OpenVINO"
+            )
         pictures = network_inputs(job.images.calibrate, job.config(), most, self.size)
         with progress_bar("calibrating", len(pictures)) as bar:
 
@@ -210,7 +216,8 @@ class Sources:
                 else:
                     write(self.program, path, export.precision)
         if not export.format.carries:
-            write_json(sidecar_of(path), self._sidecar(export, peaks))
+            digests = {name: file_digest(folder / name) for name in export.files}
+            write_json(sidecar_of(path), {**self._sidecar(export, peaks), "sha256": digests})
         return path
 
     def _sidecar(self, export: Export, peaks: dict[str, Any] | None) -> dict[str, Any]:

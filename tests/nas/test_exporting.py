@@ -38,6 +38,7 @@ from supernet.pose.peaks import PickedPeaks, picked_by
 from supernet.pose.skeleton import COCO17
 from supernet.registry import build_network
 from tests.conftest import single_thread
+from tests.full_disk import room_for
 from tests.nas import tiny, top_down
 from tests.nas.conftest import Outcome
 from tests.supernet.networks import images, randomise, relative_error
@@ -148,6 +149,7 @@ def files_of(shop: Path, entry: dict[str, Any]) -> list[Path]:
     format_ = FORMATS[entry["format"]]
     stem = entry["file"].removesuffix(format_.suffixes[0])
     found = [shop / "net" / "exports" / f"{stem}{suffix}" for suffix in format_.suffixes]
+    found += [] if format_.carries else [sidecar_of(found[0])]
     assert all(path.is_file() for path in found)
     return found
 
@@ -231,11 +233,18 @@ def test_a_file_without_the_one_beside_it_is_made_again(tmp_path: Path) -> None:
     work.folder, work.settings = tmp_path, FEW
     export = Export(FORMATS["litert"], "fp32")
     (tmp_path / export.file).write_bytes(b"TFL3")
-    digests = {export.file: file_digest(tmp_path / export.file)}
+    beside = sidecar_of(tmp_path / export.file)
+    beside.write_text("{}")
+    digests = {name: file_digest(tmp_path / name) for name in (export.file, beside.name)}
     entry = {"status": "certified", "made_from": "this", "sha256": digests}
-    assert not work._stands(entry, export, "this")
-    sidecar_of(tmp_path / export.file).write_text("{}")
     assert work._stands(entry, export, "this") and not work._stands(entry, export, "other")
+    beside.write_text("{ }")
+    assert not work._stands(entry, export, "this")
+    beside.unlink()
+    assert not work._stands(entry, export, "this")
+    # What was measured and refused stays so; what could not even be measured may have come right since.
+    assert work._stands({**entry, "status": "refused", "certificate": {}}, export, "this")
+    assert not work._stands({**entry, "status": "refused"}, export, "this")
 
 
 def test_what_is_certified_is_not_made_again(
@@ -313,6 +322,47 @@ def test_outputs_that_are_no_numbers_are_refused(
     assert not (tmp_path / "x" / "model-fp32.onnx").exists()
 
 
+def test_a_full_disk_refuses_no_file_and_takes_none_away(
+    bottom_up: Path, tmp_path: Path, nas_: Callable[..., Outcome]
+) -> None:
+    """It ends the command; a file that was certified stays, and the same command goes on later."""
+    shop = copied(bottom_up, tmp_path)
+    before = {path.name: path.read_bytes() for path in (shop / "net" / "exports").glob("model-fp16*")}
+    words = ("export", shop / "net", "--data", shop / "tiny.yaml", "--limit", 3, "--bootstrap", 20)
+    with room_for(20_000):
+        told = nas_(*words, "--precision", "fp16", "--again")
+    assert told.code == 2
+    assert "File too large" in told.err.splitlines()[-1], told.err
+    after = {path.name: path.read_bytes() for path in (shop / "net" / "exports").glob("model-fp16*")}
+    assert after == before and record_of(shop)["model-fp16.onnx"]["status"] == "certified"
+    assert not (shop / "net" / "exports" / ".making").exists()
+    assert nas_(*words, "--precision", "fp16", "--again").code == 0
+
+
+def test_a_network_without_numbers_is_refused_before_anything_is_made(
+    bottom_up: Path, tmp_path: Path
+) -> None:
+    network = network_of(bottom_up)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1e30)
+    save_network(tmp_path / "huge.safetensors", network, {"skeleton": COCO17.to_json()})
+    with pytest.raises(
+        InputError, match=r"the network itself gives no numbers in torch \('.*' of the picture"
+    ):
+        export_model(tmp_path / "huge.safetensors", str(bottom_up / "tiny.yaml"), tmp_path / "x", FEW)
+    assert {path.name for path in (tmp_path / "x").iterdir()} <= {".lock"}
+
+
+def test_other_weights_under_a_card_are_not_exported_under_its_name(bottom_up: Path, tmp_path: Path) -> None:
+    shop = copied(bottom_up, tmp_path)
+    weights = shop / "net" / "model.safetensors"
+    write_card(shop / "net", {**read_card(shop / "net"), "sha256": {weights.name: file_digest(weights)}})
+    save_network(weights, randomise(network_of(shop), seed=1), {"skeleton": COCO17.to_json()})
+    with pytest.raises(InputError, match=r"model\.safetensors' is not the file that was certified"):
+        export_model(shop / "net", str(shop / "tiny.yaml"), None, FEW)
+
+
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_stopped_in_the_middle(
     bottom_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Any
@@ -369,6 +419,8 @@ def test_a_runtime_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"tolerance_ap": -1}, "--tolerance-ap"),
         ({"tolerance_ap": float("nan")}, "--tolerance-ap"),
+        ({"tolerance_ap": float("inf")}, "--tolerance-ap"),
+        ({"tolerance_outputs": float("inf")}, "--tolerance-outputs"),
         ({"tolerance_outputs": -1}, "--tolerance-outputs"),
         ({"limit": 0}, "--limit is at least 1"),
         ({"method": "mean"}, "--method: unknown 'mean'"),
@@ -395,9 +447,12 @@ def test_what_is_refused_of_folders_and_files(bottom_up: Path, tmp_path: Path) -
     save_network(tmp_path / "other.safetensors", network, {"skeleton": COCO17.to_json()})
     with pytest.raises(RunError, match="holds exports of other weights"):
         export_model(tmp_path / "other.safetensors", data, exports, FEW)
-    (exports / "exports.json").write_text("[]")
-    with pytest.raises(InputError, match=r"exports\.json' is no record of exports; delete it"):
-        export_model(net, data, None, FEW)
+    told = json.loads((exports / "exports.json").read_text())
+    without = [{k: v for k, v in each.items() if k != "certificate"} for each in told["exports"]]
+    for damaged in ([], {**told, "exports": without}, {**told, "exports": [{"file": "x"}]}):
+        (exports / "exports.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"exports\.json' is no record of exports; delete it"):
+            export_model(net, data, None, FEW)
     (net / "card.json").write_text("{")
     with pytest.raises(InputError, match=r"card\.json' is not valid JSON"):
         export_model(net, data, None, FEW)
@@ -423,6 +478,10 @@ def test_a_size_of_ones_own(bottom_up: Path, people: Path, tmp_path: Path) -> No
         ({"sigma": "wide"}, "'sigma' is a number of cells"),
         ({"paradigm": "sideways"}, "'paradigm' cannot be"),
         ({"batch": 4.5}, "'batch' cannot be"),
+        ({"size": [1 << 19, 1 << 19]}, r"model-fp32\.xml\.json': 1 images of 524288x524288 are more than"),
+        ({"sha256": 3}, r"'sha256' cannot be 3"),
+        ({"sha256": {"model-fp32.bin": "0"}}, r"model-fp32\.bin' is not the file that .* \('sha256'\)"),
+        ({"sha256": {"../../gone.bin": "0"}}, r"has no 'gone\.bin' beside it"),
     ],
 )
 def test_a_damaged_file_beside_is_named(
