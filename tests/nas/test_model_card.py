@@ -206,6 +206,7 @@ def test_an_emitted_card_says_how_to_make_it_again(
     assert told.code == 0
     card = read_card(Path("net"))
     assert card["format"] == CARD_FORMAT and card["files"]["model.onnx"] > 0
+    assert set(card["sha256"]) == {"model.onnx", "model.safetensors"}
     train, search, emit = (shlex.split(line) for line in card["reproduce"]["commands"])
     assert train == ["nas", "train", "run/recipe.yaml", "--output", "NEW-RUN"]
     studies = sorted(path.name for path in (box / "run" / "search").iterdir())
