@@ -255,6 +255,23 @@ def measure_model(
 ) -> Timing:
     """Time a whole exported network on one picture of ``size`` (height, width).
 
+    Parameters
+    ----------
+    runtime
+        What runs it.
+    path
+        A file of the kind that the runtime reads.
+    size
+        Height and width of the picture, pixels.
+    threads
+        CPU threads.
+    precision
+        Number format that the file is run in.
+    seconds, min_runs
+        How long it is timed, in seconds, and how often at least.
+    clock
+        Seconds that pass.
+
     Raises
     ------
     InputError

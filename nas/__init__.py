@@ -62,13 +62,14 @@ def predictor(
     Parameters
     ----------
     model
-        As of :func:`load`; or an exported ``.onnx``, which ONNX Runtime then runs.
+        As of :func:`load`; or a file of ``nas export`` (``.onnx``, ``.xml``, ``.param``, ``.tflite``), which
+        its engine runs.
     resolution
         Short side of the network's input (top-down: its height), pixels; by default the model's own.
     flip
         Average with the mirrored picture: slower, and a little more accurate.
     threads
-        CPU threads of ONNX Runtime, for an ``.onnx``; torch's are torch's to set.
+        CPU threads of the engine, for an exported file; torch's are torch's to set.
     device
         Where a torch network runs, such as ``cuda``.
     skeleton

@@ -11,8 +11,8 @@ from latency_tables import LatencyPredictor
 from nas.latency import UpperEnd, full_bounds, known_targets, load_predictors
 from nas.run import RunDirectory
 from nas.search import Budget, BudgetText, Objective, parse_objectives
+from nas.search.objectives import unknown_target
 from search_spaces import Arch, BudgetError, InputError, SearchSpace
-from search_spaces.errors import did_you_mean
 
 __all__ = ["Asked", "naming", "read_asked"]
 
@@ -93,7 +93,7 @@ def read_asked(
     targets = known_targets(tables, run)
     for objective in wanted:
         if objective.target is not None and objective.target not in targets:
-            hint = did_you_mean(objective.target, targets)
+            hint = unknown_target(objective.target, targets)
             raise InputError(f"--objective has the unknown target '{objective.target}'{hint}")
     budgets = {}
     for where, text in texts.items():

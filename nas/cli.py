@@ -258,6 +258,8 @@ def train(
     from nas.run import RunDirectory
     from nas.train_command import train_into
 
+    if RunDirectory.is_run(recipe):
+        raise InputError(f"'{recipe}' is a run, not a recipe; 'nas runs resume {recipe}' goes on with it")
     loaded = load_recipe(recipe, sets)
     folder = output or Path("runs") / loaded.name
     if RunDirectory.is_run(folder) and not resume and _is_first():
@@ -399,6 +401,8 @@ def _run_or_recipe(path: Path, sets: list[str] | None) -> RunDirectory:
                     " evaluate.*, trust.* and train.device can be changed (the search's own seed is --seed)"
                 )
         return RunDirectory.open(path, sets)
+    if not path.exists():
+        raise InputError(f"run or recipe '{path}' does not exist; 'nas runs list' finds runs")
     from nas.train_command import train_into
 
     recipe = load_recipe(path, sets)

@@ -15,7 +15,14 @@ from supernet.pose.dataset import PoseDataset
 from supernet.pose.skeleton import Skeleton, get_skeleton
 from supernet.pose.synthetic import SyntheticPeople
 
-__all__ = ["Datasets", "note_empty_boxes", "open_datasets", "open_source", "open_training"]
+__all__ = [
+    "Datasets",
+    "check_annotations",
+    "note_empty_boxes",
+    "open_datasets",
+    "open_source",
+    "open_training",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,25 @@ class Datasets:
     def skeleton(self) -> Skeleton:
         """The joints that networks predict."""
         return self.train.skeleton
+
+
+def check_annotations(text: str, images: Path | None, pictures: bool = True) -> None:
+    """Refuse what an option or argument names, neither recipe nor run, unless it is a file with its images.
+
+    Raises
+    ------
+    InputError
+        If it does not exist, is a folder, or ``pictures`` are needed and their folder is not named.
+    """
+    path = Path(text)
+    if not path.exists():
+        raise InputError(
+            f"the data set '{text}' does not exist: name a recipe, a run or a file of annotations"
+        )
+    if path.is_dir():
+        raise InputError(f"the data set '{text}' is a folder, but no run directory; name the annotation file")
+    if images is None and pictures:
+        raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
 
 
 def note_empty_boxes(dataset: PoseDataset, boxes: Path | str | None) -> None:

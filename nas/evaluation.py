@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nas.console import progress_bar
-from nas.data import note_empty_boxes, open_source
+from nas.data import check_annotations, note_empty_boxes, open_source
 from nas.recipe import DataSource, EvaluateConfig, SyntheticData, load_recipe
 from nas.run import RunDirectory
 from nas.train import load_with_skeleton, skeleton_of
@@ -102,10 +102,7 @@ def _dataset(
     if RunDirectory.is_run(path) or path.suffix in (".yaml", ".yml"):
         recipe = RunDirectory.open(path).recipe if path.is_dir() else load_recipe(path)
         return open_source(recipe.data.val, skeleton), recipe.evaluate, recipe.data.val.boxes
-    if path.is_dir():
-        raise InputError(f"the data set '{text}' is a folder, but no run directory; name the annotation file")
-    if images is None and pictures:
-        raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
+    check_annotations(text, images, pictures)
     return PoseDataset(path, images, skeleton), None, "annotated"
 
 

@@ -127,7 +127,12 @@ def find_arch(run: RunDirectory, text: str) -> Arch:
         If it is neither.
     """
     if re.fullmatch("[0-9a-f]{12}", text) is None or Path(text).exists():
-        return get_arch(text)
+        try:
+            return get_arch(text)
+        except InputError as error:
+            if re.fullmatch("[0-9a-f]{4,}", text) is None:
+                raise
+            raise InputError(f"{error}; an id of a searched network has 12 of the digits 0 to f") from None
     for name in reversed(run.studies()):
         for record in load_result(run, name).records:
             if record.arch.id == text:

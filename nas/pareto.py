@@ -84,6 +84,11 @@ def hypervolume(values: npt.ArrayLike, reference: npt.ArrayLike, directions: Seq
         Shape (objectives,): the worst value of interest for every objective.
     directions
         ``minimize`` or ``maximize`` for every objective.
+
+    Raises
+    ------
+    InputError
+        If a point that is better than the reference is not finite.
     """
     bound = _losses(np.atleast_2d(np.asarray(reference, dtype=np.float64)), directions)[0]
     losses = _losses(values, directions)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nas.console import note, progress_bar
-from nas.data import Datasets, open_datasets
+from nas.data import Datasets, check_annotations, open_datasets
 from nas.evaluation import heatmap_sigma
 from nas.recipe import EvaluateConfig, load_recipe
 from nas.run import RunDirectory, environment
@@ -203,13 +203,16 @@ def open_images(
     path = Path(text)
     val_boxes: str | Path = "annotated"
     if RunDirectory.is_run(path) or path.suffix in (".yaml", ".yml"):
-        recipe = RunDirectory.open(path).recipe if path.is_dir() else load_recipe(path, sets)
+        recipe = RunDirectory.open(path, sets).recipe if path.is_dir() else load_recipe(path, sets)
         data: Datasets = open_datasets(recipe)
         parts = data.calibrate, data.search, data.val
         how, where, val_boxes = recipe.evaluate, f"recipe {recipe.name}", recipe.data.val.boxes
     else:
-        if images is None:
-            raise InputError(f"the data set '{text}' needs the folder of its images: --images FOLDER")
+        check_annotations(text, images)
+        if sets:
+            raise InputError(
+                f"--set changes a recipe's or a run's settings; '{text}' is neither: leave it out"
+            )
         whole = PoseDataset(path, images, skeleton).with_people()
         third = whole.split({"calibrate": 0.2, "search": 0.4, "val": 0.4}, settings.seed)
         parts = third["calibrate"], third["search"], third["val"]

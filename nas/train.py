@@ -67,11 +67,21 @@ def network_file(path: Path) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
 
 
+def _absent(path: Path) -> str:
+    """Return what to say where there is no such file of a network."""
+    folder = path.parent
+    if path.name == network_file(folder).name and RunDirectory.is_run(folder):
+        return f"'{folder}' is a run, which holds many networks; 'nas emit {folder}' writes one of them"
+    if path.name == network_file(folder).name:
+        return f"'{folder}' is no emitted network: '{path}' does not exist"
+    return f"checkpoint '{path}' does not exist; name an emitted folder, a .safetensors or a research .pth"
+
+
 def _load_plain(path: Path, resolution: int | None) -> tuple[Subnet, dict[str, Any]]:
     """Return the plain network in a file, and what the file says beside it."""
     path = network_file(path)
     if not path.is_file():
-        raise InputError(f"checkpoint '{path}' does not exist")
+        raise InputError(_absent(path))
     if path.suffix == ".safetensors":
         return load_network(path)
     return import_research(path, resolution), {}

@@ -29,6 +29,7 @@ from latency_tables import (
 from latency_tables.links import LinkDescription
 from latency_tables.profiler import MeasuredRounds, measure_rounds
 from latency_tables.runtimes.base import file_digest
+from latency_tables.table import device_table
 from nas.console import note, progress_bar
 from nas.end_to_end import TimeSettings, measure_frames
 from nas.latency import (
@@ -151,6 +152,8 @@ def _target_of(
             raise InputError(f"{option}: the target '{text}' says that itself; leave the option out")
     known = available_tables(folders)
     own = re.fullmatch(r"this-machine-([a-z0-9]+)-([a-z0-9]+)-([1-9][0-9]{0,3})t", text)
+    if text not in known and (full := device_table(text, folders)) is not None:
+        text = full.stem
     if text in known:
         target = find_table(text, folders).target
         if target.device == "this-machine" and (why := why_not_here(target)) is not None:
@@ -165,7 +168,7 @@ def _target_of(
     if own is not None:
         return described_target("this-machine", own[1], own[2], int(own[3]))
     raise InputError(
-        f"there is no target '{text}'{did_you_mean(text, ['this-machine', *known])}: name this-machine, a"
+        f"there is no target '{text}'{did_you_mean(text, ['this-machine', *known])}; name this-machine, a"
         " target file (.yaml) or a target that has a table ('nas tables list')"
     )
 

@@ -474,6 +474,22 @@ def litepose_native(
 
     With the default base it holds 327,680 nominal points and 245,760 distinct networks. Depth, kernel and
     expansion are the base's.
+
+    Parameters
+    ----------
+    joints
+        Keypoints that the networks predict.
+    base
+        The network that multiplier 1 stands for; its resolution is not read.
+    resolutions
+        Sides of the square input, pixels.
+    multipliers
+        Of the base's widths, drawn independently for stem, stages and deconvs.
+
+    Raises
+    ------
+    InputError
+        If an option is malformed or builds no network.
     """
     stages = range(STAGES)
     return LitePoseSpace(

@@ -222,7 +222,13 @@ class SearchSpace(ABC):
         return isinstance(arch, Arch) and not self.differences(arch)
 
     def arch(self, values: dict[str, Value] | None = None) -> Arch:
-        """Return the space's largest arch with some values set by name."""
+        """Return the space's largest arch with some values set by name.
+
+        Raises
+        ------
+        InputError
+            If the space has no such value, or the arch is none of its networks.
+        """
         merged = dict(self.most)
         for name, value in (values or {}).items():
             if name not in merged:
@@ -254,6 +260,11 @@ class SearchSpace(ABC):
         """Return a neighbour: each searched gene moves with ``probability``, at least one does.
 
         A space with a single network returns that network.
+
+        Raises
+        ------
+        InputError
+            If the probability is not in 0..1, or the arch is none of the space's.
         """
         if not 0 <= probability <= 1:
             raise InputError(f"a mutation probability lies in 0..1, not {probability}")
@@ -275,6 +286,11 @@ class SearchSpace(ABC):
         """Return the genotypes number ``start`` to ``stop`` (default: all) of the space's fixed order.
 
         Shape (stop - start, genes); the last choice varies fastest.
+
+        Raises
+        ------
+        InputError
+            If the numbers are not in 0..``count()``, or the space is too large to be numbered.
         """
         stop = self.count() if stop is None else stop
         if not 0 <= start <= stop <= self.count():

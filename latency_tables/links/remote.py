@@ -18,7 +18,7 @@ from latency_tables.links.agent import MODELS, PROTOCOL
 from latency_tables.links.archive import agent_archive, agent_name
 from latency_tables.links.link import Link, LinkDownError, device_path, told
 from latency_tables.links.session import AgentEndedError, Session
-from latency_tables.runtimes import get_runtime
+from latency_tables.runtimes import RUNTIMES, get_runtime
 from latency_tables.target import Target
 from latency_tables.timing import Samples
 from search_spaces.errors import InputError, LitePoseNasError, RunError, UnavailableError
@@ -334,7 +334,10 @@ class RemoteBench(Bench):
                 session.ask("watch", self._patience, keys=self._watched)
         except UnavailableError as error:
             self._drop(session)
-            there = str(error).replace("pip install", f"{self._host.python} -m pip install")
+            runtime, said = RUNTIMES.get(target.runtime), str(error)
+            if runtime is not None and runtime.wheels:
+                said = said.replace(runtime.install, f"install it with: pip install {runtime.wheels}")
+            there = said.replace("pip install", f"{self._host.python} -m pip install")
             raise UnavailableError(f"{there} (there, on {self._link.name})") from None
         except BaseException:
             self._drop(session)

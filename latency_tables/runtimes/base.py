@@ -321,6 +321,9 @@ class Runtime(ABC):
     install: ClassVar[str]
     """What to type to get it."""
 
+    wheels: ClassVar[str] = ""
+    """The same in packages for pip, for a device at the end of a link, which has no litepose-nas."""
+
     def unavailable(self) -> str | None:
         """Return why it cannot be used here, or None if it can."""
         for package in self.packages:

@@ -60,7 +60,8 @@ class LiteRuntime(Runtime):
     name: ClassVar[str] = "litert"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     packages: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "flatbuffers")
-    install: ClassVar[str] = "install it with: pip install ai-edge-litert"
+    install: ClassVar[str] = "install it with: pip install 'litepose-nas[litert]'"
+    wheels: ClassVar[str] = "ai-edge-litert flatbuffers"
 
     def version(self) -> str:
         from importlib.metadata import version

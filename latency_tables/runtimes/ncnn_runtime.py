@@ -62,7 +62,8 @@ class NcnnRuntime(Runtime):
     name: ClassVar[str] = "ncnn"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     packages: ClassVar[tuple[str, ...]] = ("ncnn",)
-    install: ClassVar[str] = "install it with: pip install ncnn pnnx"
+    install: ClassVar[str] = "install it with: pip install 'litepose-nas[ncnn]'"
+    wheels: ClassVar[str] = "ncnn pnnx"
 
     def version(self) -> str:
         import ncnn

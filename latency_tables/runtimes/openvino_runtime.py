@@ -59,7 +59,8 @@ class OpenvinoRuntime(Runtime):
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
-    install: ClassVar[str] = "install it with: pip install openvino onnx"
+    install: ClassVar[str] = "install it with: pip install 'litepose-nas[openvino]'"
+    wheels: ClassVar[str] = "openvino onnx"
 
     def version(self) -> str:
         return str(_openvino().__version__).partition("-")[0]

@@ -261,9 +261,13 @@ def parse_latency(
             raise InputError(f"{option} names the target: {duration.strip()}@TARGET, not '{text}'{known}")
         target = targets[0]
     if targets is not None and target not in targets:
-        hint = did_you_mean(target, targets) or "; no latency table is loaded: make one with 'nas profile'"
-        raise InputError(f"{option} has the unknown target '{target}'{hint}")
+        raise InputError(f"{option} has the unknown target '{target}'{unknown_target(target, targets)}")
     return number * factor, target
+
+
+def unknown_target(target: str, targets: Sequence[str]) -> str:
+    """Return what helps whoever names a target that has no table: its likes, and how it gets one."""
+    return f"{did_you_mean(target, targets)}; 'nas profile' makes its table, --tables names a folder of some"
 
 
 def parse_constraints(

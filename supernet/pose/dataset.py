@@ -252,7 +252,24 @@ class PoseDataset:
         complete: bool = True,
         where: str = "annotations",
     ) -> PoseDataset:
-        """Build a data set from parsed annotations and a folder of images, or the images (RGB) by id."""
+        """Build a data set from parsed annotations and a folder of images, or the images by id.
+
+        Parameters
+        ----------
+        content
+            What a COCO annotation file holds: ``images``, ``annotations``, ``categories``.
+        images
+            A folder, or RGB uint8 (H, W, 3) by image id; None: annotations alone.
+        skeleton, category, labels, complete
+            As of the class.
+        where
+            What errors call the annotations.
+
+        Raises
+        ------
+        InputError
+            If the annotations are malformed, or no joint of ``skeleton`` is annotated.
+        """
         self = PoseDataset.__new__(PoseDataset)
         source = Path(images) if isinstance(images, str) else images
         self._setup(content, source, skeleton, category, where, labels, complete)

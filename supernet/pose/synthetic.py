@@ -883,6 +883,23 @@ def write_dataset(
 
     The annotation file is written last, so a folder that has one is complete.
 
+    Parameters
+    ----------
+    folder
+        Where ``annotations.json`` and ``images`` go.
+    count
+        Number of pictures.
+    seed
+        Draws everything; the same seed gives the same pictures.
+    size
+        Height and width, pixels.
+    people
+        Least and most people in a picture.
+    first
+        Number of the first picture: 0 to 99 and 100 to 199 of one seed show other people.
+    progress
+        Called with the number of pictures written so far.
+
     Returns
     -------
     Path of the annotation file, ``folder/annotations.json``; the images are in ``folder/images``.

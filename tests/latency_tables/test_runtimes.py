@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from search_spaces import (
 )
 
 Array = npt.NDArray[np.float64]
+PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 KEYS = (
     "conv_k3_s2_g1_3x32x40_32+bn+relu6",  # reads the picture
@@ -412,8 +414,10 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(
 
     assert runtime.unavailable() is None
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    with pytest.raises(UnavailableError, match=rf"'{runtime.name}' is not available.*pip install"):
+    with pytest.raises(UnavailableError, match=rf"'{runtime.name}' is not available.*pip install") as error:
         runtime.check(1)
+    extras = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert (f"'litepose-nas[{runtime.name}]'" in str(error.value)) == (runtime.name in extras)
 
 
 def test_a_precision_that_is_not_offered_is_refused(runtime: Runtime) -> None:

@@ -16,6 +16,8 @@ import yaml
 from nas import quantising
 from nas.evaluation import OnnxNetwork
 from nas.quantising import QuantiseSettings, quantise_model, time_models
+from nas.recipe import load_recipe
+from nas.run import RunDirectory
 from search_spaces import InputError, RunError
 from supernet.checkpoint import save_network
 from supernet.pose.finding import find_people
@@ -220,6 +222,12 @@ def test_what_is_refused(shop: Path) -> None:
         quantise_model(net, str(shop / "photos/annotations.json"), shop / "y")
     with pytest.raises(InputError, match=r"--set data\.skeleton=coco17"):
         quantise_model(net, data, shop / "z", sets=["data.skeleton=crowdpose14"])
+    RunDirectory.create(shop / "run", load_recipe(data))
+    with pytest.raises(InputError, match=r"--set data\.skeleton=coco17"):
+        quantise_model(net, str(shop / "run"), shop / "z", sets=["data.skeleton=crowdpose14"])
+    file, photos = str(shop / "photos/annotations.json"), shop / "photos/images"
+    with pytest.raises(InputError, match="--set changes a recipe's or a run's settings"):
+        quantise_model(net, file, shop / "z", images=photos, sets=["evaluate.flip=false"])
 
 
 def test_models_are_timed_in_turn(shop: Path) -> None:

@@ -109,6 +109,7 @@ def test_the_file_that_fits_the_target_is_taken_or_the_command_that_makes_it_nam
         ),
         ("this-machine-onnxruntime-fp32-1t", {"threads": 2}, "--threads: the target"),
         ("pi-onnxruntime-fp32-1t", {}, "name its target file, such as pi.yaml, whose 'link'"),
+        ("pi", {}, "name its target file, such as pi.yaml, whose 'link'"),
         ("this-machin", {}, "there is no target 'this-machin'; did you mean 'this-machine'"),
     ):
         if RUNTIMES[options.get("runtime", "onnxruntime")].unavailable():
