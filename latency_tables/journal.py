@@ -138,5 +138,5 @@ def journaled_keys(path: Path) -> set[str]:
 def _take_in(found: Measurements, path: Path, number: int, record: Mapping[str, Any]) -> None:
     try:
         found.add(record)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise damaged(path, number) from None

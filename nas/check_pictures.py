@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nas.plot_style import GRID, MUTED, STYLE, save_figure
 from search_spaces import InputError
 from search_spaces.files import write_bytes
+from supernet.pose.annotations import check_below
 from supernet.pose.census import SCALE_EDGES, PersonFacts
 from supernet.pose.check import DatasetReport
 from supernet.pose.dataset import read_image
@@ -67,6 +68,7 @@ class Pictures:
         if not isinstance(self.images, Path):
             return self.images.get(facts.image_id)
         try:
+            check_below(self.images, facts.file_name, "the image")
             return read_image(self.images / facts.file_name, facts.height, facts.width)
         except InputError:
             return None

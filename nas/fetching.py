@@ -203,7 +203,7 @@ def _read_record(folder: Path, name: str) -> dict[str, Any]:
     found = read_json(path)
     try:
         held, parts = found["data_set"], {str(part): dict(noted) for part, noted in found["parts"].items()}
-    except (TypeError, KeyError, AttributeError, ValueError):
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
         raise RunError(f"'{path}' is damaged; delete it, and what was fetched, to start over") from None
     if held != name:
         raise RunError(f"'{folder}' holds the data set '{held}'; choose another --output for '{name}'")

@@ -286,5 +286,5 @@ def _finished(place: Path) -> Tuned | None:
         if not {"before", "after", "difference"} <= told["search"].keys():
             return None
         return Tuned(load_network(place / _WEIGHTS)[0], bool(told["kept"]), told)
-    except (InputError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None  # made anew, from the last checkpoint where there is one

@@ -148,7 +148,7 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     told = {"format": CARD_FORMAT, **card}
     try:
         page = render(told)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"the model card of '{folder}' is malformed ({type(error).__name__}: {error}); it was changed by"
             " hand, or by another version: make the network anew with 'nas emit'"
@@ -188,7 +188,7 @@ def render(card: Mapping[str, Any]) -> str:
 
     Raises
     ------
-    LookupError, TypeError, ValueError, AttributeError
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError
         If the card is malformed.
     """
     sections = (

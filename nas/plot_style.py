@@ -34,6 +34,7 @@ STYLE: Final[Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     "text.color": INK,
+    "text.parse_math": False,  # names of runs and files may hold a $
     "svg.fonttype": "none",
     "svg.hashsalt": "litepose-nas",
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nas.run import RunDirectory
+from nas.run import RunDirectory, refuse_exporting
 from search_spaces import InputError, RunError
 from search_spaces.errors import did_you_mean
 from search_spaces.files import leftovers, size_of, sweep
@@ -73,7 +73,12 @@ def _usual(run: RunDirectory) -> Iterator[tuple[str, list[Path]]]:
     last = folder / "checkpoints" / "last.safetensors"
     yield "previous", [previous] if run.trained and previous.is_file() and last.is_file() else []
     yield "leftovers", [path for place in _places(folder) for path in leftovers(place)]
-    studies = [path for path in sorted((folder / "search").glob("*")) if path.is_dir()]
+    top = folder.resolve()  # what lies elsewhere, behind a link, is not the run's
+    studies = [
+        path
+        for path in sorted((folder / "search").glob("*"))
+        if path.is_dir() and path.resolve().is_relative_to(top)
+    ]
     gone = [path for path in studies if not path.name.startswith(".") and _is_gone(path)]
     yield "deleted-studies", gone
 
@@ -105,6 +110,7 @@ def _named(run: RunDirectory, name: str) -> Path:
         path = run.study(which)
     elif kind == "emitted" and which and which not in (".", "..") and "/" not in which:
         path = run.folder / "emitted" / which
+        refuse_exporting(path)
     else:
         raise InputError(f"--also: unknown '{name}'; known: {', '.join(NAMED)}")
     if not path.exists():

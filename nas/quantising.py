@@ -25,7 +25,7 @@ from nas.run import RunDirectory, environment
 from nas.train import load_with_skeleton, network_file
 from search_spaces import InputError, RunError
 from search_spaces.errors import did_you_mean
-from search_spaces.files import atomic_path, make_folder, write_json
+from search_spaces.files import atomic_path, locked_folder, write_json
 from search_spaces.jsonl import JsonLines, open_lines
 from supernet.base import Subnet
 from supernet.export import export_onnx
@@ -439,10 +439,9 @@ def quantise_model(
     InputError
         If the model or the data cannot be read, or do not fit each other.
     RunError
-        If the tolerance is missed on the val images, or the folder holds another measurement.
+        If the tolerance is missed on the val images, the folder holds another measurement, or another command
+        is at work in it.
     """
-    import onnx
-
     settings = settings or QuantiseSettings()
     network, joints = load_with_skeleton(network_file(model), skeleton)
     opened = open_images(data, images, joints, settings, sets)
@@ -453,10 +452,18 @@ def quantise_model(
             " simulated in float (--weight-bits 7 runs the same everywhere)"
         )
     job = Job(network.eval(), joints, opened, settings, cut_off)
-    make_folder(output)
+    with locked_folder(output, f"another command is at work in '{output}'; wait for it or stop it"):
+        return _made_and_measured(job, model, output)
+
+
+def _made_and_measured(job: Job, model: Path, output: Path) -> dict[str, Any]:
+    """Write the model and its figures into a folder that is held; return the figures."""
+    import onnx
+
+    opened, settings = job.images, job.settings
     fp32_file = output / "fp32.onnx"
-    told = {"skeleton": joints.to_json(), "sigma": heatmap_sigma(network)}
-    export_onnx(network, fp32_file, metadata=told)
+    told = {"skeleton": job.skeleton.to_json(), "sigma": heatmap_sigma(job.network)}
+    export_onnx(job.network, fp32_file, metadata=told)
     original = onnx.load(fp32_file)
     if settings.precision == "fp16":
         report: dict[str, Any] = {"model": half_precision(original), "kept_in_float": None}

@@ -109,7 +109,7 @@ def _search(folder: Path, study: StudyStatus, told: dict[str, Any]) -> dict[str,
             **{name: told[name] for name in ("population", "sampler", "seed", "executor", "workers")},
             **{name: told[name] for name in ("ray_address", "cpus_per_worker", "gpus_per_worker")},
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(f"search request '{path}' is damaged ({error!r}): give its command again") from None
     note(f"the search '{study.name}' goes on: {told['sampler']}, {told['trials']} networks")
     run = RunDirectory.open(folder, overrides)

@@ -38,9 +38,9 @@ import numpy as np
 from nas.config import apply_overrides
 from nas.recipe import Recipe, recipe_from_mapping
 from search_spaces import InputError, RunError
-from search_spaces.files import locked, read_yaml, sweep, write_json, write_yaml
+from search_spaces.files import is_free, locked, read_yaml, sweep, write_json, write_yaml
 
-__all__ = ["RunDirectory", "differences", "environment", "holder"]
+__all__ = ["RunDirectory", "differences", "environment", "holder", "refuse_exporting"]
 
 _PACKAGES = ("torch", "numpy", "optuna", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "ray")
 
@@ -104,8 +104,21 @@ def holder(lock: Path) -> str | None:
         command = " ".join(str(who["command"]).split())
         command = command if len(command) <= 80 else f"{command[:77]}..."
         return f"'{command}', process {int(who['process'])} on {who['machine']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def refuse_exporting(emitted: Path) -> None:
+    """Refuse to replace or remove an emitted network into whose exports a command is writing.
+
+    Raises
+    ------
+    RunError
+        If there is one.
+    """
+    lock = emitted / "exports" / ".lock"
+    if lock.exists() and not is_free(lock):
+        raise RunError(f"another command is at work in '{lock.parent}'; wait for it or stop it")
 
 
 class RunDirectory:
@@ -211,8 +224,17 @@ class RunDirectory:
                     stream.truncate(0)
 
     def tidy(self) -> int:
-        """Remove what kills have left half-written; return the bytes. The run has to be held meanwhile."""
-        below = (folder for pattern in _HELD for folder in self.folder.glob(pattern) if folder.is_dir())
+        """Remove what kills have left half-written; return the bytes. The run has to be held meanwhile.
+
+        Folders that lie elsewhere, behind links, are left alone.
+        """
+        top = self.folder.resolve()
+        below = (
+            folder
+            for pattern in _HELD
+            for folder in self.folder.glob(pattern)
+            if folder.is_dir() and folder.resolve().is_relative_to(top)
+        )
         return sum(map(sweep, (self.folder, *below)))
 
     @property

@@ -232,7 +232,7 @@ def _study(folder: Path) -> StudyStatus:
         trials, stopped = int(told["trials"]), str(told["stopped"])
     except InputError as error:
         return StudyStatus(folder.name, "damaged", problem=str(error))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         return StudyStatus(folder.name, "damaged", problem=f"'{result}' is damaged ({error!r})")
     states: dict[str, StudyState] = {"interrupted": "interrupted", "exhausted": "exhausted"}
     state = "searching" if searching else states.get(stopped, "done")

@@ -28,7 +28,7 @@ from latency_tables import (
 )
 from latency_tables.links import LinkDescription
 from latency_tables.profiler import MeasuredRounds, measure_rounds
-from latency_tables.runtimes.base import file_digest
+from latency_tables.runtimes.base import check_contained, file_digest
 from latency_tables.table import device_table
 from nas.console import note, progress_bar
 from nas.end_to_end import TimeSettings, measure_frames
@@ -60,9 +60,9 @@ FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "openvino": (".xml", ".onnx"),
     "ncnn": (".param",),
     "litert": (".tflite",),
-    "torch": (".pt2",),
 }
-"""By runtime: what the files end in that it is given, the best first."""
+"""By runtime: what the files end in that it is given, the best first. Torch is given none: its ``.pt2`` holds
+pickles, which are code, so that one from elsewhere is never opened, and it is written from the weights."""
 _EXPORT_AS: Final = {"onnxruntime": "onnx", "openvino": "openvino", "ncnn": "ncnn", "litert": "litert"}
 _DRIFT: Final = 0.15
 _DECODE_S: Final = 0.5
@@ -225,6 +225,11 @@ def _open(model: Path, target: Target) -> _Model:
 def _given(file: Path, folder: Path | None, target: Target) -> _Model:
     """Return what a file is that was named itself."""
     fitting = FORMS.get(target.runtime, ())
+    if target.runtime == "torch":
+        raise InputError(
+            f"'{file}' is not opened for torch, whose programs (.pt2) can hold code: name the emitted folder"
+            " or the .safetensors, from which one is written"
+        )
     if file.suffix not in fitting:
         raise InputError(
             f"'{file}' is no file for {target.runtime}, which takes {' or '.join(fitting)}; name another"
@@ -438,6 +443,8 @@ def verify(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         file = opened.file
+        if file is not None and file.suffix == ".onnx":
+            check_contained(file)
         if file is None:
             note(f"writing the network for {aim.runtime}")
             file = runnable(aim.runtime, load_plain_network(model, 448), scratch / "model")

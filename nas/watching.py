@@ -338,7 +338,7 @@ class Watch:
                     self.seen[name] = frames if kind == "end" else [_Seen.from_json(record, joints)]
                     if kind == "end":
                         self.videos[name] = dict(record["video"])
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 raise damaged(self.lines.path, number) from None
 
     def _still_holds(self, record: Mapping[str, Any], source: Input | None) -> bool:

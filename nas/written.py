@@ -287,13 +287,13 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         "size": len(sides) == 2 and all(_counts(each) for each in sides),
         "batch": batch is None or _counts(batch),
         "joints": _counts(joints),
-        "paradigm": told.get("paradigm") in PARADIGMS,
+        "paradigm": told.get("paradigm") in list(PARADIGMS),
         "outputs": isinstance(outputs, list) and all(isinstance(each, str) for each in outputs),
         "runs_as": isinstance(told.get("runs_as"), str),
     }
     for field, sound in checks.items():
         if not sound:
-            raise InputError(f"{where}: '{field}' cannot be {told.get(field)!r}; export it anew")
+            raise InputError(f"{where}: '{field}' cannot be {shown(told.get(field))}; export it anew")
     sigma = read_sigma(told.get("sigma", DEFAULT_SIGMA), where)
     peaks = PickedPeaks.from_json(told["peaks"], where) if told.get("peaks") is not None else None
     _check_pixels(where, (sides[0], sides[1]), batch)
@@ -325,7 +325,7 @@ def _json(text: str) -> object:
     """Return what a text says in JSON; None if it says nothing."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -267,6 +267,12 @@ def remove_leftovers(path: str | Path) -> None:
         left.unlink(missing_ok=True)
 
 
+_TO_HOLD: Final = (
+    os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+)
+"""No link is followed, since what it leads to would be written; no pipe is waited for."""
+
+
 @contextmanager
 def locked(path: str | Path, busy: str, patience_s: float = 0.0) -> Iterator[TextIO]:
     """Hold the file ``path``, open to append and made if absent, against every other holder.
@@ -286,12 +292,14 @@ def locked(path: str | Path, busy: str, patience_s: float = 0.0) -> Iterator[Tex
     Raises
     ------
     RunError
-        If it is held, or cannot be opened.
+        If it is held, is a link, or cannot be opened.
     """
     path = Path(path)
     try:
-        stream = path.open("a", encoding="utf-8")
+        stream = os.fdopen(os.open(path, _TO_HOLD, 0o666), "a", encoding="utf-8")
     except OSError as error:
+        if path.is_symlink():
+            raise RunError(f"'{path}' is a link, which could lead anywhere; delete it") from None
         raise RunError(
             f"cannot write to '{path}': {error.strerror}; check that its folder exists and is writable"
         ) from None

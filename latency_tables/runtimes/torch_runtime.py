@@ -31,7 +31,8 @@ class TorchRuntime(Runtime):
     """PyTorch, one call per operation, in channels-last layout (LitePose-XS: 18 ms, contiguous 23 ms).
 
     Batch normalisation is folded into the convolution, as in an exported network. Whole networks are
-    ``torch.export`` programs (``.pt2``).
+    ``torch.export`` programs (``.pt2``), which torch opens by pickle: only those that this toolkit has
+    written itself are to be given to it.
     """
 
     name: ClassVar[str] = "torch"

@@ -20,9 +20,11 @@ from nas.trust.standing import Standing, standing
 from search_spaces import Arch, InputError, LitePoseNasError, arch_from_json, space_from_config
 from search_spaces.files import read_json
 
-__all__ = ["Card", "Facts", "Subject", "gather", "read_rows", "sha256_of"]
+__all__ = ["UNREADABLE", "Card", "Facts", "Subject", "gather", "read_rows", "sha256_of"]
 
-_UNREADABLE: Final = (LitePoseNasError, OSError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE: Final = (
+    *(LitePoseNasError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+)
 """What damaged files of a run may raise, whoever reads them."""
 
 
@@ -135,7 +137,7 @@ def _said(problems: list[str], what: str) -> Iterator[None]:
     """Note what goes wrong within, instead of raising it."""
     try:
         yield
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         told = str(error) or type(error).__name__
         problems.append(told if isinstance(error, LitePoseNasError) else f"{what}: {told}")
 

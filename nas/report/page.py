@@ -15,7 +15,7 @@ from nas.markup import Markup, join, tag
 from nas.plot import View
 from nas.plot_page import fill_page, front_json, page_part, page_policy
 from nas.report.elements import ms_of, sides
-from nas.report.facts import Facts, gather
+from nas.report.facts import UNREADABLE, Facts, gather
 from nas.report.headline import headline
 from nas.report.latencies import Breakdown, breakdowns
 from nas.report.pictures import Picture, sample_pictures
@@ -150,7 +150,7 @@ def _section(part: Section, problems: list[str]) -> Markup:
     """Return a part under its heading; what is wrong with its facts stands in its place."""
     try:
         inside = part.make()
-    except (LitePoseNasError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except UNREADABLE as error:
         said = f"{part.title}: {error or type(error).__name__}"
         problems.append(said)
         inside = tag("p", f"This cannot be shown: {said}", class_="missing")

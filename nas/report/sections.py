@@ -599,12 +599,18 @@ def _files(facts: Facts) -> list[tuple[str, str, str]]:
     run = facts.run.folder
     paths = [run / "recipe.yaml", facts.run.best]
     if facts.subject is not None and facts.subject.card is not None:
-        paths += sorted(path for path in facts.subject.card.folder.rglob("*") if path.is_file())
+        folder = facts.subject.card.folder
+        paths += sorted(p for p in folder.rglob("*") if p.is_file() and _lies_in(p, folder))
     rows = []
     for path in paths:
         if path.is_file():
             rows.append((_inside(path, run), size_of(path.stat().st_size), sha256_of(path)))
     return rows
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a file lies below a folder, and is no link that leads out of it."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _inside(path: Path, run: Path) -> str:

@@ -396,7 +396,7 @@ class SearchResult:
             )
         except KeyError as error:
             raise RunError(f"{where} lacks {error}: the file is damaged or of another kind") from None
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunError(f"{where} is damaged: {error}") from None
 
     def rows(self) -> list[dict[str, object]]:

@@ -90,7 +90,7 @@ class _Contents:
         for number, line in lines:
             try:
                 self._read(line)
-            except (AttributeError, KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
                 raise damaged(path, number) from None
 
     def _read(self, line: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ _MAKER = "maker"
 _PLAN = "plan:{:05d}"
 _LOCK_GRACE_SECONDS = 3
 _DAMAGE = (
-    *(AssertionError, AttributeError, LookupError, TypeError, ValueError),
+    *(AssertionError, AttributeError, LookupError, OverflowError, TypeError, ValueError),
     *(optuna.exceptions.OptunaError, InputError),
 )
 """What reading a journal raises whose lines are not those that a search wrote, in their order."""

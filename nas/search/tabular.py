@@ -193,7 +193,7 @@ def read_table(path: Path) -> Table:
             np.array([row["genotype"] for row in rows], dtype=np.int64).reshape(-1, len(space.shape)),
             tuple(Evaluation(float(row["ap"]), dict(row["stats"]), float(row["seconds"])) for row in rows),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the table '{path}' is damaged ({type(error).__name__}: {error})") from None
     if space.fingerprint != header["fingerprint"]:
         raise InputError(

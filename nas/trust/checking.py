@@ -26,7 +26,7 @@ from search_spaces.files import locked, make_folder
 from supernet.base import Supernet
 from supernet.pose.bootstrap import Interval, bootstrap_ap
 
-__all__ = ["Standalone", "check_trust", "train_standalone"]
+__all__ = ["Standalone", "check_trust", "judged", "train_standalone"]
 
 
 @dataclass(frozen=True)
@@ -177,20 +177,32 @@ def check_trust(
     Raises
     ------
     RunError
-        If the supernet is not trained, and as :func:`train_standalone`.
+        If the supernet is not trained, another command is at work on the run, and as
+        :func:`train_standalone`.
     """
+    with run.locked():
+        return judged(run, folder, jobs=jobs, data=data)
+
+
+def judged(
+    run: RunDirectory,
+    folder: Path | None = None,
+    *,
+    jobs: int | None = None,
+    data: Datasets | None = None,
+) -> TrustReport:
+    """Do what :func:`check_trust` does, in a run that is held already."""
     data = data or open_datasets(run.recipe)
     space = run.recipe.build_space(data.skeleton)
     open_supernet(run, space)  # what is wrong with it is told before hours of training
     if not run.trained:
         note(f"training of '{run.folder}' is not finished; its best weights so far are judged")
     alone = train_standalone(run, folder, jobs=jobs, data=data)
-    with run.locked():
-        supernet = open_supernet(run, space)  # it may have been trained on meanwhile
-        context = search_context(run, data)
-        found = _supernet_scores(run, data, supernet, alone.archs, context)
-        report = _report(run, space, alone, found, context)
-        report.save(run.folder)
+    supernet = open_supernet(run, space)  # somebody may have put other weights there meanwhile
+    context = search_context(run, data)
+    found = _supernet_scores(run, data, supernet, alone.archs, context)
+    report = _report(run, space, alone, found, context)
+    report.save(run.folder)
     return report
 
 

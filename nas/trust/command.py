@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from nas.console import note, print_json, print_table, progress_bar
 from nas.run import RunDirectory
-from nas.trust.checking import Standalone, check_trust, train_standalone
+from nas.trust.checking import Standalone, judged, train_standalone
 from nas.trust.plots import plot_sensitivity, plot_trust
 from nas.trust.report import TrustReport, report_path
 from nas.trust.sensitivity import Sensitivity, measure_sensitivity
@@ -30,12 +31,15 @@ def run_trust(
             f"there is no run '{run.folder}' to keep stand-alone trainings in; name a folder (--standalone)"
         )
     if only_standalone:
-        _print_standalone(train_standalone(run, standalone, jobs=jobs), as_json)
+        with run.locked() if standalone is None else nullcontext():
+            trained = train_standalone(run, standalone, jobs=jobs)
+        _print_standalone(trained, as_json)
         return
     _check_probes(run)
-    report = check_trust(run, standalone, jobs=jobs)
-    sensitivity = _sensitivity(run)
-    made = draw(run, report, sensitivity)
+    with run.locked():
+        report = judged(run, standalone, jobs=jobs)
+        sensitivity = _sensitivity(run)
+        made = draw(run, report, sensitivity)
     if as_json:
         told = None if sensitivity is None else sensitivity.to_json()
         files = [str(path) for path in made]
@@ -68,7 +72,7 @@ def _sensitivity(run: RunDirectory) -> Sensitivity | None:
     probes = run.recipe.trust.probes
     if probes == 0:
         return None
-    with run.locked(), progress_bar("AP against calibration images") as bar:
+    with progress_bar("AP against calibration images") as bar:
         return measure_sensitivity(run, networks=probes, progress=bar.update)
 
 

@@ -145,7 +145,7 @@ def plot_sensitivity(found: Sensitivity, path: Path, title: str = "") -> tuple[P
     counts = np.array(found.counts, np.float64)
     macs = np.array(found.macs, np.float64)
     scale, unit = (1e9, "G") if macs.max() >= 1e9 else (1e6, "M")
-    with rc_context(STYLE):
+    with rc_context({**STYLE, "text.parse_math": True}):  # numbers on logarithmic axes are written so
         figure = Figure(figsize=(11.6, 4.9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
         left, right = figure.subplots(1, 2)
         for panel in (left, right):

@@ -242,7 +242,7 @@ class TrustReport:
                 standalone=dict(value["standalone"]),
                 settings=dict(value["settings"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
             raise RunError(f"{where} is damaged ({error}); delete it, and run 'nas trust' again") from None
 
     def to_csv(self) -> str:

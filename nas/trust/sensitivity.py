@@ -192,7 +192,7 @@ class Sensitivity:
             )
             if found.aps.ndim != 3 or found.aps.shape[:2] != (len(found.archs), len(found.counts)):
                 raise ValueError(f"APs of shape {found.aps.shape}")
-        except (KeyError, TypeError, ValueError, InputError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
             raise RunError(f"{where} is damaged ({error}); delete it and run 'nas trust' again") from None
         return found
 

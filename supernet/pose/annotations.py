@@ -7,7 +7,9 @@ them; both ask the functions here, so that they agree about what a data set may 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -20,6 +22,7 @@ __all__ = [
     "BOX_AREA",
     "FARTHEST",
     "FieldError",
+    "check_below",
     "choose_category",
     "person_area",
     "person_box",
@@ -134,6 +137,24 @@ def read_file_name(record: Record, where: str) -> str:
     if not isinstance(name, str) or not name:
         raise FieldError("file-name", f"{where}: image {record['id']} needs a 'file_name', got {shown(name)}")
     return name
+
+
+def check_below(folder: Path, name: str, where: str) -> None:
+    """Refuse a file name that leads out of the folder of the images; links that lie in it may lead anywhere.
+
+    Raises
+    ------
+    FieldError
+        Beginning with ``where``.
+    """
+    if name.startswith("/") or ".." in name.split("/"):
+        top = os.path.abspath(folder)  # noqa: PTH100 - links are not to be resolved
+        if os.path.commonpath([top, os.path.abspath(Path(top, name))]) != top:  # noqa: PTH100
+            raise FieldError(
+                "file-name",
+                f"{where} has the 'file_name' {shown(name)}, which leads out of the image folder '{folder}':"
+                " name a folder that holds all of them",
+            )
 
 
 def read_image_size(record: Record, where: str) -> tuple[int, int]:

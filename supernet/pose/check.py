@@ -23,6 +23,7 @@ from search_spaces.errors import InputError, shown
 from supernet.pose.annotations import (
     FARTHEST,
     FieldError,
+    check_below,
     choose_category,
     person_area,
     person_box,
@@ -545,6 +546,10 @@ def _look(picture: PictureFacts, images: Path | Mapping[int, NDArray[np.uint8]],
             if decode
             else _Look(relative)
         )
+    try:
+        check_below(images, name, f"image {picture.image_id}")
+    except FieldError as error:
+        return flaw(error.code, str(error))
     path = images / name
     if not file_is_there(path):
         return flaw("image-missing", f"'{name}' (image {picture.image_id})")

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError, did_you_mean
-from search_spaces.files import read_json
+from search_spaces.files import read_bytes, read_json
 from supernet.pose.annotations import (
     BOX_AREA,
+    check_below,
     choose_category,
     person_area,
     person_box,
@@ -136,12 +137,7 @@ def read_image(
 
 def read_image_file(path: str | Path) -> bytes:
     """Return the content of an image file; :class:`InputError` if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"image '{path}' cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a NUL in the name
-        raise InputError(f"image {str(path)!r} cannot be read: {error}") from None
+    return read_bytes(path, "image")
 
 
 def decode_image(
@@ -358,6 +354,8 @@ class PoseDataset:
 
     def _check_images(self, images: Path | Mapping[int, NDArray[np.uint8]] | None) -> None:
         if isinstance(images, Path):
+            for i in self.ids:
+                check_below(images, self._index[i].file_name, f"{self.where}: image {i}")
             missing = [i for i in self.ids if not file_is_there(images / self._index[i].file_name)]
             if missing:
                 raise InputError(

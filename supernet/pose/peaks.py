@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shown
 from supernet.pose.decode import FloatArray, GroupingConfig, match, person_scores
 
 __all__ = ["PickedPeaks", "people_of", "picked_by", "refuse_passes"]
@@ -51,8 +51,9 @@ class PickedPeaks:
         most, kernel = fields.get("most"), fields.get("kernel")
         sides = maps if isinstance(maps, list) and len(maps) == 2 else [None, None]
         sound = all(type(n) is int and 0 < n < 1 << 20 for n in (*sides, most, kernel))
-        if not (sound and isinstance(threshold, int | float) and threshold >= 0 and int(kernel or 0) % 2):
-            raise InputError(f"{where}: 'peaks' cannot be {told!r}; export it anew")
+        sound = sound and isinstance(threshold, int | float) and 0 <= threshold <= 1e9
+        if not sound or threshold is None or not int(kernel or 0) % 2:
+            raise InputError(f"{where}: 'peaks' cannot be {shown(told)}; export it anew")
         height, width = (int(side or 0) for side in sides)
         return cls((height, width), int(most or 0), int(kernel or 0), float(threshold))
 

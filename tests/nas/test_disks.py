@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 import nas.trust.checking
 from nas.run import RunDirectory
 from search_spaces import RunError, write_arch
-from search_spaces.files import atomic_folder, leftovers, locked_folder, sweep
+from search_spaces.files import atomic_folder, leftovers, locked, locked_folder, sweep
 from tests.full_disk import room_for
 from tests.nas import tiny
 from tests.nas.conftest import Outcome
@@ -73,17 +72,30 @@ def test_of_two_commands_on_a_run_one_is_refused(
     searched: Path, nas_: Nas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(searched)
-    monkeypatch.setattr(nas.trust.checking, "train_standalone", lambda *a, **k: SimpleNamespace(archs=()))
+    trained: list[object] = []
+    monkeypatch.setattr(nas.trust.checking, "train_standalone", lambda *a, **k: trained.append(a))
     with RunDirectory.open("run").locked():
-        for words in (*WRITING, "trust run"):
+        for words in (*WRITING, "trust run", "trust run --only-standalone"):
             if "relocate" in words:
                 continue  # this one has no paths in its recipe; tests/nas/test_runs.py moves some
             told = nas_(*words.split())
             refused(told, "another command is at work on 'run' (")
-        assert snapshot(searched) == before
+        assert snapshot(searched) == before and not trained  # before hours of it, not after
         for words in READING:
             assert nas_(*words.split()).code == 0, words
     assert snapshot(searched) == before
+
+
+def test_a_network_whose_exports_are_being_written_is_left_alone(searched: Path, nas_: Nas) -> None:
+    assert nas_("emit", "run", "--arch", "smallest.json", "-o", "run/emitted/net").code == 0
+    (searched / "emitted" / "net" / "exports").mkdir()
+    with locked(searched / "emitted" / "net" / "exports" / ".lock", "busy"):
+        for words in (
+            "emit run --arch smallest.json -o run/emitted/net",
+            "runs prune run --also emitted:net --yes",
+        ):
+            refused(nas_(*words.split()), "another command is at work in 'run/emitted/net/exports'")
+    assert nas_("runs", "prune", "run", "--also", "emitted:net", "--yes").code == 0
 
 
 def test_a_folder_is_held_without_a_file_in_it(tmp_path: Path) -> None:

@@ -18,19 +18,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
+from latency_tables import local_target
 from latency_tables.links.description import read_linked_target
 from nas.cli import main
 from nas.console import printable
+from nas.plot_style import STYLE, save_figure
+from nas.pruning import removable
 from nas.recipe import load_recipe
+from nas.run import RunDirectory
+from nas.search.shared import open_shared
+from nas.verifying import _open
+from nas.written import SIDECAR
 from search_spaces import get_arch, named_archs
 from search_spaces.errors import InputError, LitePoseNasError, RunError
-from search_spaces.files import read_json
+from search_spaces.files import locked, read_json
+from supernet.checkpoint import save_network
 from supernet.pose.boxes import read_boxes
-from supernet.pose.skeleton import Skeleton
+from supernet.pose.dataset import PoseDataset, read_image
+from supernet.pose.skeleton import Skeleton, get_skeleton
+from supernet.registry import build_network
 from supernet.state import load_state, write_tensors
+from tests.nas import tiny
 
 _PATIENCE_S = 60
 
@@ -238,6 +253,149 @@ def test_pictures_cannot_claim_any_size(tmp_path: Path) -> None:
         [sys.executable, "-c", program, tmp_path / "large.png"], capture_output=True, text=True, check=True
     )
     assert told.stdout.split() == ["InputError", "True"]
+
+
+def test_programs_of_torch_are_never_opened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A ``.pt2`` is opened by pickle: neither one that is named, nor one that a card lists."""
+    arch = named_archs()["litepose-xs"]
+    skeleton = get_skeleton("crowdpose14")
+    network = build_network(arch, len(skeleton), torch.Generator().manual_seed(0))
+    save_network(tmp_path / "model.safetensors", network, {"skeleton": skeleton.to_json()})
+    listed = {"file": "net.pt2", "precision": "fp32", "runtime": "torch", "within_tolerance": True}
+    card = {"id": arch.id, "arch": arch.to_json(), "skeleton": skeleton.to_json(), "exports": [listed]}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    mark = tmp_path / "executed"
+    with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
+        archive.writestr("serialized_state_dict.json", pickle.dumps(Harm(mark)))
+    told = refusal(capfd, "verify", tmp_path / "net.pt2", "this-machine", "--runtime", "torch")
+    assert "can hold code" in told
+    found = _open(tmp_path, local_target("torch", 1))
+    assert found.file is None, "it is written from the weights"
+    assert not mark.exists()
+
+
+def sidecar(**changes: Any) -> dict[str, Any]:
+    """Return what stands beside a file of an inference engine, changed."""
+    told = {"kind": SIDECAR, "size": [64, 64], "batch": 1, "joints": 17, "paradigm": "bottom-up"}
+    return {**told, "outputs": ["a", "b"], "runs_as": "fp32", "peaks": None, **changes}
+
+
+PEAKS = {"maps": [16, 16], "most": 30, "kernel": 5, "threshold": 0.1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"paradigm": odd} for odd in ([], {}, None, "x\x1b[2J")),
+        *({"size": odd} for odd in ([1 << 19, 1 << 19], [64], "64", [64, 10**400], [{}, []])),
+        *({"batch": odd} for odd in (1 << 18, [], 0, True, 10**400)),
+        *({"peaks": {**PEAKS, name: odd}} for name in PEAKS for odd in (10**400, -1, None, [], "x", {})),
+        *({"peaks": odd} for odd in ([], "x", 3)),
+    ],
+    ids=lambda change: " ".join(map(str, change)),
+)
+def test_what_stands_beside_a_network_is_checked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    """Before memory is taken for it, and whatever it is: also what no set can be asked for."""
+    (tmp_path / "net.tflite").write_bytes(b"TFL3")
+    (tmp_path / "net.tflite.json").write_text(json.dumps(sidecar(**change)))
+    assert "net.tflite.json" in refusal(capfd, "load", tmp_path / "net.tflite")
+
+
+def test_onnx_files_of_no_size_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    for sides in (("height", "width"), (1 << 15, 1 << 15)):
+        shape = [1, 3, *sides]
+        ends = [helper.make_tensor_value_info(name, kind, shape) for name in ("image", "maps")]
+        graph = helper.make_graph([helper.make_node("Relu", ["image"], ["maps"])], "g", ends[:1], ends[1:])
+        opset = helper.make_opsetid("", 17)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=9)
+        onnx.save(model, tmp_path / "model.onnx")
+        told = refusal(capfd, "load", tmp_path / "model.onnx")
+        assert "pictures of one size" in told
+
+
+# -- names that lead elsewhere -------------------------------------------------------------------------------
+
+
+def test_links_in_a_run_are_not_written_through(tmp_path: Path) -> None:
+    """Runs come from others: their locks and journals would be emptied, or written on, at the link's end."""
+    run = RunDirectory(tmp_path / "run", load_recipe(tiny.write(tmp_path)))
+    run.folder.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious, without a line's end")
+    for name in (".lock", "evaluations.jsonl"):
+        (run.folder / name).symlink_to(victim)
+    with pytest.raises(RunError, match=r"'.*lock' is a link"), run.locked():
+        pass
+    with pytest.raises(RunError, match=r"'.*evaluations.jsonl' is a link"), open_shared(run.evaluations):
+        pass
+    assert victim.read_text() == "precious, without a line's end"
+    os.mkfifo(run.folder / "pipe")
+    with in_time(), pytest.raises(RunError, match="cannot write"), locked(run.folder / "pipe", "busy"):
+        pass
+
+
+def test_folders_behind_links_are_not_cleared(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "pictures").mkdir(parents=True)
+    (home / "pictures" / "cat.png").touch()
+    (home / ".cache-abcdefgh").touch()
+    run = RunDirectory(tmp_path / "run", load_recipe(tiny.write(tmp_path)))
+    run.folder.mkdir()
+    (run.folder / "search").symlink_to(home)
+    (run.folder / "emitted").symlink_to(home)
+    with run.locked():
+        pass
+    assert removable(run) == []
+    assert (home / "pictures" / "cat.png").exists() and (home / ".cache-abcdefgh").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "{folder}/../a.png"])
+def test_annotations_cannot_name_pictures_elsewhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    images = tmp_path / "images"
+    (images / "a").mkdir(parents=True)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for file in ("images/a.png", "secret.png"):
+        cv2.imwrite(str(tmp_path / file), picture)
+    joints = list(get_skeleton("coco17").joints)
+    person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 9, "iscrowd": 0}
+    content: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "a/../a.png", "height": 8, "width": 8}],
+        "annotations": [{**person, "num_keypoints": 17, "keypoints": [1, 1, 2] * 17}],
+        "categories": [{"id": 1, "name": "person", "keypoints": joints, "skeleton": []}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    assert len(PoseDataset(file, images)) == 1
+    content["images"][0]["file_name"] = str(images / "a.png")
+    assert PoseDataset.from_dict(content, images).load(0).image.shape == (8, 8, 3)
+    content["images"][0]["file_name"] = name.format(folder=images)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"image 1 has the 'file_name' .* leads out of the image folder"):
+        PoseDataset(file, images)
+    with in_time(), pytest.raises(SystemExit) as ended:
+        main(["data", "check", str(file), "--images", str(images)])
+    assert ended.value.code == 1
+    assert "leads out of the image folder" in capfd.readouterr().out
+
+
+def test_pictures_that_are_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with in_time(), pytest.raises(InputError, match="is a pipe or a device"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_names_are_no_formulas_in_pictures(tmp_path: Path) -> None:
+    figure = Figure()
+    with rc_context(STYLE):
+        figure.suptitle("a $\\frac{$ b")
+        save_figure(figure, [tmp_path / "a.png", tmp_path / "a.svg"])
+    assert "\\frac{" in (tmp_path / "a.svg").read_text()
 
 
 # -- sound files, changed at random --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from nas.quantising import QuantiseSettings, quantise_model, time_models
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
 from search_spaces import InputError, RunError
+from search_spaces.files import locked_folder
 from supernet.checkpoint import save_network
 from supernet.pose.finding import find_people
 from supernet.pose.skeleton import COCO17
@@ -228,6 +229,13 @@ def test_what_is_refused(shop: Path) -> None:
     file, photos = str(shop / "photos/annotations.json"), shop / "photos/images"
     with pytest.raises(InputError, match="--set changes a recipe's or a run's settings"):
         quantise_model(net, file, shop / "z", images=photos, sets=["evaluate.flip=false"])
+
+
+def test_of_two_commands_in_a_folder_one_is_refused(shop: Path) -> None:
+    with locked_folder(shop / "held", "busy"):
+        with pytest.raises(RunError, match=r"another command is at work in '.*held'"):
+            quantise_model(shop / "net.safetensors", str(shop / "tiny.yaml"), shop / "held", ERROR)
+        assert list((shop / "held").iterdir()) == []
 
 
 def test_models_are_timed_in_turn(shop: Path) -> None:

@@ -358,7 +358,7 @@ def test_kept_pictures_give_the_same_batches(tmp_path: Path) -> None:
         image.unlink()
     assert (gather_people(cache, places, 128, LIVELY, 0, 0).images == plain.images).all()
     small = PersonCache(people, 5)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist"):
         small.load(0)
     with pytest.raises(InputError, match="at least 0 bytes"):
         PersonCache(people, -1)
