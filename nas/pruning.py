@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nas.run import RunDirectory, refuse_exporting
+from nas.run import RunDirectory
 from search_spaces import InputError, RunError
 from search_spaces.errors import did_you_mean
-from search_spaces.files import leftovers, size_of, sweep
+from search_spaces.files import is_free, leftovers, size_of, sweep
 
 __all__ = ["KINDS", "NAMED", "Removable", "prune_run", "removable"]
 
@@ -110,7 +110,9 @@ def _named(run: RunDirectory, name: str) -> Path:
         path = run.study(which)
     elif kind == "emitted" and which and which not in (".", "..") and "/" not in which:
         path = run.folder / "emitted" / which
-        refuse_exporting(path)
+        lock = path / "exports" / ".lock"
+        if lock.exists() and not is_free(lock):
+            raise RunError(f"an export is at work in '{path}'; wait for it or stop it")
     else:
         raise InputError(f"--also: unknown '{name}'; known: {', '.join(NAMED)}")
     if not path.exists():

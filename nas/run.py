@@ -38,9 +38,9 @@ import numpy as np
 from nas.config import apply_overrides
 from nas.recipe import Recipe, recipe_from_mapping
 from search_spaces import InputError, RunError
-from search_spaces.files import is_free, locked, read_yaml, sweep, write_json, write_yaml
+from search_spaces.files import locked, read_yaml, sweep, write_json, write_yaml
 
-__all__ = ["RunDirectory", "differences", "environment", "holder", "refuse_exporting"]
+__all__ = ["RunDirectory", "differences", "environment", "holder"]
 
 _PACKAGES = ("torch", "numpy", "optuna", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "ray")
 
@@ -106,19 +106,6 @@ def holder(lock: Path) -> str | None:
         return f"'{command}', process {int(who['process'])} on {who['machine']}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-
-
-def refuse_exporting(emitted: Path) -> None:
-    """Refuse to replace or remove an emitted network into whose exports a command is writing.
-
-    Raises
-    ------
-    RunError
-        If there is one.
-    """
-    lock = emitted / "exports" / ".lock"
-    if lock.exists() and not is_free(lock):
-        raise RunError(f"another command is at work in '{lock.parent}'; wait for it or stop it")
 
 
 class RunDirectory:

@@ -94,7 +94,7 @@ def test_a_network_whose_exports_are_being_written_is_left_alone(searched: Path,
             "emit run --arch smallest.json -o run/emitted/net",
             "runs prune run --also emitted:net --yes",
         ):
-            refused(nas_(*words.split()), "another command is at work in 'run/emitted/net/exports'")
+            refused(nas_(*words.split()), "an export is at work in 'run/emitted/net'")
     assert nas_("runs", "prune", "run", "--also", "emitted:net", "--yes").code == 0
 
 

@@ -314,7 +314,7 @@ def test_onnx_files_of_no_size_are_refused(tmp_path: Path, capfd: pytest.Capture
         model = helper.make_model(graph, opset_imports=[opset], ir_version=9)
         onnx.save(model, tmp_path / "model.onnx")
         told = refusal(capfd, "load", tmp_path / "model.onnx")
-        assert "pictures of one size" in told
+        assert "one size" in told or "pixels" in told
 
 
 # -- names that lead elsewhere -------------------------------------------------------------------------------
