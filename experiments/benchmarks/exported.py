@@ -150,8 +150,8 @@ def torch_variants(network: Subnet, image: Array) -> dict[str, Variant]:
     }
 
 
-def onnx_files(network: Subnet, image: Array, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Return a network's ONNX files by what they are, and what is to be told of them."""
+def fp32_files(network: Subnet, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Return a network's ONNX files in 32 bits by what they are, and what is to be told of them."""
     files = {"plain export": plain_export(network, folder / "plain.onnx")}
     files["batch norm folded"] = folder / "folded.onnx"
     export_onnx(network, files["batch norm folded"], tolerance=FP32_ERROR)
@@ -169,12 +169,18 @@ def onnx_files(network: Subnet, image: Array, folder: Path) -> tuple[dict[str, P
             names = (*names, name)
             files[", ".join(names)] = folder / f"{'-'.join(names)}.onnx"
             onnx.save(model, files[", ".join(names)])
+    return files, told
+
+
+def int8_files(folded: onnx.ModelProto, image: Array, folder: Path) -> dict[str, Path]:
+    """Return a network's ONNX files in 8 bits by what they are, their ranges those of one picture."""
+    files = {}
     spread, _ = subpixel_deconvs(folded)
     ranges = calibrate(spread, [image])
     for bits in (7, 8):
         files[f"int8, weights of {bits} bits"] = folder / f"int8-{bits}.onnx"
         onnx.save(Quantiser(spread, ranges, bits).int8(), files[f"int8, weights of {bits} bits"])
-    return files, told
+    return files
 
 
 def add_runtime(
@@ -227,7 +233,8 @@ def all_variants(
     image = random_picture(size)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litepose-nas-")))
     variants = torch_variants(network, image)
-    files, told = onnx_files(network, image, folder)
+    files, told = fp32_files(network, folder)
+    files |= int8_files(onnx.load(files["batch norm folded"]), image, folder)
     if "onnxruntime" in runtimes:
         ours = {f"ONNX Runtime: {what}": (path, "fp32") for what, path in files.items()}
         add_runtime(variants, stack, "onnxruntime", ours, size, threads)

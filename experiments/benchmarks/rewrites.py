@@ -25,11 +25,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from _common import command, finish, machine, parser, record_page
-from exported import made_network, onnx_files
+from exported import fp32_files, made_network
 from numpy.typing import NDArray
 
 from latency_tables.runtimes import RUNTIMES
-from latency_tables.runtimes.base import random_picture
 from nas.console import print_table
 from search_spaces.errors import InputError
 from search_spaces.files import write_json, write_text
@@ -112,7 +111,7 @@ def one_case(name: str | Path, runtime: str, threads: int, rounds: int) -> dict[
     with ExitStack() as stack:
         network = made_network(name)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litepose-nas-")))
-        files, _ = onnx_files(network, random_picture(network.arch.size), folder)
+        files, _ = fp32_files(network, folder)
         prepared = {
             what: stack.enter_context(
                 RUNTIMES[runtime].prepare_model(path, network.arch.size, threads, "fp32")
