@@ -1357,6 +1357,9 @@ def export(
             "--plain", help="Keep the network's own operators where an engine computes others faster."
         ),
     ] = False,
+    x86: Annotated[
+        bool, typer.Option("--x86", help="Operators for x86 processors in the fp32 ONNX file.")
+    ] = False,
     peaks: Annotated[
         bool,
         typer.Option("--peaks", help="Return peaks in the place of maps: onnx and openvino, own files."),
@@ -1391,6 +1394,7 @@ def export(
         resamples=bootstrap,
         again=again,
         plain=plain,
+        x86=x86,
         peaks=peaks,
     )
     report = export_model(model, data, output, settings, images=images, skeleton=skeleton, sets=sets)

@@ -18,8 +18,8 @@ exact but for the order of additions:
     Runtime's kernels for x86 compute outputs whose window reaches beyond the left or right border one by one,
     all others three or more at once; a 7x7 kernel over 16 columns has 6 such outputs of 16.
 
-Which of them pay depends on the runtime: :data:`FOR_RUNTIME`; ``experiments/benchmarks/exported.py`` times
-each of them.
+Which of them pay depends on the runtime and the processor: :data:`FOR_RUNTIME`, :data:`FOR_X86`;
+``experiments/benchmarks/rewrites.py`` times each of them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,28 @@ from supernet.subpixel import doubles
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FOR_RUNTIME", "REWRITES", "check_rewrites", "interleave", "padding", "phases", "rewritten"]
+__all__ = [
+    "FOR_RUNTIME",
+    "FOR_X86",
+    "REWRITES",
+    "check_rewrites",
+    "interleave",
+    "padding",
+    "phases",
+    "rewritten",
+]
 
 FOR_RUNTIME: Final[Mapping[str, tuple[str, ...]]] = {
-    "onnxruntime": ("phases", "interleave", "padding"),
-    "openvino": ("phases",),
+    "onnxruntime": ("phases", "interleave"),
+    "openvino": (),
 }
-"""The rewrites to choose, by runtime: those that made no network slower where they were tried, on x86."""
+"""The rewrites to choose by runtime, for any processor; timed on x86 only, where OpenVINO gained nothing."""
+
+FOR_X86: Final[Mapping[str, tuple[str, ...]]] = {
+    **FOR_RUNTIME,
+    "onnxruntime": ("phases", "interleave", "padding"),
+}
+"""Those to choose where the file is for x86: ``padding`` answers to ONNX Runtime's kernels for x86."""
 
 WIDEST: Final = 32
 """Maps of more columns are not padded beforehand: too few of their outputs reach beyond the border."""

@@ -45,7 +45,7 @@ from search_spaces import get_arch
 from search_spaces.files import write_json, write_text
 from supernet.base import Subnet
 from supernet.export import OPSET, export_onnx, fold_batchnorm
-from supernet.fusing import FOR_RUNTIME, REWRITES, rewritten
+from supernet.fusing import REWRITES, rewritten
 from supernet.quantise import Quantiser, calibrate, saturates
 from supernet.subpixel import subpixel_deconvs
 
@@ -239,7 +239,7 @@ def all_variants(
         ours = {f"ONNX Runtime: {what}": (path, "fp32") for what, path in files.items()}
         add_runtime(variants, stack, "onnxruntime", ours, size, threads)
     if "openvino" in runtimes:
-        wanted = ["plain export", "batch norm folded", ", ".join(FOR_RUNTIME["openvino"])]
+        wanted = ["plain export", "batch norm folded", "phases"]
         wanted += [name for name in files if name.startswith("int8")]
         ours = {f"OpenVINO: {what}": (files[what], "fp32") for what in wanted if what in files}
         add_runtime(variants, stack, "openvino", ours, size, threads)

@@ -32,7 +32,7 @@ from latency_tables.runtimes import RUNTIMES
 from nas.console import print_table
 from search_spaces.errors import InputError
 from search_spaces.files import write_json, write_text
-from supernet.fusing import FOR_RUNTIME
+from supernet.fusing import REWRITES
 
 NETWORKS = ("litepose-xs", "litepose-s", "litepose-m", "deconv-reduced")
 CASES: Final[Mapping[str, str]] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -45,12 +45,10 @@ REST_S: Final = 0.01
 
 
 def wanted(files: Mapping[str, Path], runtime: str) -> dict[str, Path]:
-    """Return the files that a runtime is timed with: plain, folded, and the rewrites that are for it."""
-    known = {PLAIN, "batch norm folded"}
-    chosen = FOR_RUNTIME[runtime]
-    return {
-        what: path for what, path in files.items() if what in known or set(what.split(", ")) <= set(chosen)
-    }
+    """Return the files that a runtime is timed with: plain, folded, and the rewrites that may be for it."""
+    names = tuple(REWRITES) if runtime == "onnxruntime" else ("phases",)
+    known = {PLAIN, "batch norm folded", *(", ".join(names[: place + 1]) for place in range(len(names)))}
+    return {what: path for what, path in files.items() if what in known}
 
 
 def agreeing(outputs: Mapping[str, list[NDArray[np.float32]]], name: str) -> dict[str, float]:

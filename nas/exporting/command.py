@@ -37,6 +37,7 @@ from search_spaces.files import (
     remove_leftovers,
     write_json,
 )
+from supernet.fusing import FOR_RUNTIME, FOR_X86
 from supernet.paradigms import TOP_DOWN, paradigm_of
 
 __all__ = ["RECORD", "ExportSettings", "export_model"]
@@ -77,8 +78,9 @@ class ExportSettings:
         Of the bootstrap for intervals.
     again
         Whether files are made again that are certified already.
-    plain
-        Whether ONNX files keep the network's own operators, where a runtime computes others faster.
+    plain, x86
+        Whether ONNX files in fp32 keep the network's own operators, where a runtime computes others faster;
+        whether operators are chosen for x86 processors.
     peaks
         Whether files return the peaks of their maps in the maps' place.
     """
@@ -98,6 +100,7 @@ class ExportSettings:
     resamples: int = 1000
     again: bool = False
     plain: bool = False
+    x86: bool = False
     peaks: bool = False
 
     def __post_init__(self) -> None:
@@ -113,7 +116,14 @@ class ExportSettings:
         for option, count in (("--limit", self.limit), ("--pictures", self.pictures)):
             if count is not None and count < 1:
                 raise InputError(f"{option} is at least 1, not {count}")
+        if self.plain and self.x86:
+            raise InputError("--plain keeps the network's operators, --x86 chooses others: give one of them")
         self.quantising()
+
+    @property
+    def rewrites(self) -> Mapping[str, Sequence[str]]:
+        """By runtime the rewrites (:mod:`supernet.fusing`) of ONNX models in fp32."""
+        return {} if self.plain else FOR_X86 if self.x86 else FOR_RUNTIME
 
     @property
     def asked(self) -> tuple[Export, ...]:
@@ -285,7 +295,7 @@ class _Work:
         self.clean()
         self._job = job
         told = {"skeleton": job.skeleton.to_json(), "sigma": heatmap_sigma(job.network)}
-        self._sources = Sources(job, size, told, folder / "journals", plain=settings.plain)
+        self._sources = Sources(job, size, told, folder / "journals", rewrites=settings.rewrites)
         self._reference = Reference(job, settings.pictures)
 
     def clean(self) -> None:
@@ -327,10 +337,12 @@ class _Work:
             [export.told, export.batch, list(self.size)],
             [self._job.skeleton.to_json(), repr(images.settings), _boxes(images)],
             [images.val.fingerprint, settings.pictures, settings.resamples],
-            [settings.tolerance_ap, settings.tolerance_outputs, settings.plain],
+            [settings.tolerance_ap, settings.tolerance_outputs],
             [metadata.version(name) for name in ("litepose-nas", "torch", "onnx")],
             [runtime.name, runtime.version()],
         ]
+        if export.precision == "fp32":
+            told += ["rewrites", *settings.rewrites.get(runtime.name, ())]
         if export.peaks:
             told += ["peaks"]
         if export.precision == "int8":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from nas.quantising import Job, choose_int8, network_inputs
 from nas.written import SIDECAR, sidecar_of
 from search_spaces.files import make_folder, write_bytes, write_json
 from supernet.export import export_onnx
-from supernet.fusing import FOR_RUNTIME, rewritten
+from supernet.fusing import rewritten
 from supernet.onnx_peaks import PEAK_OUTPUTS, with_peaks
 from supernet.pose.maps import EvalConfig
 from supernet.quantise import half_precision
@@ -77,15 +77,21 @@ class Sources:
         What every file is to say, such as the skeleton.
     journals
         Folder of what was measured on the way to int8; it is not measured again.
-    plain
-        Whether ONNX files keep the network's own operators, where a runtime computes others faster.
+    rewrites
+        By runtime the rewrites (:mod:`supernet.fusing`) of ONNX models in fp32; none where it is not named.
     """
 
     def __init__(
-        self, job: Job, size: tuple[int, int], told: dict[str, Any], journals: Path, *, plain: bool = False
+        self,
+        job: Job,
+        size: tuple[int, int],
+        told: dict[str, Any],
+        journals: Path,
+        *,
+        rewrites: Mapping[str, Sequence[str]],
     ) -> None:
         self.job, self.size, self.told = job, size, told
-        self._journals, self.plain = journals, plain
+        self._journals, self.rewrites = journals, rewrites
 
     @cached_property
     def fp32(self) -> onnx.ModelProto:
@@ -148,15 +154,14 @@ class Sources:
 
     def model(self, export: Export) -> onnx.ModelProto:
         """Return the ONNX model that an export is, or is converted from."""
-        runtime = export.format.runtime
         if export.precision == "int8":
             model = self.int8["model"]
         elif export.precision == "fp16" and export.format.name == "onnx":
             model = half_precision(self.fp32)
         else:
             model = self.fp32
-            if not self.plain:
-                model, made = rewritten(model, FOR_RUNTIME.get(runtime, ()))
+            if wanted := self.rewrites.get(export.format.runtime):
+                model, made = rewritten(model, wanted)
                 entry = model.metadata_props.add()
                 entry.key, entry.value = "rewrites", json.dumps(made)
         model = with_batch(model, export.batch)

@@ -197,6 +197,27 @@ def test_a_fixed_batch_is_filled_up(bottom_up: Path, tmp_path: Path) -> None:
         assert relative_error(opened(pictures), network_of(shop)(pictures)) < MOST["fp32"]
 
 
+def test_operators_are_chosen_for_the_runtime_and_the_processor(bottom_up: Path, tmp_path: Path) -> None:
+    """A file with other operators is another file: it is made and certified anew, and says what it holds."""
+    shop = copied(bottom_up, tmp_path)
+    path = shop / "net" / "exports" / "model-fp32.onnx"
+
+    def rewrites() -> dict[str, int]:
+        told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        found: dict[str, int] = json.loads(told.get("rewrites", "{}"))
+        return found
+
+    by_default = rewrites()
+    assert by_default["phases"] > 0 and by_default["interleave"] > 0 and not by_default.get("padding")
+    for settings, wanted in ((replace(FEW, x86=True), {"padding"}), (replace(FEW, plain=True), set())):
+        export_model(shop / "net", str(shop / "tiny.yaml"), None, settings)
+        assert wanted <= {name for name, count in rewrites().items() if count}
+        assert bool(rewrites()) == bool(wanted)
+        assert record_of(shop)[path.name]["status"] == "certified"
+    with pytest.raises(InputError, match="one of them"):
+        replace(FEW, plain=True, x86=True)
+
+
 def test_onnx_files_tell_what_they_are(people: Path) -> None:
     model = onnx.load(people / "net" / "exports" / "model-int8.onnx")
     told = {entry.key: entry.value for entry in model.metadata_props}
