@@ -115,7 +115,7 @@ class FineTuning:
             return None
         try:
             teacher = Teacher(*load_with_skeleton(self.teacher), data.skeleton)
-            Distillation(self.config(recipe).distill, teacher, recipe.paradigm)
+            Distillation(self.config(recipe).distill, teacher, recipe.paradigm, recipe.train.sigma)
         except InputError as error:
             raise InputError(f"--teacher: {error}") from None
         return teacher
@@ -194,7 +194,9 @@ def fine_tune(
     """
     evaluator = make_evaluator(run, data, supernet)
     if settings.teacher == LARGEST:
-        teacher = Teacher(evaluator.subnet(supernet.space.largest()), data.skeleton, data.skeleton)
+        largest = evaluator.subnet(supernet.space.largest())
+        largest.sigma = run.recipe.train.sigma  # a supernet does not say it
+        teacher = Teacher(largest, data.skeleton, data.skeleton)
     start = evaluator.subnet(arch)
     config = settings.config(run.recipe)
     place = _place(run, data, arch, config, teacher)

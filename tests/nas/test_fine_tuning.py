@@ -148,6 +148,22 @@ def test_the_result_is_emitted_only_if_search_images_speak_for_it(
     assert "was NOT kept" in (Path("net") / "README.md").read_text()
 
 
+def test_the_teachers_heatmaps_are_those_of_the_run(trained: Path, one_thread: None) -> None:
+    """A run may learn other Gaussians than usual: its largest network gives those, a file says its own."""
+    run, data = RunDirectory.open(trained, ["train.sigma=3"]), opened(trained)[1]
+    space = run.recipe.build_space(data.skeleton)
+    with run.locked():
+        tuned = fine_tune(run, data, open_supernet(run, space), space.smallest(), FineTuning(1))
+    assert tuned.network.sigma == 3
+    told = {"skeleton": get_skeleton("coco17").to_json()}
+    network = build_network(space.largest(), 17, torch.Generator())
+    for name, sigma in (("like", 3.0), ("unlike", 2.0)):
+        save_network(trained / f"{name}.safetensors", network, {**told, "sigma": sigma})
+    assert FineTuning(1, str(trained / "like.safetensors")).external(run.recipe, data) is not None
+    with pytest.raises(InputError, match=r"--teacher: the teacher gives Gaussians of 2 cells, but .* is 3"):
+        FineTuning(1, str(trained / "unlike.safetensors")).external(run.recipe, data)
+
+
 def test_a_tie_is_not_kept(trained: Path, judged: dict[str, float], one_thread: None) -> None:
     assert not tune(trained).kept
 
