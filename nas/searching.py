@@ -40,6 +40,7 @@ from nas.search import (
 from nas.search.analysis import seconds_of
 from nas.search.executors import Executor
 from nas.search.noise import pack, resampled, unpack
+from nas.search.ray_executor import require_ray
 from nas.search.result import Record
 from nas.search.shared import SharedEvaluations
 from nas.search_report import caveats, claims_json, error_bar, out_of_reach, shortfall
@@ -398,6 +399,8 @@ class _Plan:
         run = self.run
         if self.executor not in EXECUTORS:
             raise InputError(f"--executor: unknown '{self.executor}'{did_you_mean(self.executor, EXECUTORS)}")
+        if self.executor == "ray":
+            require_ray()  # before a study is begun
         asked = read_asked(texts, self.objectives, run, self.tables, strict=self.strict_tables)
         with run.locked():
             opened = self.data or open_datasets(run.recipe)

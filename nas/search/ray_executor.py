@@ -70,6 +70,24 @@ _LOOK_SECONDS = 0.5
 """How often it is looked whether the search is over, or Tune."""
 
 
+def require_ray() -> Any:
+    """Return the module ``ray``, with Tune.
+
+    Raises
+    ------
+    UnavailableError
+        If Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.tune
+    except ImportError:
+        raise UnavailableError(
+            "the Ray executor needs Ray Tune: pip install 'litepose-nas[ray]', or use the in-process executor"
+        ) from None
+    return ray
+
+
 @dataclass(frozen=True)
 class RayExecutor:
     """Evaluates several archs at once on Ray Tune.
@@ -121,14 +139,7 @@ class RayExecutor:
         UnavailableError
             If Ray is not installed, no cluster answers at the address, or the workers do not fit.
         """
-        try:
-            import ray
-            import ray.tune
-        except ImportError:
-            raise UnavailableError(
-                "the Ray executor needs Ray Tune: pip install 'litepose-nas[ray]',"
-                " or use the in-process executor"
-            ) from None
+        ray = require_ray()
         started = not ray.is_initialized()
         with ExitStack() as stack:
             stack.enter_context(_environment(_QUIET))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,6 +197,14 @@ def test_nonsense_is_refused_before_anything_is_done(asked: list[str], nas_: Cal
     assert not asked
     made = set(Path("run").rglob("*")) - set(before)
     assert {path.name for path in made} <= {".lock"}
+
+
+def test_without_ray_no_study_is_begun(
+    asked: list[str], nas_: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused(nas_("search", "run", "--max-macs", "1G", "--executor", "ray"), "'litepose-nas[ray]'")
+    assert not asked and not RunDirectory.open("run").studies()
 
 
 def test_ap_alone_can_be_the_objective(asked: list[str], nas_: Callable[..., Outcome]) -> None:

@@ -87,11 +87,11 @@ def test_it_is_measured_and_held_against_prediction_and_budget(
 def test_the_cards_budget_counts_and_another_target_is_kept_beside(net: Path) -> None:
     target = local_target("onnxruntime", 1)
     card = read_card(net)
-    budget = {"ms": 1e-6, "by": "search 'a'", "upper_end_within": True, "measured_within": None}
+    budget = {"ms": 1e-6, "by": "this command", "upper_end_within": True, "measured_within": None}
     common = {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "provenance": "measured-here", "measured_here": None}
     write_card(net, {**card, "latency": {target.name: {**common, "budget": budget}}})
     first = verify(net, target.name, QUICK)
-    assert first["budget"] == {"ms": 1e-6, "by": "search 'a'", "met": False}
+    assert first["budget"] == {"ms": 1e-6, "by": "nas emit", "met": False}
     assert first["predicted"] is None and first["within_interval"] is None
     second = verify(net / "model.safetensors", "this-machine", QUICK, runtime="torch", threads=1)
     assert second["budget"] is None and "written for torch from the weights" in second["notices"][0]
