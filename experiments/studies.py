@@ -33,7 +33,7 @@ from nas.console import note, print_table, progress_bar
 from nas.data import Datasets, open_datasets
 from nas.latency import load_predictors
 from nas.plot_style import FAINT, GRID, MUTED, STYLE, picture_files, save_figure
-from nas.recipe import Recipe, load_recipe
+from nas.recipe import DataSource, Recipe, load_recipe
 from nas.trust.jobs import train_all, usual_jobs
 from nas.trust.scores import Score
 from nas.trust.standalone import StandaloneFolder, Task, standalone_identity
@@ -56,6 +56,8 @@ RECIPES = {
     "deconv": HERE / "recipes" / "study-people-deconv.yaml",
 }
 RESAMPLES = 1000
+LEARNED = 0.05
+"""An AP below which a network has not learned enough to be compared."""
 KERNELS = {3: (3.77, 41.7), 5: (4.14, 50.7), 7: (4.69, 54.7), 9: (5.33, 53.3)}
 """Published GMACs and AP on CrowdPose, by kernel: arXiv 2205.01271."""
 FUSION = {"fused": (4.69, 54.7), "unfused": (4.06, 47.1)}
@@ -156,7 +158,10 @@ def trained(
     with locked(
         kept.folder / ".lock", f"another command trains into '{kept.folder}'; wait for it or stop it"
     ):
-        kept.check(standalone_identity(recipe, data, recipe.build_space(data.skeleton)))
+        try:
+            kept.check(standalone_identity(recipe, data, recipe.build_space(data.skeleton)))
+        except RunError as error:
+            raise RunError(str(error).replace("--standalone", "--out")) from None
         names = {variant.arch.id: variant.name for variant in variants}
         number = jobs or usual_jobs(recipe)
         lacking = sum(kept.score(task) is None for task in tasks)
@@ -334,12 +339,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--jobs", type=int, help="trainings at a time; default: one per core")
     made.add_argument("--latency", action="append", metavar="TARGET", help="also milliseconds, from a table")
     made.add_argument("--tables", type=Path, action="append", help="folder of latency tables")
-    made.add_argument("--out", type=Path, help="where everything goes; default: runs/studies")
+    made.add_argument("--out", type=Path, help="where everything goes; default: runs/studies/RECIPE")
     given = made.parse_args(arguments)
     if given.study not in STUDIES:
         raise InputError(f"there is no study '{given.study}'{did_you_mean(given.study, STUDIES)}")
     if given.study == "shrinking":
         print_table("gradual shrinking at 512 x 512, 14 joints", SHRINKING_COLUMNS, shrinking())
+        note("counts alone: nothing is trained, the APs are the paper's; the blocks of 2 and 3 are inferred")
         return 0
     for option in ("epochs", "repeats", "jobs"):
         if (value := getattr(given, option)) is not None and value < 1:
@@ -358,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = open_datasets(recipe)
     space = recipe.build_space(data.skeleton)
     variants = MAKE[given.study](space.largest())
-    out = given.out or Path("runs") / "studies"
+    out = given.out or Path("runs") / "studies" / recipe.name
     scores = trained(recipe, data, variants, out, given.jobs)
     seeds = range(recipe.trust.seed, recipe.trust.seed + recipe.trust.repeats)
     name = BASELINE[given.study] or variants[0].name
@@ -371,6 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "epochs": recipe.trust.epochs or recipe.train.epochs,
         "seeds": list(seeds),
         "images": {"train": len(data.train), "search": len(data.search)},
+        "drawn": isinstance(recipe.data.train, DataSource) and recipe.data.train.synthetic is not None,
         "baseline": name,
         "rows": rows,
         "machine": machine(),
@@ -385,6 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         columns_of(report),
         [cells_of(row) for row in rows],
     )
+    for line in caveats(report):
+        note(line)
     write_json(out / f"{given.study}.json", report)
     write_text(out / f"{given.study}.md", page(report))
     files = [
@@ -394,6 +403,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     note(f"wrote {', '.join(map(str, files))}")
     return 0
+
+
+def caveats(report: Mapping[str, Any]) -> list[str]:
+    """Return what stands against taking the figures for a result."""
+    told = []
+    if report["drawn"]:
+        told.append("The images are drawn people: a demonstration, and no result about photographs.")
+    if all(row["ap"] < LEARNED for row in report["rows"]):
+        told.append(
+            f"No variant has learned to find people (all APs are below {LEARNED:g}), so nothing can be"
+            " compared: train longer (--epochs), or on more images."
+        )
+    return told
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -407,6 +429,7 @@ def page(report: Mapping[str, Any]) -> str:
         " that no training has seen."
     )
     after = [
+        *caveats(report),
         "*95%* is the interval over images (bootstrap, the same resamples for all variants). By how much"
         " another training would differ is not in it.",
     ]

@@ -69,8 +69,9 @@ def test_fusion_is_trained_both_ways_and_taken_up_again(
     assert unfused["less_baseline"] == 0 and unfused["published"]["macs_g"] == 4.06
     page = (tmp_path / "fusion.md").read_text(encoding="utf-8")
     assert "| unfused |" in page and "--epochs 1" in page and str(tmp_path) not in page
+    assert "drawn people: a demonstration" in page and "No variant has learned" in page
     assert (tmp_path / "fusion.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(RunError, match="rest on other settings"):
+    with pytest.raises(RunError, match=r"rest on other settings .*choose another folder \(--out\)"):
         studies.main([*quick, "--set", "train.learning_rate=0.1"])
 
 
