@@ -31,7 +31,6 @@ from latency_tables.runtimes.base import (
     Program,
     Runtime,
     check_picture_input,
-    first_line,
     random_picture,
 )
 from latency_tables.runtimes.int8 import Scale, int8_network, observed_ranges, quantised
@@ -128,8 +127,7 @@ class OpenvinoRuntime(Runtime):
                 model.reshape(list(shape))
                 prepared = _compiled(model, threads, [x])
         except RuntimeError as error:
-            line = (str(error).strip().splitlines() or ["it says nothing"])[-1].strip()
-            raise InputError(f"the network '{path}' does not run in OpenVINO: {line}") from None
+            raise InputError(f"the network '{path}' does not run in OpenVINO: {_said(error)}") from None
         if prepared is None:
             found = "; ".join(str(shape) for shape in shapes) or "nothing"
             what = "one picture" if shape[0] == 1 else "pictures"
@@ -140,12 +138,17 @@ class OpenvinoRuntime(Runtime):
         yield prepared
 
 
+def _said(error: RuntimeError) -> str:
+    """Return what OpenVINO says is wrong: the end, for it begins with the places in its own code."""
+    return (str(error).strip().splitlines() or ["it says nothing"])[-1].strip()
+
+
 def _check_quantised(path: Path) -> None:
     """Raise :class:`InputError` unless a network in OpenVINO's own format is quantised already."""
     try:
         kinds = {node.get_type_name() for node in _core().read_model(path).get_ops()}
     except RuntimeError as error:
-        raise InputError(f"the network '{path}' does not run in OpenVINO: {first_line(error)}") from None
+        raise InputError(f"the network '{path}' does not run in OpenVINO: {_said(error)}") from None
     if "FakeQuantize" not in kinds:
         raise InputError(
             f"the network '{path}' is in floats, so it is not timed in 'int8': .onnx networks are quantised"
@@ -175,7 +178,7 @@ def write_network(model: bytes, path: Path, told: Mapping[str, str], *, half: bo
     try:
         read = _core().read_model(model)
     except RuntimeError as error:
-        raise InputError(f"OpenVINO does not take the network: {first_line(error)}") from None
+        raise InputError(f"OpenVINO does not take the network: {_said(error)}") from None
     for key, value in told.items():
         read.set_rt_info(value, ["litepose_nas", key])
     _openvino().save_model(read, str(path), compress_to_fp16=half)

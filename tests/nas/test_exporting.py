@@ -500,9 +500,10 @@ def test_a_size_of_ones_own(bottom_up: Path, people: Path, tmp_path: Path) -> No
         ({"paradigm": "sideways"}, "'paradigm' cannot be"),
         ({"batch": 4.5}, "'batch' cannot be"),
         ({"size": [1 << 19, 1 << 19]}, r"model-fp32\.xml\.json': 1 images of 524288x524288 are more than"),
-        ({"sha256": 3}, r"'sha256' cannot be 3"),
-        ({"sha256": {"model-fp32.bin": "0"}}, r"model-fp32\.bin' is not the file that .* \('sha256'\)"),
-        ({"sha256": {"../../gone.bin": "0"}}, r"has no 'gone\.bin' beside it"),
+        ({"sha256": None}, r"'sha256' cannot be None"),
+        ({"sha256": {"model-fp32.bin": "0"}}, r"'sha256' cannot be {'model-fp32\.bin': '0'}"),
+        ({"sha256": {"model-fp32.xml": "0"}}, r"model-fp32\.xml' is not the file that .* \('sha256'\)"),
+        ({"sha256": {"../../gone.bin": "0", "model-fp32.xml": "0"}}, r"has no 'gone\.bin' beside it"),
     ],
 )
 def test_a_damaged_file_beside_is_named(
