@@ -33,6 +33,8 @@ _HEADER_BYTES: Final = 64 << 20
 """A longer header of a checkpoint is none."""
 
 _META: Final = "litepose_nas"
+_GO_ON: Final = ("last", "previous")
+"""Checkpoints that a training goes on from; a finished one may do without."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def look_at(folder: Path) -> RunStatus:
         folder / "checkpoints" / "previous.safetensors"
     )
     step, steps = _number(facts.get("step")), _number(facts.get("identity", {}).get("steps"))
-    if not facts and any((folder / "checkpoints").glob("*.safetensors")):
+    if not facts and any((folder / "checkpoints" / f"{name}.safetensors").exists() for name in _GO_ON):
         problems.append(f"the checkpoints in '{folder / 'checkpoints'}' cannot be read")
     studies = tuple(
         _study(path) for path in sorted((folder / "search").glob("*/")) if not path.name.startswith(".")

@@ -12,6 +12,7 @@ from nas.recipe import Recipe
 from nas.run import RunDirectory
 from nas.train import prepare
 from nas.train import train as train_run
+from search_spaces.files import read_json
 from supernet.distributed import joined
 
 __all__ = ["is_first", "train_into"]
@@ -22,8 +23,34 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _is_done(folder: Path) -> bool:
+    """Return whether a training is done that no checkpoint is left to go on from: it would begin anew."""
+    checkpoints = folder / "checkpoints"
+    there = (folder / "trained.json").is_file() and (checkpoints / "best.safetensors").is_file()
+    return there and not (checkpoints / "last.safetensors").is_file()
+
+
+def _done(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
+    """Return what is known of a training that is done."""
+    run = RunDirectory.find(folder, recipe) or RunDirectory(folder, recipe)
+    if is_first():
+        note(f"the training of '{folder}' is done, and its last checkpoint was removed: nothing is trained")
+    told = read_json(folder / "trained.json", "note of a finished training")
+    told = told if isinstance(told, dict) else {}
+    return run, {
+        "steps": told.get("steps"),
+        "best_validation_AP": told.get("best"),
+        "checkpoint": str(run.best),
+    }
+
+
 def train_into(folder: Path, recipe: Recipe) -> tuple[RunDirectory, dict[str, Any]]:
-    """Train the recipe in a run directory, new or begun; nothing is written if it cannot begin."""
+    """Train the recipe in a run directory, new or begun; nothing is written if it cannot begin.
+
+    A training that is done is left as it is, also where its last checkpoint was removed since.
+    """
+    if _is_done(folder):
+        return _done(folder, recipe)
     if not is_first():  # it computes its part of every batch and touches no file of the run
         with joined(recipe.train.device) as ranks:
             run = RunDirectory(folder, recipe)

@@ -200,6 +200,19 @@ def test_what_a_command_is_writing_is_no_leftover(trained: Path) -> None:
         assert not path.exists()  # the next command clears it away
 
 
+def test_a_finished_training_is_not_begun_anew_for_want_of_its_last_checkpoint(
+    trained: Path, nas_: Nas
+) -> None:
+    """The option promises that it needs it no more."""
+    assert nas_("runs", "prune", "run", "--yes", "--also", "last").code == 0
+    files = (trained / "metrics.csv", trained / "checkpoints" / "best.safetensors")
+    before = [path.read_bytes() for path in files]
+    told = nas_("train", "tiny.yaml", "-o", "run", "--resume")
+    assert told.code == 0 and "is done, and its last checkpoint was removed: nothing is trained" in told.err
+    assert [path.read_bytes() for path in files] == before
+    assert look_at(trained).problems == () and look_at(trained).state == "trained"
+
+
 # -- resuming ----------------------------------------------------------------------------------------------
 
 
