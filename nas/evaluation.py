@@ -82,7 +82,10 @@ def load_model(path: Path, skeleton: str | None = None, threads: int = 0) -> tup
                 f"model '{path}' does not say what it predicts; was it written by 'nas emit'?"
             ) from None
         side = network.size[0] if paradigm_of(network) is TOP_DOWN else min(network.size)
-        return network, skeleton_of(joints, metadata, skeleton), side
+        try:
+            return network, skeleton_of(joints, metadata, skeleton), side
+        except InputError as error:
+            raise InputError(f"model '{path}': {error}") from None
     plain, known = load_with_skeleton(path, skeleton)
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # quicker on a CPU
     return plain, known, plain.arch.number("resolution")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from nas.train import load_with_skeleton, network_file
 from search_spaces import InputError, RunError
 from search_spaces.errors import did_you_mean
 from search_spaces.files import atomic_path, locked_folder, write_json
-from search_spaces.jsonl import JsonLines, open_lines
+from search_spaces.jsonl import JsonLines, damaged, open_lines
 from supernet.base import Subnet
 from supernet.export import export_onnx
 from supernet.paradigms import TOP_DOWN, paradigm_of
@@ -609,9 +610,15 @@ def _ranges(
     lines: JsonLines, model: onnx.ModelProto, pictures: Sequence[Array], method: str
 ) -> dict[str, tuple[float, float]]:
     """Return the ranges of the journal, or measure them."""
-    for _, record in lines.records():
+    for number, record in lines.records():
         if record.get("what") == "ranges":
-            return {name: (low, high) for name, (low, high) in record["value"].items()}
+            try:
+                told = {str(name): (float(low), float(high)) for name, (low, high) in record["value"].items()}
+                if all(-math.inf < low <= high < math.inf for low, high in told.values()):
+                    return told
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                pass
+            raise damaged(lines.path, number)
     with progress_bar("calibrating", len(pictures)) as bar:
         ranges = calibrate(model, pictures, method, progress=bar.update)
     lines.write({"what": "ranges", "value": ranges})

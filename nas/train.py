@@ -128,7 +128,10 @@ def load_with_skeleton(
     """
     # A research checkpoint does not tell its resolution, which changes no weight.
     network, metadata = _load_plain(Path(path), 448)
-    return network, skeleton_of(network.joints, metadata, wanted, way)
+    try:
+        return network, skeleton_of(network.joints, metadata, wanted, way)
+    except InputError as error:
+        raise InputError(f"model '{path}': {error}") from None
 
 
 def load_teacher(recipe: Recipe, skeleton: Skeleton) -> Teacher | None:

@@ -309,7 +309,8 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
                 f"'{part}' is not the file that '{beside.name}' tells of ('sha256'): copy all files of one"
                 " export, or export it anew"
             )
-    return {**told, "size": tuple(sides), "outputs": tuple(outputs or ()), "sigma": sigma, "peaks": peaks}
+    read = {"size": tuple(sides), "batch": batch, "outputs": tuple(outputs or ()), "sigma": sigma}
+    return {**told, **read, "peaks": peaks}
 
 
 def _check_pixels(where: str, size: tuple[int, int], batch: int | None) -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
-from search_spaces.jsonl import JsonLines
+from search_spaces.jsonl import JsonLines, damaged
 from supernet.quantise import LayerNodes, OnnxMaps, Quantiser, open_shapes
 
 if TYPE_CHECKING:
@@ -176,6 +176,13 @@ class Sensitivity:
         }
 
 
+def _number(told: Any) -> float:
+    value = float(told)
+    if not math.isfinite(value):
+        raise ValueError(told)
+    return value
+
+
 class Trials:
     """int8 models of one network, measured once each.
 
@@ -199,11 +206,18 @@ class Trials:
         lines: JsonLines,
     ) -> None:
         self.quantiser, self._probe, self._score, self._lines = quantiser, probe, score, lines
-        self._known = {
-            (record["what"], record["model"]): record["value"]
-            for _, record in lines.records()
-            if record.get("what") in ("noise", "score")
-        }
+        self._known: dict[tuple[str, str], Any] = {}
+        for number, record in lines.records():
+            if record.get("what") == "ranges":
+                continue
+            try:
+                what, value = str(record["what"]), record["value"]
+                if what not in ("noise", "score"):
+                    raise ValueError(what)
+                found = _number(value) if what == "score" else {str(k): _number(v) for k, v in value.items()}
+                self._known[what, str(record["model"])] = found
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                raise damaged(lines.path, number) from None
 
     def _measured(self, what: str, kept: Collection[str], measure: Callable[[onnx.ModelProto], Any]) -> Any:
         names = sorted(self.quantiser.checked(kept))

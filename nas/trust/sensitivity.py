@@ -25,7 +25,7 @@ from nas.run import RunDirectory
 from nas.train import make_evaluator, open_supernet
 from search_spaces import Arch, InputError, RunError, SearchSpace, arch_from_json
 from search_spaces.files import read_json, write_json
-from search_spaces.jsonl import JsonLines, open_lines
+from search_spaces.jsonl import JsonLines, damaged, open_lines
 from supernet.evaluator import CalibrationImages, SubnetEvaluator
 from supernet.pose.bootstrap import resample_ap
 from supernet.pose.dataset import PoseDataset
@@ -340,10 +340,13 @@ def _scores(
     progress: Callable[[int, int], None] | None,
 ) -> dict[tuple[str, int, int], tuple[float, float]]:
     """Return AP and its standard error by network, number of images and draw; take known ones over."""
-    found = {
-        (record["arch"], record["images"], record["draw"]): (record["ap"], record["error"])
-        for _, record in journal.records()
-    }
+    found: dict[tuple[str, int, int], tuple[float, float]] = {}
+    for number, record in journal.records():
+        try:
+            place = str(record["arch"]), int(record["images"]), int(record["draw"])
+            found[place] = float(record["ap"]), float(record["error"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise damaged(journal.path, number) from None
     total = len(archs) * len(counts) * draws
     augmentation = evaluator.calibration.augmentation
     for count in counts:

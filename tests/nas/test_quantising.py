@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,12 +20,14 @@ from nas.recipe import load_recipe
 from nas.run import RunDirectory
 from search_spaces import InputError, RunError
 from search_spaces.files import locked_folder
+from search_spaces.jsonl import JsonLines
 from supernet.checkpoint import save_network
 from supernet.pose.finding import find_people
 from supernet.pose.skeleton import COCO17
 from supernet.pose.synthetic import write_dataset
 from supernet.quantise import OnnxMaps
 from supernet.registry import build_network
+from supernet.sensitivity import Trials
 from tests.conftest import single_thread
 from tests.nas import tiny
 from tests.nas.conftest import Outcome
@@ -113,6 +115,31 @@ def test_what_was_measured_is_not_measured_again(shop: Path, monkeypatch: pytest
     assert after["search"] == before["search"]
     assert after["loss"] == before["loss"]
     assert (shop / "int8" / "measured.jsonl").read_bytes() == journal
+
+
+ODD_LINES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no model": lambda line: line.pop("model", None) or line.pop("value"),
+    "a text": lambda line: line.update(value="x"),
+    "texts": lambda line: line.update(value={"a": "x"}),
+    "no number": lambda line: line.update(value=10**400),
+    "another thing": lambda line: line.update(what="else"),
+}
+
+
+@pytest.mark.parametrize("what", ["ranges", "noise"])
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_a_damaged_journal_is_told(shop: Path, tmp_path: Path, what: str, odd: str) -> None:
+    lines = (shop / "int8" / "measured.jsonl").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if f'"what": "{what}"' in line)
+    record = json.loads(lines[at])
+    ODD_LINES[odd](record)
+    path = tmp_path / "measured.jsonl"
+    path.write_text("\n".join([*lines[:at], json.dumps(record), *lines[at + 1 :], ""]))
+    with path.open("a") as stream, pytest.raises(RunError, match=rf"damaged at line {at + 1}"):
+        journal = JsonLines(path, stream)
+        if what == "ranges" and odd != "another thing":
+            quantising._ranges(journal, onnx.ModelProto(), [], "minmax")
+        Trials(cast(Any, None), cast(Any, None), lambda model: 0.0, journal)
 
 
 def before_int8(self: Any, kept: Any) -> Any:
