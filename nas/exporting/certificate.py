@@ -269,7 +269,10 @@ def refusal(certificate: dict[str, Any]) -> str | None:
             f" tolerance of {outputs['tolerance']:g}"
         )
     if not ap["within"]:
-        return f"it loses {ap['loss']:.4f} AP on {ap['on']}, more than the tolerance of {ap['tolerance']:g}"
+        why = f"it loses {ap['loss']:.4f} AP on {ap['on']}, more than the tolerance of {ap['tolerance']:g}"
+        if "peaks" in ap:  # which is no fault of the file's
+            why += "; peaks do without what maps fill in: allow that by --tolerance-ap, or leave --peaks out"
+        return why
     return None
 
 

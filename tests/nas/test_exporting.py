@@ -574,6 +574,7 @@ def test_peaks_that_lose_too_much_are_not_kept(
     report = export_model(shop / "net", str(shop / "tiny.yaml"), None, replace(FEW, peaks=True))
     assert report["refused"] == ["model-fp32-peaks.onnx"]
     assert "loses 0.5000 AP" in report["exports"][0]["why"]
+    assert "allow that by --tolerance-ap, or leave --peaks out" in report["exports"][0]["why"]
     assert not (shop / "net" / "exports" / "model-fp32-peaks.onnx").exists()
     assert (shop / "net" / "exports" / "model-fp32.onnx").exists()
 
