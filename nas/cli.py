@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
@@ -55,6 +57,26 @@ app = typer.Typer(
     30ms@TARGET` → `nas emit RUN` → `nas export MODEL` → `nas verify MODEL TARGET` → `nas report RUN`.
     """,
 )
+
+
+def _version(wanted: bool) -> None:
+    """Print which version this is, and on what it runs: what a report of an error should say."""
+    if not wanted:
+        return
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("litepose-nas", "torch"))
+    print(f"{packages}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(data_app, name="data")
 app.add_typer(tables_app, name="tables")
 app.add_typer(runs_app, name="runs")

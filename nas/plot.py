@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from nas.beside import Beside, Landmark, PublishedData
 from nas.plot_style import FAINT, GRID, INK, MUTED, STYLE, picture_files, save_figure
 from nas.search import noise
-from nas.search.objectives import MACS, PARAMS, Constraint, Objective
+from nas.search.objectives import AP, MACS, PARAMS, Constraint, Objective
 from search_spaces import RunError
 from search_spaces.registry import named_archs
 
@@ -125,6 +125,13 @@ class View:
     def every_axis(self) -> tuple[Objective, ...]:
         """Return all costs that a reader may ask for: MACs, parameters, every latency target priced."""
         return (MACS, PARAMS, *self.axes()[1:])
+
+    @property
+    def first_axis(self) -> Objective:
+        """The cost that a reader is shown first: the first budget's, else what AP was traded against."""
+        traded = (objective for objective in self.result.objectives if objective != AP)
+        asked = (*(budget.objective for budget in self.budgets), *traded)
+        return next((objective for objective in asked if objective in self.every_axis()), MACS)
 
     def judged(self, objective: Objective) -> tuple[Constraint, ...]:
         """Return the bounds that a network has to meet on an axis."""

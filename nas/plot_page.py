@@ -136,6 +136,7 @@ def page_data(view: View, run: str | Path | None = None) -> dict[str, Any]:
     return {
         "keys": [*(f"{letter}: {name}" for name, letter in view.letters.items()), *_published_words(view)],
         "axes": [_axis(view, objective, places) for objective in axes],
+        "first": axes.index(view.first_axis),
         "choices": different or names,
         "colours": [[f"{side} px" if side else "", colour] for side, colour in _colours(view)],
         "networks": [

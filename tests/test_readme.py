@@ -108,6 +108,8 @@ def test_every_command_line_parses(line: str, page: str) -> None:
     words = shlex.split(line, comments=True)
     if any(name.split()[: len(words) - 1] == words[1:] for name in leaves()):
         return  # `nas train` or `nas data` in a sentence: the command as such
+    if words == ["nas", "--version"]:
+        return  # tests/nas/test_cli.py holds it
     name, values = parse(line)
     if name in ("search", "emit"):
         parse_constraints(

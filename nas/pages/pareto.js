@@ -13,7 +13,7 @@
     ["early", "ended early"], ["priced", "priced only"], ["bars", "intervals"], ["published", "published"],
   ];
   const shown = new Set(KINDS.map(([kind]) => kind));
-  let axis = data.axes[0], selected = null, spots = [];
+  let axis = data.axes[data.first], selected = null, spots = [];
 
   // -- small helpers -----------------------------------------------------------------------------------
   const byId = (id) => document.getElementById(id);
@@ -329,6 +329,7 @@
   byId("reading").textContent = data.reading;
   const chooser = byId("axis");
   data.axes.forEach((each, i) => chooser.append(element("option", { value: String(i) }, each.label)));
+  chooser.value = String(data.first);
   chooser.addEventListener("change", () => {
     axis = data.axes[Number(chooser.value)];
     tip(null);

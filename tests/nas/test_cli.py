@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 # -- help --------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"litepose-nas {metadata.version('litepose-nas')}, torch ")
 
 
 def test_the_commands_are_those_promised() -> None:

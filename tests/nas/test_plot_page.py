@@ -113,6 +113,9 @@ def test_the_data_are_the_search(result: SearchResult, around: Beside) -> None:
         assert all(networks[i]["interval"][1] <= high for i in axis["barred"])
     assert data["axes"][0]["budgets"] == [{"value": 0.6, "text": "0.6 GMACs"}]
     assert data["axes"][2]["budgets"] == []
+    assert data["first"] == 0
+    on_time = Constraint(latency(PHONE.name), 100.0)
+    assert page_data(View.of(result, budgets=[on_time, budget]))["first"] == 2, "the first budget's axis"
     assert data["emit"] == "nas emit 'runs/my run' --arch"
     assert page_data(view)["emit"] is None
 
