@@ -28,6 +28,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "check_keys",
+    "check_no_link",
     "is_free",
     "leftovers",
     "locked",
@@ -273,6 +274,18 @@ _TO_HOLD: Final = (
 """No link is followed, since what it leads to would be written; no pipe is waited for."""
 
 
+def check_no_link(path: Path) -> None:
+    """Refuse to write through a link.
+
+    Raises
+    ------
+    RunError
+        If ``path`` is one.
+    """
+    if path.is_symlink():
+        raise RunError(f"'{path}' is a link, which could lead anywhere; delete it")
+
+
 @contextmanager
 def locked(path: str | Path, busy: str, patience_s: float = 0.0) -> Iterator[TextIO]:
     """Hold the file ``path``, open to append and made if absent, against every other holder.
@@ -298,8 +311,7 @@ def locked(path: str | Path, busy: str, patience_s: float = 0.0) -> Iterator[Tex
     try:
         stream = os.fdopen(os.open(path, _TO_HOLD, 0o666), "a", encoding="utf-8")
     except OSError as error:
-        if path.is_symlink():
-            raise RunError(f"'{path}' is a link, which could lead anywhere; delete it") from None
+        check_no_link(path)
         raise RunError(
             f"cannot write to '{path}': {error.strerror}; check that its folder exists and is writable"
         ) from None

@@ -34,7 +34,7 @@ from nas.search.evaluator import Evaluation
 from nas.search.objectives import Constraint, Objective
 from nas.search.pricing import Prices, key
 from search_spaces import Genotypes, InputError, RunError, SearchSpace
-from search_spaces.files import append_whole, locked, make_folder, room_for_it
+from search_spaces.files import append_whole, check_no_link, locked, make_folder, room_for_it
 
 Status = Literal["planned", "evaluated", "infeasible", "duplicate"]
 _EVALUATED: tuple[Status, ...] = ("planned", "evaluated")
@@ -161,7 +161,7 @@ class Journal(BaseJournalBackend):
     Raises
     ------
     RunError
-        If the file has a line that is no journal entry.
+        If the file has a line that is no journal entry, or is a link.
     """
 
     def __init__(self, path: Path) -> None:
@@ -170,6 +170,7 @@ class Journal(BaseJournalBackend):
         self._entries: list[dict[str, Any]] = []
         self._pending: list[str] = []
         self._depth = 0
+        check_no_link(path)
         with path.open("a+") as stream:
             stream.seek(0)
             for number, line in enumerate(stream, start=1):

@@ -34,6 +34,7 @@ from nas.pruning import removable
 from nas.recipe import load_recipe
 from nas.run import RunDirectory
 from nas.search.shared import open_shared
+from nas.search.store import Journal
 from nas.verifying import _open
 from nas.written import SIDECAR
 from search_spaces import get_arch, named_archs
@@ -326,12 +327,14 @@ def test_links_in_a_run_are_not_written_through(tmp_path: Path) -> None:
     run.folder.mkdir()
     victim = tmp_path / "victim"
     victim.write_text("precious, without a line's end")
-    for name in (".lock", "evaluations.jsonl"):
+    for name in (".lock", "evaluations.jsonl", "study.journal"):
         (run.folder / name).symlink_to(victim)
     with pytest.raises(RunError, match=r"'.*lock' is a link"), run.locked():
         pass
     with pytest.raises(RunError, match=r"'.*evaluations.jsonl' is a link"), open_shared(run.evaluations):
         pass
+    with pytest.raises(RunError, match=r"'.*study.journal' is a link"):
+        Journal(run.folder / "study.journal")
     assert victim.read_text() == "precious, without a line's end"
     os.mkfifo(run.folder / "pipe")
     with in_time(), pytest.raises(RunError, match="cannot write"), locked(run.folder / "pipe", "busy"):
