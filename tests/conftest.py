@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +16,11 @@ import nas.data
 import supernet.export
 from search_spaces.files import write_bytes
 from supernet.base import Subnet
+
+# A suite begun by `nohup` or behind `&` is deaf to these signals, and so is every command that tests start.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @contextmanager
