@@ -206,6 +206,13 @@ def command(options: argparse.ArgumentParser, given: argparse.Namespace) -> str:
     return " ".join(words)
 
 
+def record(given: argparse.Namespace, name: str, report: Mapping[str, Any], page: str) -> None:
+    """Write ``NAME.json`` and ``NAME.md`` into ``given.results``, and say so."""
+    write_json(given.results / f"{name}.json", report)
+    write_text(given.results / f"{name}.md", page)
+    print(f"recorded in {given.results / name}.json and .md")
+
+
 def tell(
     name: str,
     heading: str,
@@ -245,7 +252,5 @@ def tell(
     }
     print_table(title, COLUMNS, rows_of(report))
     if given.record:
-        write_json(given.results / f"{name}.json", report)
-        write_text(given.results / f"{name}.md", markdown(report, heading, notes))
-        print(f"recorded in {given.results / name}.json and .md")
+        record(given, name, report, markdown(report, heading, notes))
     return report

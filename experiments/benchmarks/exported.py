@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from _common import command, finish, machine, parser, record_page
+from _common import command, finish, machine, parser, record, record_page
 from numpy.typing import NDArray
 from torch import nn
 
@@ -42,7 +42,6 @@ from latency_tables.runtimes.base import random_picture
 from nas.console import print_table
 from nas.latency import random_network, runnable
 from search_spaces import get_arch
-from search_spaces.files import write_json, write_text
 from supernet.base import Subnet
 from supernet.export import OPSET, export_onnx, fold_batchnorm
 from supernet.fusing import REWRITES, rewritten
@@ -457,9 +456,7 @@ def main() -> None:
         "command": command(options, given),
     }
     if given.record:
-        write_json(given.results / "exported.json", report)
-        write_text(given.results / "exported.md", page(report))
-        print(f"recorded in {given.results / 'exported'}.json and .md")
+        record(given, "exported", report, page(report))
 
 
 if __name__ == "__main__":

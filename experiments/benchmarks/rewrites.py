@@ -24,14 +24,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from _common import command, finish, machine, parser, record_page
+from _common import command, finish, machine, parser, record, record_page
 from exported import fp32_files, made_network
 from numpy.typing import NDArray
 
 from latency_tables.runtimes import RUNTIMES
 from nas.console import print_table
 from search_spaces.errors import InputError
-from search_spaces.files import write_json, write_text
 from supernet.fusing import REWRITES
 
 NETWORKS = ("litepose-xs", "litepose-s", "litepose-m", "deconv-reduced")
@@ -205,9 +204,7 @@ def main() -> None:
         "command": command(options, given),
     }
     if given.record:
-        write_json(given.results / "rewrites.json", report)
-        write_text(given.results / "rewrites.md", page(report))
-        print(f"recorded in {given.results / 'rewrites'}.json and .md")
+        record(given, "rewrites", report, page(report))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,22 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = litepose_arch(64, 8, (8, 16, 8, 8), (8, 16, 8), depths=1, kernels=(3, 5, 7, 7), expansions=2)
 
 
-def test_variants_agree_and_are_recorded(tmp_path: Path) -> None:
-    write_arch(tmp_path / "tiny.json", ARCH)
-    small = ("--repeats", "1", "--threads", "1", "--networks", str(tmp_path / "tiny.json"))
-    record = ("--runtimes", "onnxruntime", "openvino", "--record", "--results", str(tmp_path))
+def run(name: str, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "experiments/benchmarks/exported.py", *small, *record],
+        [sys.executable, f"experiments/benchmarks/{name}.py", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_variants_agree_and_are_recorded(tmp_path: Path) -> None:
+    write_arch(tmp_path / "tiny.json", ARCH)
+    small = ("--repeats", "1", "--threads", "1", "--networks", str(tmp_path / "tiny.json"))
+    record = ("--runtimes", "onnxruntime", "openvino", "--record", "--results", str(tmp_path))
+    run("exported", *small, *record)
     report = json.loads((tmp_path / "exported.json").read_text(encoding="utf-8"))
     found = report["networks"]["tiny"]
     assert found["rewritten_places"] == {"phases": 6, "interleave": 3, "padding": 5}
@@ -48,14 +52,7 @@ def test_rewrites_are_held_against_the_plain_file_and_recorded(tmp_path: Path) -
     write_arch(tmp_path / "tiny.json", ARCH)
     small = ("--repeats", "2", "--threads", "1", "--networks", str(tmp_path / "tiny.json"))
     record = ("--runtimes", "onnxruntime", "--record", "--results", str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "experiments/benchmarks/rewrites.py", *small, *record],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run("rewrites", *small, *record)
     (case,) = json.loads((tmp_path / "rewrites.json").read_text(encoding="utf-8"))["cases"]
     files = case["networks"]["tiny"]
     names = ["plain export", "batch norm folded", "phases", "phases, interleave"]
